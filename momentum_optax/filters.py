@@ -1,0 +1,399 @@
+r"""Momentum rules as data: a linear filter in state space, and its algebra.
+
+A rule with K velocities per parameter reads its state, then writes it:
+
+    u_t = C v_t + D g_t        v_{t+1} = A v_t + B g_t        v_0 = 0
+
+Nothing here touches trees, dtypes or JAX: coefficients meet each other through Python's operators only, so the
+same `Filter` gives Python floats for an integer step and JAX values for a traced one.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from . import checks
+
+if TYPE_CHECKING:
+    import jax
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ByAge:
+    """A coefficient that depends on the age of a leaf: the number of gradients that this leaf has received.
+
+    It serves rules whose first step differs: a leaf that is unfrozen late has its first step late.
+
+    Attributes:
+      function: Maps (step, age), both counted from 0, to a scalar.
+      reads_step: Whether `function` looks at the step too.
+    """
+
+    function: Callable[[Any, Any], Any]
+    reads_step: bool = False
+
+
+Scalar: TypeAlias = "float | np.ndarray | jax.Array | Callable[[Any], Any]"
+Coefficient: TypeAlias = "float | np.ndarray | jax.Array | Callable[[Any], Any] | ByAge"
+
+
+def value_at(coefficient: Coefficient, step: Any, age: Any = None) -> Any:
+    """The value of a coefficient at `step`, for a leaf of the given age (`age=None`: never a step missed)."""
+    if isinstance(coefficient, ByAge):
+        return coefficient.function(step, step if age is None else age)
+    return coefficient(step) if callable(coefficient) else coefficient
+
+
+def lift(function: Callable[..., Any], *coefficients: Coefficient) -> Any:
+    """Apply `function` to coefficients, now if all are known, else as a schedule (or `ByAge`) of its own.
+
+    `function` may use arithmetic and comparison operators only.
+    """
+    by_age = [c for c in coefficients if isinstance(c, ByAge)]
+    scheduled = any(callable(c) for c in coefficients)
+    if by_age:
+        reads_step = scheduled or any(c.reads_step for c in by_age)
+        return ByAge(lambda step, age: function(*(value_at(c, step, age) for c in coefficients)), reads_step)
+    if scheduled:
+        return lambda step: function(*(value_at(c, step) for c in coefficients))
+    return function(*coefficients)
+
+
+def at_first(first: Coefficient, then: Coefficient) -> Coefficient:
+    """A coefficient that is `first` at the first gradient that a leaf receives, and `then` afterwards."""
+    is_first = ByAge(lambda step, age: age == 0)
+    return lift(lambda now, a, b: now * a + (1 - now) * b, is_first, first, then)
+
+
+def next_step(coefficient: Coefficient) -> Any:
+    """The coefficient of the step after this one, for rules that store a point of the step to come."""
+    if isinstance(coefficient, ByAge):
+        return dataclasses.replace(coefficient, function=lambda step, age: coefficient.function(step + 1, age + 1))
+    return (lambda step: coefficient(step + 1)) if callable(coefficient) else coefficient
+
+
+def look_up(table: Any, index: Any) -> Any:
+    """Entry `index` of a list of numbers, or the last one beyond its end: a float for an int, JAX's for a tracer."""
+    if checks.is_number(index):
+        return float(table[min(int(index), len(table) - 1)])
+    import jax.numpy as jnp  # noqa: PLC0415  only a traced index needs it
+
+    return jnp.asarray(np.asarray(table))[jnp.minimum(index, len(table) - 1)]
+
+
+def is_zero(coefficient: Any) -> bool:
+    """Whether a coefficient is zero for ever, known without running anything."""
+    return checks.is_number(coefficient) and coefficient == 0
+
+
+class NormalForm(NamedTuple):
+    """`scale` times the quasi-hyperbolic rule with `decay` and `nu` (see `quasi_hyperbolic`)."""
+
+    scale: float
+    decay: float
+    nu: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Filter:
+    r"""A linear momentum rule: $u_t = C v_t + D g_t$, $v_{t+1} = A v_t + B g_t$, $v_0 = 0$.
+
+    Every coefficient is a number, a scalar array (traced or not), a schedule of the step, or a `ByAge`.
+
+    Attributes:
+      A: How velocities carry over, K rows of K; a scalar for K = 1.
+      B: How the gradient enters each velocity, K entries; a scalar for K = 1.
+      C: How each velocity enters the update, K entries; a scalar for K = 1.
+      D: How the gradient enters the update, a scalar.
+      lookahead: For rules whose stored parameters are a look-ahead point: the point to evaluate at is
+        `params + learning_rate * lookahead . v`. K entries; a scalar for K = 1 or to mean zero.
+
+    Raises:
+      ValueError: If the shapes disagree, or a number is not finite.
+      TypeError: If an entry is no number, scalar array, schedule or `ByAge`.
+
+    Reference:
+      Lessard, Recht and Packard, "Analysis and design of optimization algorithms via integral quadratic
+      constraints", SIAM J. Optim. 2016, arXiv:1408.3595 (optimizers as linear systems in feedback).
+    """
+
+    A: Any
+    B: Any
+    C: Any
+    D: Any
+    lookahead: Any = 0.0
+
+    def __post_init__(self) -> None:
+        A = _rows(self.A)
+        fields = {
+            "A": tuple(tuple(_entry(f"A[{i}][{j}]", x) for j, x in enumerate(row)) for i, row in enumerate(A)),
+            "B": _vector("B", self.B, len(A)),
+            "C": _vector("C", self.C, len(A)),
+            "D": _entry("D", self.D),
+            "lookahead": _vector("lookahead", (0.0,) * len(A) if is_zero(self.lookahead) else self.lookahead, len(A)),
+        }
+        if any(len(row) != len(A) for row in A):
+            raise ValueError(f"A must be square, got rows of length {[len(row) for row in A]} for {len(A)} rows")
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def order(self) -> int:
+        """K, the number of velocities per parameter."""
+        return len(self.B)
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether every coefficient is a plain number."""
+        return all(checks.is_number(c) for c in self.coefficients())
+
+    @property
+    def reads_step(self) -> bool:
+        """Whether a coefficient depends on the step."""
+        return any(c.reads_step if isinstance(c, ByAge) else callable(c) for c in self.coefficients())
+
+    @property
+    def reads_age(self) -> bool:
+        """Whether a coefficient depends on the number of gradients that a leaf has received."""
+        return any(isinstance(c, ByAge) for c in self.coefficients())
+
+    def coefficients(self) -> list[Coefficient]:
+        """The entries of A, B, C and D in one list."""
+        return [c for row in self.A for c in row] + [*self.B, *self.C, self.D]
+
+    def at(self, step: Any, age: Any = None) -> "Filter":
+        """The rule with its coefficients at `step` put in: Python floats for an int, JAX values for a tracer.
+
+        Args:
+          step: The number of updates made before this one.
+          age: The number of gradients that the leaf received before this one; `step` if None.
+        """
+        return self._map(lambda c: value_at(c, step, age))
+
+    def scale(self, gain: Coefficient) -> "Filter":
+        """The rule with its update multiplied by `gain`; `scale(a)` at rate `r` is the rule at rate `a r`."""
+        times = [lift(lambda x, y: x * y, c, gain) for c in (*self.C, self.D, *self.lookahead)]
+        K = self.order
+        return Filter(self.A, self.B, tuple(times[:K]), times[K], tuple(times[K + 1 :]))
+
+    def change_basis(self, T: Any) -> "Filter":
+        """The same rule for other velocities w, where v = T w: A becomes T^-1 A T, B T^-1 B, and C C T.
+
+        Args:
+          T: Invertible, K rows of K numbers; a scalar for K = 1.
+
+        Raises:
+          ValueError: If T has another shape or no inverse.
+        """
+        basis = np.asarray(_rows(T), np.float64).reshape(len(_rows(T)), -1)
+        if basis.shape != (self.order, self.order):
+            raise ValueError(f"T must be {self.order} rows of {self.order} numbers, got shape {basis.shape}")
+        if self.order and not np.linalg.cond(basis) < 1e15:
+            raise ValueError(f"T must be invertible, got {T!r}")
+        inverse = np.linalg.inv(basis)
+        AT = [_combine(basis.T, row) for row in self.A]
+        columns = [_combine(inverse, [row[j] for row in AT]) for j in range(self.order)]
+        return Filter(
+            A=tuple(zip(*columns, strict=True)),
+            B=tuple(_combine(inverse, self.B)),
+            C=tuple(_combine(basis.T, self.C)),
+            D=self.D,
+            lookahead=tuple(_combine(basis.T, self.lookahead)),
+        )
+
+    def pruned(self) -> "Filter":
+        """The rule without the velocities that are never read or always zero, as far as its numbers tell."""
+        size = range(self.order)
+        read = [i for i in size if not (is_zero(self.C[i]) and is_zero(self.lookahead[i]))]
+        fed = [i for i in size if not is_zero(self.B[i])]
+        for _ in size:
+            read = [i for i in size if i in read or any(not is_zero(self.A[j][i]) for j in read if j != i)]
+            fed = [i for i in size if i in fed or any(not is_zero(self.A[i][j]) for j in fed if j != i)]
+        kept = [i for i in size if i in read and i in fed]
+        return Filter(
+            A=tuple(tuple(self.A[i][j] for j in kept) for i in kept),
+            B=tuple(self.B[i] for i in kept),
+            C=tuple(self.C[i] for i in kept),
+            D=self.D,
+            lookahead=tuple(self.lookahead[i] for i in kept),
+        )
+
+    def matrices(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+        """A, B, C and D as NumPy float64, of shapes (K, K), (K,), (K,) and ().
+
+        Raises:
+          ValueError: If a coefficient is not a number.
+        """
+        if not self.is_constant:
+            raise ValueError("the coefficients must be numbers here; take rule.at(step) of a scheduled rule")
+        A = np.asarray(self.A, np.float64).reshape(self.order, self.order)
+        return A, np.asarray(self.B, np.float64), np.asarray(self.C, np.float64), float(self.D)
+
+    def response(self, signal: Any) -> np.ndarray:
+        """The updates u_0, u_1, ... for the gradients `signal`, in float64, from velocity zero.
+
+        Args:
+          signal: Shape (n,) or (n, ...), one gradient per step from step 0.
+
+        Returns:
+          An array of the shape of `signal`.
+        """
+        signal = np.asarray(signal, np.float64)
+        v = np.zeros((self.order, *signal.shape[1:]))
+        out = np.zeros(signal.shape)
+        for t, g in enumerate(signal):
+            A, B, C, D = self._map(lambda c, t=t: float(value_at(c, t))).matrices()  # type: ignore[misc]
+            out[t] = np.tensordot(C, v, 1) + D * g
+            v = np.tensordot(A, v, 1) + np.multiply.outer(B, g)
+        return out
+
+    def impulse_response(self, n: int, start: int = 0) -> np.ndarray:
+        """The updates of `n` steps after a unit gradient at step `start` alone; shape (n,), float64.
+
+        For constant coefficients this is D, C B, C A B, C A^2 B, ... whatever `start` is.
+        """
+        checks.integer("n", n, 0)
+        checks.integer("start", start, 0)
+        impulse = np.zeros(start + n)
+        impulse[start : start + 1] = 1.0
+        return self.response(impulse)[start:]
+
+    def dc_gain(self) -> float:
+        """The update that a constant gradient of 1 settles at, C (I - A)^-1 B + D; infinite for a pole at 1."""
+        A, B, C, D = self.matrices()
+        try:
+            return float(C @ np.linalg.solve(np.eye(self.order) - A, B) + D)
+        except np.linalg.LinAlgError:
+            return float("inf")
+
+    def transfer_function(self) -> tuple[np.ndarray, np.ndarray]:
+        """Numerator and denominator of H(z) = C (zI - A)^-1 B + D in powers 1, z^-1, ..., z^-K; float64."""
+        A, _, _, _ = self.matrices()
+        denominator = _characteristic_polynomial(A)
+        return np.convolve(denominator, self.impulse_response(self.order + 1))[: self.order + 1], denominator
+
+    def is_minimal(self) -> bool:
+        """Whether no rule with fewer velocities has the same updates (the Hankel matrix has rank K)."""
+        K = self.order
+        self.matrices()
+        h = self.impulse_response(2 * K + 1)
+        hankel = np.array([h[i + 1 : i + 1 + K] for i in range(K)]).reshape(K, K)
+        return bool(np.linalg.matrix_rank(hankel, rtol=1e-10) == K) if K else True
+
+    def normal_form(self) -> NormalForm:
+        r"""The rule of order one as `scale` times a quasi-hyperbolic rule: same updates, from the first on.
+
+        With $H(z) = (h_0 + h_1 z^{-1})/(1 - a z^{-1})$: decay $= a$, scale $= (h_0 + h_1)/(1 - a)$,
+        $\nu = 1 + h_1/(a\,\mathrm{scale})$. Its inverse is `quasi_hyperbolic(decay, nu).scale(scale)`.
+
+        Raises:
+          ValueError: If the order is not one, the pole is 0, or the gain at zero frequency is 0 or infinite.
+
+        Reference:
+          Ma and Yarats, ICLR 2019, arXiv:1810.06801, give the conversions for named methods.
+        """
+        rule = self.pruned()
+        if rule.order != 1:
+            raise ValueError(f"only a rule of order 1 has a quasi-hyperbolic form, got order {rule.order}")
+        (h0, h1), (_, minus_a) = rule.transfer_function()
+        a = -minus_a
+        if a in (0, 1) or h0 + h1 == 0:
+            raise ValueError(f"no quasi-hyperbolic form: pole {a} and gain {rule.dc_gain()} must not be 0 or infinite")
+        scale = (h0 + h1) / (1 - a)
+        return NormalForm(scale=float(scale), decay=float(a), nu=float(1 + h1 / (a * scale)))
+
+    def _map(self, function: Callable[[Any], Any]) -> "Filter":
+        """The filter with `function` of each entry; entries are not checked, they may be traced arrays."""
+        new = object.__new__(Filter)
+        object.__setattr__(new, "A", tuple(tuple(map(function, row)) for row in self.A))
+        for name in ("B", "C", "lookahead"):
+            object.__setattr__(new, name, tuple(map(function, getattr(self, name))))
+        object.__setattr__(new, "D", function(self.D))
+        return new
+
+
+def equivalent(
+    f: Filter, g: Filter, learning_rates: tuple[Scalar, Scalar] = (1.0, 1.0), *, steps: int = 64, rtol: float = 1e-9
+) -> bool:
+    """Whether two rules, each times its learning rate, give the same updates for any gradients.
+
+    For constant coefficients the answer is exact up to `rtol`: two linear systems agree if and only if their first
+    K_f + K_g + 1 impulse coefficients do. Otherwise the responses to an impulse at each of the first `steps` steps
+    are compared over those steps; what the rules do later is not looked at.
+
+    Args:
+      f: A rule.
+      g: Another rule, of any order.
+      learning_rates: The rate of each, a number or a schedule, multiplied after the filter.
+      steps: How many steps to compare when something is scheduled.
+      rtol: Allowed difference relative to the largest impulse coefficient.
+
+    Raises:
+      ValueError: If `steps` is below 1.
+    """
+    checks.integer("steps", steps, 1)
+    f, g = (rule.scale(rate) for rule, rate in zip((f, g), learning_rates, strict=True))
+    if f.is_constant and g.is_constant:
+        n = f.order + g.order + 1
+        pairs = [(f.impulse_response(n), g.impulse_response(n))]
+    else:
+        impulses = np.eye(steps)
+        pairs = [(f.response(impulses), g.response(impulses))]
+    return all(bool(np.all(np.abs(a - b) <= rtol * max(np.abs(a).max(), np.abs(b).max()))) for a, b in pairs)
+
+
+def _characteristic_polynomial(A: np.ndarray) -> np.ndarray:
+    """Coefficients of det(zI - A), highest power first, by Faddeev and LeVerrier.
+
+    `numpy.poly` goes through eigenvalues, which are inaccurate for the shift matrices of moving averages.
+    """
+    size = len(A)
+    coefficients, M = [1.0], np.eye(size)
+    for k in range(1, size + 1):
+        AM = A @ M
+        coefficients.append(-np.trace(AM) / k)
+        M = AM + coefficients[-1] * np.eye(size)
+    return np.array(coefficients)
+
+
+def _combine(matrix: np.ndarray, entries: Any) -> list[Coefficient]:
+    """`matrix` times a vector of coefficients; zeros stay out, so that what is known stays known."""
+    out: list[Coefficient] = []
+    for row in matrix:
+        terms = [(float(m), c) for m, c in zip(row, entries, strict=True) if m != 0 and not is_zero(c)]
+        out.append(lift(partial(_weighted_sum, [m for m, _ in terms]), *(c for _, c in terms)))
+    return out
+
+
+def _weighted_sum(weights: list[float], *terms: Any) -> Any:
+    return sum((w * term for w, term in zip(weights, terms, strict=True)), 0.0)
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, tuple | list) or getattr(value, "ndim", 0) > 0
+
+
+def _rows(A: Any) -> tuple[tuple[Any, ...], ...]:
+    if not _is_sequence(A):
+        return ((A,),)
+    if not all(_is_sequence(row) for row in A):
+        raise ValueError(f"A must be a scalar or rows of scalars, got {A!r}")
+    return tuple(tuple(row) for row in A)
+
+
+def _vector(name: str, value: Any, length: int) -> tuple[Any, ...]:
+    entries = tuple(value) if _is_sequence(value) else (value,)
+    if len(entries) != length:
+        raise ValueError(f"{name} must have {length} entries, one for each row of A, got {len(entries)}")
+    return tuple(_entry(f"{name}[{i}]", x) for i, x in enumerate(entries))
+
+
+def _entry(name: str, value: Any) -> Any:
+    """A checked coefficient; numbers become Python floats, which take the precision of what they meet."""
+    if isinstance(value, ByAge):
+        return value
+    checks.finite(name, value)
+    return float(value) if checks.is_number(value) else value

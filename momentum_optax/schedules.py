@@ -1,0 +1,298 @@
+r"""Schedules for momentum coefficients: plain Optax schedules, functions of the step counted from 0.
+
+They take Python integers as well as traced ones, and give float64 for the former. Any coefficient of any rule accepts
+them, and any Optax schedule too.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from . import checks
+from .filters import Scalar, look_up, value_at
+
+Schedule = Callable[[Any], Any]
+
+
+def sutskever(
+    max_decay: float = 0.99, *, stage: int = 250, drop_at: int | None = None, drop_to: float = 0.9
+) -> Schedule:
+    r"""Sutskever's schedule: $\mu_t = \min(1 - 2^{-1-\log_2(\lfloor t/250 \rfloor + 1)}, \mu_{max})$.
+
+    Args:
+      max_decay: Its limit, in [0, 1); the paper tries 0, 0.9, 0.99, 0.995 and 0.999.
+      stage: Steps between two increases, at least 1.
+      drop_at: From this step on the momentum is at most `drop_to`; the paper does so for the last 1000 steps.
+      drop_to: See `drop_at`, in [0, 1).
+
+    Raises:
+      ValueError: If a number is out of range.
+      TypeError: If an argument is no number.
+
+    Reference:
+      Sutskever, Martens, Dahl and Hinton, ICML 2013, equation 5.
+    """
+    checks.number("max_decay", max_decay, "[0, 1)")
+    checks.integer("stage", stage, 1)
+    checks.number("drop_to", drop_to, "[0, 1)")
+    if drop_at is not None:
+        checks.integer("drop_at", drop_at, 0)
+
+    def schedule(step: Any) -> Any:
+        rising = _least(1 - 0.5 / (step // stage + 1), max_decay)
+        return rising if drop_at is None else _select(step >= drop_at, _least(rising, drop_to), rising)
+
+    return schedule
+
+
+def fista() -> Schedule:
+    r"""FISTA's momentum: $\mu_k = (t_k - 1)/t_{k+1}$, $t_0 = 1$, $t_{k+1} = (1 + \sqrt{1 + 4 t_k^2})/2$.
+
+    The first 1024 terms come from the recurrence; later ones solve its asymptotic series, to about 1e-13.
+
+    Reference:
+      Nesterov, 1983; Beck and Teboulle, "A fast iterative shrinkage-thresholding algorithm", SIAM J. Imaging Sci. 2009.
+    """
+    t = [1.0]
+    while len(t) <= 1024:
+        t.append((1 + math.sqrt(1 + 4 * t[-1] ** 2)) / 2)
+    table = [(now - 1) / later for now, later in itertools.pairwise(t)]
+    last, anchor = len(table) - 1, t[-2]
+
+    def schedule(step: Any) -> Any:
+        # 2t - ln(t)/2 grows by 1 + O(t^-3) per step; three fixed-point rounds invert it to the last digits.
+        beyond = (step - last) * (step > last)
+        guess = anchor + beyond / 2
+        for _ in range(3):
+            guess = anchor + beyond / 2 + _log(guess / anchor) / 4
+        tail = (guess - 1) / (0.5 + (0.25 + guess * guess) ** 0.5)
+        return _select(step > last, tail, look_up(table, step))
+
+    return schedule
+
+
+def nesterov_convex(offset: float = 3.0) -> Schedule:
+    r"""The simple schedule for convex problems: $\mu_k = k/(k + 3)$.
+
+    Args:
+      offset: What stands for 3, in (0, inf); larger values forget less in the long run and help restarts less.
+
+    Raises:
+      ValueError: If `offset` is out of range.
+      TypeError: If `offset` is no number.
+
+    Reference:
+      Su, Boyd and Candes, "A differential equation for modeling Nesterov's accelerated gradient method", JMLR 2016,
+      arXiv:1503.01243; Chambolle and Dossal, JOTA 2015.
+    """
+    checks.number("offset", offset, "(0, inf)")
+    return lambda step: step / (step + offset)
+
+
+def demon(decay: float, total_steps: int) -> Schedule:
+    r"""Decaying momentum: $\beta_t = \beta_0 (1 - t/T) / ((1 - \beta_0) + \beta_0 (1 - t/T))$, and 0 from T on.
+
+    Args:
+      decay: beta_0 in [0, 1).
+      total_steps: T, at least 1.
+
+    Raises:
+      ValueError: If a number is out of range.
+      TypeError: If an argument is no number.
+
+    Reference:
+      Chen, Wolfe, Li and Kyrillidis, "Demon: improved neural network training with momentum decay", ICASSP 2022,
+      arXiv:1910.04952.
+    """
+    checks.number("decay", decay, "[0, 1)")
+    checks.integer("total_steps", total_steps, 1)
+
+    def schedule(step: Any) -> Any:
+        left = 1 - _least(step / total_steps, 1.0)
+        return decay * left / ((1 - decay) + decay * left)
+
+    return schedule
+
+
+def restarted(schedule: Schedule, at: int | Sequence[int]) -> Schedule:
+    """A schedule that begins anew at given steps: scheduled restart.
+
+    `nesterov(restarted(nesterov_convex(), 40))` is the SRSGD rule: its momentum is 0 at a restart, which also
+    clears the velocity.
+
+    Args:
+      schedule: What to repeat.
+      at: A period of at least 1, or the increasing steps, of at least 1, at which it begins anew.
+
+    Raises:
+      ValueError: If `at` is out of range, empty or not increasing.
+      TypeError: If `schedule` is no function, or `at` holds something else than whole numbers.
+
+    Reference:
+      Wang et al., "Scheduled restart momentum for accelerated stochastic gradient descent", SIAM J. Imaging Sci. 2022,
+      arXiv:2002.10583.
+    """
+    if not checks.is_schedule(schedule):
+        raise TypeError(f"schedule must be a function of the step, got {schedule!r}")
+    if not isinstance(at, Sequence):
+        checks.integer("at", at, 1)
+        return lambda step: schedule(step % at)
+    for i, begin in enumerate(at):
+        checks.integer(f"at[{i}]", begin, 1 if i == 0 else at[i - 1] + 1)
+    if not at:
+        raise ValueError("at must name at least one step, got none")
+    lengths = [now - before for before, now in zip((0, *at), at, strict=False)]
+    return lambda step: schedule(step - sum((step >= now) * n for now, n in zip(at, lengths, strict=True)))
+
+
+def cyclical(low: float, high: float, period: int) -> Schedule:
+    r"""A triangle wave from `high` down to `low` and back: momentum for a learning rate that cycles up and down.
+
+    Args:
+      low: The value in the middle of a period, in [0, 1).
+      high: The value at its ends, in [low, 1).
+      period: Steps per cycle, at least 2.
+
+    Raises:
+      ValueError: If a number is out of range.
+      TypeError: If an argument is no number.
+
+    Reference:
+      Smith, "A disciplined approach to neural network hyper-parameters", 2018, arXiv:1803.09820.
+    """
+    checks.number("low", low, "[0, 1)")
+    checks.number("high", high, f"[{low}, 1)")
+    checks.integer("period", period, 2)
+
+    def schedule(step: Any) -> Any:
+        phase = 2 * (step % period) / period
+        return high - (high - low) * _least(phase, 2 - phase)
+
+    return schedule
+
+
+def one_cycle(total_steps: int, low: float = 0.85, high: float = 0.95, *, peak: float = 0.3) -> Schedule:
+    r"""One-cycle momentum: linearly from `high` to `low` while the learning rate rises, then back; `high` afterwards.
+
+    Args:
+      total_steps: Steps of the cycle, at least 2.
+      low: The value at the peak of the learning rate, in [0, 1).
+      high: The value at both ends, in [low, 1).
+      peak: Where the learning rate peaks, as a share of the cycle, in (0, 1).
+
+    Raises:
+      ValueError: If a number is out of range.
+      TypeError: If an argument is no number.
+
+    Reference:
+      Smith and Topin, "Super-convergence", 2018, arXiv:1708.07120; Smith, 2018, arXiv:1803.09820.
+    """
+    checks.integer("total_steps", total_steps, 2)
+    checks.number("low", low, "[0, 1)")
+    checks.number("high", high, f"[{low}, 1)")
+    checks.number("peak", peak, "(0, 1)")
+
+    def schedule(step: Any) -> Any:
+        share = _least(step / total_steps, 1.0)
+        return high - (high - low) * _least(share / peak, (1 - share) / (1 - peak))
+
+    return schedule
+
+
+def ramp(value: float, steps: int) -> Schedule:
+    r"""AdEMAMix's warm-up of alpha: $\min((t + 1)/T, 1)\,\alpha$; the reference code counts steps from 1.
+
+    Args:
+      value: alpha, finite.
+      steps: T, at least 1.
+
+    Raises:
+      ValueError: If a number is out of range (0 steps would be 0/0).
+      TypeError: If an argument is no number.
+
+    Reference:
+      Pagliardini, Ablin and Grangier, ICLR 2025, arXiv:2409.03137, appendix.
+    """
+    checks.number("value", value, "(-inf, inf)")
+    checks.integer("steps", steps, 1)
+    return lambda step: value * _least((step + 1) / steps, 1.0)
+
+
+def half_life_ramp(start: float, end: float, steps: int) -> Schedule:
+    r"""AdEMAMix's warm-up of the slow decay, linear in its half-life: $f(\beta) = \ln 0.5/\ln\beta - 1$.
+
+    $$ \beta_t = f^{-1}\big((1 - a) f(\beta_{start}) + a f(\beta_{end})\big), \quad a = \min((t + 1)/T, 1),
+       \quad f^{-1}(h) = 0.5^{1/(h+1)} $$
+
+    Args:
+      start: Decay to begin from, in (0, 1); the paper takes the fast decay.
+      end: Decay from step T - 1 on, in (0, 1).
+      steps: T, at least 1.
+
+    Raises:
+      ValueError: If a number is out of range (0 steps would be 0/0).
+      TypeError: If an argument is no number.
+
+    Reference:
+      Pagliardini, Ablin and Grangier, ICLR 2025, arXiv:2409.03137, appendix.
+    """
+    checks.number("start", start, "(0, 1)")
+    checks.number("end", end, "(0, 1)")
+    checks.integer("steps", steps, 1)
+    first, last = (math.log(0.5) / math.log(decay) for decay in (start, end))
+
+    def schedule(step: Any) -> Any:
+        share = _least((step + 1) / steps, 1.0)
+        return 0.5 ** (1 / ((1 - share) * first + share * last))
+
+    return schedule
+
+
+def momentum_correction(decay: Scalar, learning_rate: Schedule) -> Schedule:
+    r"""The decay that makes a heavy ball exact under a learning-rate schedule: $\beta_t\,\eta_{t-1}/\eta_t$.
+
+    With the learning rate after the velocity, `chain(scale_by_momentum(heavy_ball(decay)),
+    scale_by_learning_rate(rate))`, a drop of the rate shrinks the whole history at once. With this decay in its place
+    the steps equal those of the learning rate inside the velocity, $v' = \beta v + \eta_t g$. Where the rate is 0 the
+    decay is 0 too: the history ends there, since a step of size 0 cannot show it.
+
+    Args:
+      decay: beta, a number, a scalar array or a schedule.
+      learning_rate: The schedule that scales the update afterwards.
+
+    Raises:
+      TypeError: If `learning_rate` is no schedule: at a constant rate there is nothing to correct.
+
+    Reference:
+      Goyal et al., "Accurate, large minibatch SGD: training ImageNet in 1 hour", 2017, arXiv:1706.02677, section 3.
+    """
+    checks.within("decay", decay, "(-1, 1)")
+    if not checks.is_schedule(learning_rate):
+        raise TypeError(f"learning_rate must be a schedule of the step, got {learning_rate!r}")
+
+    def schedule(step: Any) -> Any:
+        rate = learning_rate(step)
+        # The rate before step 0 meets a velocity of zero; asking for it there may leave the schedule's domain.
+        before = learning_rate(step - (step > 0))
+        alive = rate != 0
+        return value_at(decay, step) * before * alive / (rate + (1 - alive))
+
+    return schedule
+
+
+def _select(condition: Any, yes: Any, no: Any) -> Any:
+    """`yes` where the condition holds, else `no`, by operators alone; both must be finite."""
+    return condition * yes + (1 - condition) * no
+
+
+def _least(a: Any, b: Any) -> Any:
+    return _select(a < b, a, b)
+
+
+def _log(x: Any) -> Any:
+    if checks.is_number(x):
+        return math.log(x)
+    import jax.numpy as jnp  # noqa: PLC0415  only a traced step needs it
+
+    return jnp.log(x)

@@ -1,0 +1,27 @@
+"""Ways to keep a velocity. Give one to `scale_by_momentum(storage=...)`, by name or as an object."""
+
+from typing import Any
+
+from .cast import bfloat16 as bfloat16
+from .cast import float32 as float32
+from .protocol import Parts as Parts
+from .protocol import Storage as Storage
+
+_BY_NAME = {"float32": float32, "bfloat16": bfloat16}
+
+
+def resolve(storage: Any) -> Storage:
+    """The storage of that name, or `storage` itself if it is one.
+
+    Raises:
+      ValueError: If there is no storage of that name.
+      TypeError: If `storage` is neither a name nor a storage.
+    """
+    if isinstance(storage, str):
+        if storage not in _BY_NAME:
+            raise ValueError(f"storage must be one of {', '.join(map(repr, _BY_NAME))} or an object, got {storage!r}")
+        return _BY_NAME[storage]()
+    if isinstance(storage, type) or not all(hasattr(storage, name) for name in ("parts", "init", "encode")):
+        raise TypeError(f"storage must be a name or an object with parts, init and encode, got {storage!r}")
+    result: Storage = storage
+    return result

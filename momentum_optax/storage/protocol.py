@@ -1,0 +1,55 @@
+"""What a storage is: a way to keep the velocities of one leaf between two steps.
+
+A storage never changes what a rule means. It sees one leaf at a time and knows nothing of trees: `scale_by_momentum`
+lays the parts out as one tree of the parameters' structure per part, so that shardings and `optax.tree.map_params`
+apply.
+
+Laws, each of them a test over every storage:
+
+1. `decode(init(leaf, K))` is K arrays of zeros of the leaf's shape.
+2. `encode` returns the dtypes and shapes of `init`, whatever it is given.
+3. `decode(encode(v))` is finite where v is, keeps zeros and signs, and is within the storage's stated error of v.
+4. What is decoded is encoded again without change.
+5. NaN and infinity in a velocity stay visible after decoding.
+"""
+
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+SUPPORTED = ("bfloat16", "float16", "float32", "float64", "complex64", "complex128")
+
+
+class Parts(Protocol):
+    """The stored form of the velocities: a NamedTuple class, each field a tuple with one array (or tree) per velocity.
+
+    The class alone suffices to decode, so that velocities can be read from a state without its transformation.
+    """
+
+    @staticmethod
+    def decode(parts: Any) -> tuple[jax.Array, ...]:
+        """The K velocities of one leaf, in the arithmetic's dtype: float32, or wider where stored so."""
+        ...
+
+
+class Storage(Protocol):
+    """A way to keep velocities; see the module's text for the laws that it obeys."""
+
+    @property
+    def parts(self) -> Any:
+        """The `Parts` class."""
+        ...
+
+    def init(self, leaf: Any, order: int) -> Any:
+        """The stored form of `order` velocities of zero for `leaf`, an array or `ShapeDtypeStruct`."""
+        ...
+
+    def encode(self, velocities: tuple[jax.Array, ...], previous: Any) -> Any:
+        """The stored form of `velocities`, with the dtypes of `previous`, the parts that they replace."""
+        ...
+
+
+def arithmetic_dtype(*dtypes: Any) -> Any:
+    """The dtype that arithmetic among `dtypes` runs in: their widest, and at least float32."""
+    return jnp.result_type(jnp.float32, *dtypes)

@@ -1,0 +1,329 @@
+"""`scale_by_momentum`: any rule as an Optax transformation. The one place with trees, dtypes, counters and storage."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from . import checks
+from .filters import Filter, value_at
+from .storage import Storage, resolve
+from .storage.protocol import SUPPORTED, arithmetic_dtype
+
+
+class MomentumState(NamedTuple):
+    """State of `scale_by_momentum`. What a rule does not need is None and costs nothing.
+
+    Attributes:
+      velocity: The stored velocities, a NamedTuple of the storage's parts, each a tuple with one tree per velocity.
+      step: int32 scalar, the number of updates made; only if a coefficient is scheduled.
+      age: A tree of int32: the number of gradients that each leaf received; only if a coefficient depends on it.
+      gain: A tuple with one tree per velocity: the velocities of a gradient that is always 1; only with `debias=True`.
+
+    Entries of `age` and `gain` have the leaf's rank and shape (1, ..., 1), so that its sharding fits them.
+    """
+
+    velocity: Any
+    step: Any
+    age: Any
+    gain: Any
+
+
+def scale_by_momentum(
+    rule: Filter, *, storage: str | Storage = "float32", debias: bool = False
+) -> optax.GradientTransformationExtraArgs:
+    r"""Run a momentum rule over a tree of gradients: $u_t = C v_t + D g_t$, then $v_{t+1} = A v_t + B g_t$.
+
+    The update is not multiplied by a learning rate and not negated. In the usual chain the learning rate follows,
+
+        optax.chain(mo.scale_by_momentum(mo.nesterov(0.9)), optax.scale_by_learning_rate(rate))
+
+    and meets the whole velocity when it changes. Placed before, `chain(scale_by_learning_rate(rate),
+    scale_by_momentum(rule))`, each gradient keeps the rate of its own step, as in Keras; methods written as two
+    sequences are exact under a learning-rate schedule only in that order. At a constant rate both are the same.
+
+    Types: arithmetic runs in float32, or in the widest of gradient and velocity where that is float64 or complex. The
+    update has the gradient's dtype; the state keeps the dtypes of `init`. A Python number in a coefficient is never
+    rounded to the parameters' dtype.
+
+    Trees: a gradient of None leaves that leaf's velocity as it is and gives an update of None (`apply_updates` skips
+    it). A non-finite gradient makes the velocity of its elements non-finite for good, as in Optax; put
+    `optax.apply_if_finite` around the optimizer to skip such steps.
+
+    Args:
+      rule: A `Filter`, e.g. from the functions in `rules`.
+      storage: How velocities are kept: "float32", "bfloat16" or an object from `momentum_optax.storage`.
+      debias: Divide each update by what a constant gradient of 1 would have given, so that early updates are an
+        average of the gradients so far. Adam's correction, and exact under every schedule, per leaf.
+
+    Returns:
+      A transformation; `init(params)` takes arrays or `ShapeDtypeStruct`, and the state is a `MomentumState`.
+
+    Raises:
+      TypeError: If an argument has the wrong type; at `init` if a leaf is not of a float or complex dtype; at `update`
+        if a real leaf gets a complex gradient or the reverse.
+      ValueError: If there is no such storage, or `debias` is asked of a rule whose response to a constant can vanish or
+        change sign; at `update` if the gradients' tree or shapes are not those of `init`.
+
+    Reference:
+      The state-space form of Lessard, Recht and Packard, 2016, arXiv:1408.3595; debiasing after Kingma and Ba,
+      ICLR 2015, arXiv:1412.6980.
+    """
+    if not isinstance(rule, Filter):
+        raise TypeError(f"rule must be a Filter such as heavy_ball(0.9), got {rule!r}")
+    checks.flag("debias", debias)
+    keep = resolve(storage)
+    rule = rule.pruned()
+    if debias:
+        _check_debiasable(rule)
+
+    def fresh(leaf: Any) -> MomentumState:
+        """The state of one leaf: a `MomentumState` with arrays in place of trees."""
+        ones = (1,) * len(leaf.shape)
+        real = jnp.finfo(arithmetic_dtype(leaf.dtype)).dtype
+        return MomentumState(
+            velocity=keep.init(leaf, rule.order),
+            step=None,
+            age=jnp.zeros(ones, jnp.int32) if rule.reads_age else None,
+            gain=tuple(jnp.zeros(ones, real) for _ in range(rule.order)) if debias else None,
+        )
+
+    layout: Any = jax.tree.structure(jax.eval_shape(fresh, jax.ShapeDtypeStruct((), jnp.float32)))
+
+    def init(params: optax.Params) -> MomentumState:
+        paths, leaves, treedef = _flatten(params)
+        slots = [None if x is None else fresh(_checked_leaf(path, x)) for path, x in zip(paths, leaves, strict=True)]
+        step = jnp.zeros([], jnp.int32) if rule.reads_step else None
+        return _to_trees(slots, layout, treedef)._replace(step=step)
+
+    def update_leaf(path: Any, g: Any, slot: MomentumState, step: Any) -> tuple[jax.Array, MomentumState]:
+        v = keep.parts.decode(slot.velocity)
+        g = _checked_gradient(path, g, v)
+        dtype = arithmetic_dtype(g.dtype, *(x.dtype for x in v))
+        now = rule.at(step, slot.age)
+        u, v = _advance(now, g.astype(dtype), tuple(x.astype(dtype) for x in v))
+        gain = slot.gain
+        if gain is not None:
+            unit, gain = _advance(now, jnp.ones((1,) * g.ndim, jnp.finfo(dtype).dtype), gain)
+            # No gain yet means no gradient has counted yet, and then the update is zero as it is.
+            u = u / jnp.where(unit == 0, 1, unit)
+            gain = tuple(new.astype(old.dtype) for new, old in zip(gain, slot.gain, strict=True))
+        age = None if slot.age is None else optax.safe_increment(slot.age)
+        return u.astype(g.dtype), MomentumState(keep.encode(v, slot.velocity), None, age, gain)
+
+    def update(
+        updates: optax.Updates, state: MomentumState, params: Any = None, **extra: Any
+    ) -> tuple[optax.Updates, MomentumState]:
+        del params, extra
+        paths, gradients, treedef = _flatten(updates)
+        slots = _to_slots(state._replace(step=None), layout, paths, treedef)
+        out: list[jax.Array | None] = [None] * len(slots)
+        for i, (path, g, slot) in enumerate(zip(paths, gradients, slots, strict=True)):
+            if g is not None:
+                if slot is None:
+                    raise ValueError(f"a gradient for {_name(path)}, which was None at init")
+                out[i], slots[i] = update_leaf(path, g, slot, state.step)
+        step = None if state.step is None else optax.safe_increment(state.step)
+        return treedef.unflatten(out), _to_trees(slots, layout, treedef)._replace(step=step)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def velocity(opt_state: Any) -> tuple[Any, ...]:
+    """The decoded velocities in any optimizer state: chained, masked, injected, accumulated, ...
+
+    Args:
+      opt_state: A state, or any tree, that holds states of `scale_by_momentum`.
+
+    Returns:
+      One tree of the parameters' structure per velocity, in float32 (wider where stored so), rule by rule and velocity
+      by velocity; empty if there is none. A velocity that its rule never reads is not stored and not given.
+    """
+    return tuple(tree for state in _momentum_states(opt_state) for tree in _decoded(state))
+
+
+def eval_params(rule: Filter, opt_state: Any, params: Any, learning_rate: Any) -> Any:
+    r"""The point to evaluate and keep, $x = \theta + \eta\,\ell \cdot v$, for rules that store a look-ahead point.
+
+    `nesterov`, `triple_momentum`, `schedule_free` and some others take their gradients at the stored parameters, which
+    are not the sequence that their theory is about. For every other rule the parameters come back as they are.
+
+    Args:
+      rule: The rule that `scale_by_momentum` was given.
+      opt_state: The optimizer's state, with one state of `scale_by_momentum` in it.
+      params: The stored parameters.
+      learning_rate: The constant rate that followed the rule in the chain, a number or a scalar array.
+
+    Returns:
+      A tree like `params`, of the same dtypes.
+
+    Raises:
+      TypeError: If `learning_rate` is a schedule or `rule` is no `Filter`.
+      ValueError: If `opt_state` does not hold exactly one state of `scale_by_momentum`, or one of another order.
+
+    Reference:
+      See the rules; for example Van Scoy, Freeman and Lynch, IEEE Control Systems Letters 2018.
+    """
+    if not isinstance(rule, Filter):
+        raise TypeError(f"rule must be a Filter such as nesterov(0.9), got {rule!r}")
+    if not (checks.is_number(learning_rate) or checks.is_scalar_array(learning_rate)):
+        raise TypeError(f"learning_rate must be a number or a scalar array, got {learning_rate!r}")
+    states = _momentum_states(opt_state)
+    if len(states) != 1:
+        raise ValueError(f"opt_state must hold one state of scale_by_momentum, got {len(states)}")
+    rule = rule.pruned()
+    velocities = _decoded(states[0])
+    if len(velocities) != rule.order:
+        raise ValueError(f"rule must be the one of opt_state, got order {rule.order} for {len(velocities)} velocities")
+    # The update before this state used the coefficients of the step before.
+    now = rule.at(0 if states[0].step is None else jnp.maximum(states[0].step - 1, 0))
+
+    def move(p: Any, *v: Any) -> Any:
+        if any(x is None or isinstance(x, optax.MaskedNode) for x in v):
+            return p
+        return (p + learning_rate * _dot(now.lookahead, v)).astype(p.dtype)
+
+    def absent(x: Any) -> bool:
+        return x is None or isinstance(x, optax.MaskedNode)
+
+    if not velocities:
+        return params
+    return jax.tree.map(lambda v, p, *more: move(p, v, *more), velocities[0], params, *velocities[1:], is_leaf=absent)
+
+
+def apply_updates(params: optax.Params, updates: optax.Updates) -> optax.Params:
+    """`optax.apply_updates` that leaves a parameter alone where its update is None.
+
+    Args:
+      params: A tree of arrays.
+      updates: A tree of the same structure, with None for parameters that received no gradient.
+
+    Returns:
+      The new parameters, of the dtypes of `params`.
+    """
+    return jax.tree.map(
+        lambda u, p: p if u is None else optax.apply_updates(p, u), updates, params, is_leaf=lambda x: x is None
+    )
+
+
+def _advance(rule: Filter, g: jax.Array, v: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """One step of the filter for one leaf."""
+    u = _dot((rule.D, *rule.C), (g, *v))
+    return u, tuple(_dot((b, *row), (g, *v)) for b, row in zip(rule.B, rule.A, strict=True))
+
+
+def _dot(coefficients: tuple[Any, ...], arrays: tuple[jax.Array, ...]) -> jax.Array:
+    """The sum of coefficient times array. Numbers 0 and 1 cost nothing; traced ones are data."""
+    total = None
+    for c, x in zip(coefficients, arrays, strict=True):
+        if checks.is_number(c):
+            if c == 0:
+                continue
+            term = x if c == 1 else float(c) * x
+        else:
+            term = jnp.asarray(c, jnp.finfo(x.dtype).dtype) * x
+        total = term if total is None else total + term
+    if total is None:
+        return jnp.zeros_like(arrays[0])
+    # Outside jit an array passed through must not be shared with what it came from: donation would fail.
+    return jnp.array(total, copy=True) if any(total is x for x in arrays) else total
+
+
+def _flatten(tree: Any) -> tuple[list[Any], list[Any], Any]:
+    """Paths, leaves and structure; None counts as a leaf, so that a missing gradient keeps its place."""
+    pairs, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is None)
+    return [path for path, _ in pairs], [leaf for _, leaf in pairs], treedef
+
+
+def _to_trees(slots: list[Any], layout: Any, treedef: Any) -> MomentumState:
+    """One `MomentumState` of trees from one `MomentumState` (or None) per leaf."""
+    rows = [[None] * layout.num_leaves if slot is None else layout.flatten_up_to(slot) for slot in slots]
+    columns = zip(*rows, strict=True) if rows else [()] * layout.num_leaves
+    state: MomentumState = layout.unflatten([treedef.unflatten(column) for column in columns])
+    return state
+
+
+def _to_slots(state: MomentumState, layout: Any, paths: list[Any], treedef: Any) -> list[Any]:
+    """One `MomentumState` (or None) per leaf, for the leaves of the gradients."""
+    columns = []
+    for tree in layout.flatten_up_to(state):
+        have, leaves, structure = _flatten(tree)
+        if structure != treedef:
+            _raise_mismatch(have, paths)
+        columns.append(leaves)
+    if not columns:
+        return [layout.unflatten(())] * len(paths)
+    rows = zip(*columns, strict=True)
+    return [None if any(x is None for x in row) else layout.unflatten(row) for row in rows]
+
+
+def _decoded(state: MomentumState) -> list[Any]:
+    """The velocities of one state as trees."""
+    parts = type(state.velocity)
+    layout: Any = jax.tree.structure(parts(*((0,) * len(field) for field in state.velocity)))
+    flat = [_flatten(tree) for tree in layout.flatten_up_to(state.velocity)]
+    if not flat:
+        return []
+    rows = zip(*(leaves for _, leaves, _ in flat), strict=True)
+    decoded = [None if any(x is None for x in row) else parts.decode(layout.unflatten(row)) for row in rows]
+    order = len(state.velocity[0])
+    treedef = flat[0][2]
+    return [treedef.unflatten([None if v is None else v[k] for v in decoded]) for k in range(order)]
+
+
+def _momentum_states(opt_state: Any) -> list[MomentumState]:
+    def is_state(x: Any) -> bool:
+        return isinstance(x, MomentumState)
+
+    return [x for x in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(x)]
+
+
+def _name(path: Any) -> str:
+    return "params" + jax.tree_util.keystr(path)
+
+
+def _checked_leaf(path: Any, leaf: Any) -> Any:
+    """`leaf` as something with a shape and a supported dtype."""
+    leaf = leaf if hasattr(leaf, "shape") and hasattr(leaf, "dtype") else jnp.asarray(leaf)
+    if str(leaf.dtype) not in SUPPORTED:
+        raise TypeError(f"{_name(path)} must have a dtype of {', '.join(SUPPORTED)}, got {leaf.dtype}")
+    return leaf
+
+
+def _checked_gradient(path: Any, g: Any, v: tuple[jax.Array, ...]) -> Any:
+    """The gradient as an array that fits its velocities."""
+    g = _checked_leaf(path, g)
+    for x in v:
+        if x.shape != g.shape:
+            raise ValueError(f"the gradient for {_name(path)} must have shape {x.shape}, got {g.shape}")
+        if jnp.iscomplexobj(x) != jnp.issubdtype(g.dtype, jnp.complexfloating):
+            kind = "complex" if jnp.iscomplexobj(x) else "real"
+            raise TypeError(f"the gradient for {_name(path)} must be {kind} as at init, got {g.dtype}")
+    return jnp.asarray(g)
+
+
+def _raise_mismatch(expected: list[Any], got: list[Any]) -> None:
+    """Say which paths are missing from the gradients, or are too many."""
+    missing = sorted({_name(p) for p in expected} - {_name(p) for p in got})
+    extra = sorted({_name(p) for p in got} - {_name(p) for p in expected})
+    if missing:
+        raise ValueError(f"the gradients lack {', '.join(missing)}, present at init (None keeps a velocity as it is)")
+    if extra:
+        raise ValueError(f"the gradients have {', '.join(extra)}, absent at init")
+    raise ValueError("the gradients must have the containers of the parameters at init, got others for the same paths")
+
+
+def _check_debiasable(rule: Filter) -> None:
+    """Raise if the response to a constant 1 can vanish or change sign, as far as the coefficients are known."""
+    known = [value_at(c, 0) for c in rule.coefficients()]
+    if any(isinstance(c, jax.core.Tracer) for c in known):
+        return
+    now = np.array([[float(value_at(c, 1)) for c in row] for row in rule.A]).reshape(rule.order, rule.order)
+    poles = np.linalg.eigvals(now)
+    unit = rule.response(np.ones(256 if rule.is_constant else 32))
+    if np.any(poles.real < -1e-6) or np.any(abs(poles.imag) > 1e-6):
+        raise ValueError(f"debias must be False for a rule whose response to a constant oscillates, got poles {poles}")
+    if not np.all(unit > 1e-9 * abs(unit).max()):
+        raise ValueError(f"debias must be False for a rule whose response to a constant can vanish, got {unit[:4]} ...")
