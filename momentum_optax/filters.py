@@ -62,7 +62,7 @@ def lift(function: Callable[..., Any], *coefficients: Coefficient) -> Any:
     return function(*coefficients)
 
 
-def at_first(first: Coefficient, then: Coefficient) -> Coefficient:
+def at_first(first: Coefficient, then: Coefficient) -> Any:
     """A coefficient that is `first` at the first gradient that a leaf receives, and `then` afterwards."""
     is_first = ByAge(lambda step, age: age == 0)
     return lift(lambda now, a, b: now * a + (1 - now) * b, is_first, first, then)
@@ -305,6 +305,28 @@ class Filter:
         scale = (h0 + h1) / (1 - a)
         return NormalForm(scale=float(scale), decay=float(a), nu=float(1 + h1 / (a * scale)))
 
+    def late_readout(self) -> tuple[float, tuple[float, ...], float] | None:
+        r"""The same update read after the write, $u = s (m v' + d g)$: s, m and d, where that saves multiplications.
+
+        None unless the coefficients are numbers and A is well conditioned. Heavy balls, averages, Nesterov and AggMo
+        gain; they were published in this form.
+        """
+        if not self.is_constant or self.order == 0:
+            return None
+        A, B, C, D = self.matrices()
+        if not np.linalg.cond(A) < 1e3:
+            return None
+        m = np.linalg.solve(A.T, C)
+        weights = [_snap(float(x)) for x in (*m, D - m @ B)]
+        scale = max(weights, key=abs)
+        shared = [_snap(w / scale) for w in weights] if scale else weights
+        if set(shared) <= {0.0, 1.0}:
+            weights = shared
+        else:
+            scale = 1.0
+        saves = _multiplications([*weights, scale]) < _multiplications([*C, D])
+        return (scale, tuple(weights[:-1]), weights[-1]) if saves else None
+
     def _map(self, function: Callable[[Any], Any]) -> "Filter":
         """The filter with `function` of each entry; entries are not checked, they may be traced arrays."""
         new = object.__new__(Filter)
@@ -343,6 +365,15 @@ def equivalent(
         impulses = np.eye(steps)
         pairs = [(f.response(impulses), g.response(impulses))]
     return all(bool(np.all(np.abs(a - b) <= rtol * max(np.abs(a).max(), np.abs(b).max()))) for a, b in pairs)
+
+
+def _snap(x: float) -> float:
+    """`x`, or the whole number that it misses by rounding only."""
+    return float(round(x)) if abs(x - round(x)) < 1e-12 else x
+
+
+def _multiplications(weights: list[float]) -> int:
+    return sum(w not in (0.0, 1.0) for w in weights)
 
 
 def _characteristic_polynomial(A: np.ndarray) -> np.ndarray:

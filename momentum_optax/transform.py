@@ -210,8 +210,13 @@ def apply_updates(params: optax.Params, updates: optax.Updates) -> optax.Params:
 
 def _advance(rule: Filter, g: jax.Array, v: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """One step of the filter for one leaf."""
-    u = _dot((rule.D, *rule.C), (g, *v))
-    return u, tuple(_dot((b, *row), (g, *v)) for b, row in zip(rule.B, rule.A, strict=True))
+    new = tuple(_dot((b, *row), (g, *v)) for b, row in zip(rule.B, rule.A, strict=True))
+    late = rule.late_readout()
+    if late is None:
+        return _dot((rule.D, *rule.C), (g, *v)), new
+    # Once the update needs no old velocity, XLA's CPU backend can write the new one in its place without a copy.
+    scale, weights, direct = late
+    return _dot((scale,), (_dot((direct, *weights), (g, *new)),)), new
 
 
 def _dot(coefficients: tuple[Any, ...], arrays: tuple[jax.Array, ...]) -> jax.Array:

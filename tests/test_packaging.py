@@ -1,0 +1,34 @@
+"""What a user installs."""
+
+import pathlib
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    out = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(out), str(ROOT)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return zipfile.ZipFile(next(out.glob("*.whl")))
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel):
+    names = [n for n in wheel.namelist() if ".dist-info/" not in n]
+    package = ROOT / "momentum_optax"
+    sources = [p for p in package.rglob("*") if p.suffix == ".py" or p.name == "py.typed"]
+    assert sorted(names) == sorted(p.relative_to(ROOT).as_posix() for p in sources)
+    assert "momentum_optax/py.typed" in names
+
+
+def test_the_wheel_needs_only_jax_and_optax(wheel):
+    metadata = next(n for n in wheel.namelist() if n.endswith("/METADATA"))
+    lines = wheel.read(metadata).decode().splitlines()
+    needed = [line.split()[1] for line in lines if line.startswith("Requires-Dist: ") and "extra ==" not in line]
+    assert sorted(n.split(">")[0] for n in needed) == ["jax", "optax"]
