@@ -2,7 +2,7 @@
 
 from . import schedules as schedules
 from . import storage as storage
-from .filters import ByAge as ByAge
+from .coefficients import ByAge as ByAge
 from .filters import Filter as Filter
 from .filters import NormalForm as NormalForm
 from .filters import equivalent as equivalent

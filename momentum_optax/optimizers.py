@@ -6,7 +6,8 @@ import jax
 import optax
 
 from . import checks
-from .filters import Filter, Scalar
+from .coefficients import Scalar, is_zero
+from .filters import Filter
 from .rules import heavy_ball, torch_nesterov
 from .storage import Storage
 from .transform import scale_by_momentum
@@ -58,28 +59,23 @@ def sgd(
     return _in_gradient_dtype(
         optax.chain(
             optax.scale(-1.0) if maximize else optax.identity(),
-            optax.identity() if _is_off(weight_decay) else optax.add_decayed_weights(weight_decay),
+            optax.identity() if is_zero(weight_decay) else optax.add_decayed_weights(weight_decay),
             optax.identity() if rule is None else scale_by_momentum(rule, storage=storage),
             optax.scale_by_learning_rate(learning_rate),
         )
     )
 
 
-def _is_off(value: Any) -> bool:
-    """Whether a number is 0. A traced 0 is data: what it scales stays in the program."""
-    return checks.is_number(value) and value == 0
-
-
 def _sgd_rule(momentum: "Scalar | Filter | None", nesterov: bool, dampening: Scalar) -> Filter | None:
     """The rule of PyTorch's options; None for no momentum."""
     checks.flag("nesterov", nesterov)
     checks.within("dampening", dampening, "[0, 1)")
-    damped = not _is_off(dampening)
+    damped = not is_zero(dampening)
     if isinstance(momentum, Filter):
         if nesterov or damped:
             raise ValueError("nesterov and dampening must be left out when momentum is a rule: it says what they would")
         return momentum
-    if momentum is None or _is_off(momentum):
+    if momentum is None or is_zero(momentum):
         if nesterov or damped:
             raise ValueError(f"nesterov and dampening need a momentum in (0, 1), got {momentum!r}")
         return None
@@ -87,7 +83,8 @@ def _sgd_rule(momentum: "Scalar | Filter | None", nesterov: bool, dampening: Sca
     if nesterov:
         if checks.is_number(dampening) and damped:
             raise ValueError(f"nesterov needs dampening 0, got {dampening!r}")
-        return torch_nesterov(momentum)
+        # An injected or scheduled dampening, which may be 0 throughout, cannot be refused: it acts.
+        return torch_nesterov(momentum, dampening=dampening)
     return heavy_ball(momentum, dampening=dampening, first_step="gradient")
 
 

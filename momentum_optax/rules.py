@@ -15,7 +15,8 @@ import math
 from typing import Any
 
 from . import checks
-from .filters import ByAge, Coefficient, Filter, Scalar, at_first, is_zero, lift, look_up, next_step
+from .coefficients import ByAge, Coefficient, Scalar, at_first, is_zero, lift, look_up, next_step
+from .filters import Filter
 
 
 def heavy_ball(decay: Scalar, *, dampening: Scalar = 0.0, first_step: str = "zero") -> Filter:
@@ -89,23 +90,37 @@ def nesterov(decay: Scalar) -> Filter:
     return Filter(A=decay, B=decay, C=decay, D=lift(lambda mu: 1 + mu, decay), lookahead=1.0)
 
 
-def torch_nesterov(decay: Scalar) -> Filter:
-    r"""The Nesterov form of PyTorch and Optax: $v' = \mu v + g$, $u = g + \mu v'$.
+def torch_nesterov(decay: Scalar, *, dampening: Scalar = 0.0) -> Filter:
+    r"""The Nesterov form of PyTorch and Optax.
 
-    At a constant decay it is `nesterov`; under a schedule it is a different rule, kept for parity with those libraries.
-    The evaluation point is that of a constant decay. Normal form: (1/(1-mu), mu, mu).
+    $$ v' = \mu v + (1 - \tau) g, \qquad u = g + \mu v' $$
+
+    At a constant decay and without dampening it is `nesterov`; under a schedule it is a different rule, kept for parity
+    with those libraries. The evaluation point is that of a constant decay. Normal form: (1/(1-mu), mu, mu).
 
     Args:
       decay: mu in [0, 1).
+      dampening: tau in [0, 1); the first gradient that a leaf receives enters undampened. PyTorch's constructor wants 0
+        here, its arithmetic does not.
 
     Raises:
-      ValueError: If `decay` is a number out of range.
+      ValueError: If a number is out of range.
 
     Reference:
       `torch.optim.SGD(nesterov=True)`, `optax.trace(nesterov=True)`.
     """
     _checked("decay", decay)
-    return Filter(A=decay, B=1.0, C=lift(lambda mu: mu * mu, decay), D=lift(lambda mu: 1 + mu, decay), lookahead=decay)
+    checks.within("dampening", dampening, "[0, 1)")
+    intake = lift(lambda tau: 1 - tau, dampening)
+    if not is_zero(dampening):
+        intake = at_first(1.0, intake)
+    return Filter(
+        A=decay,
+        B=intake,
+        C=lift(lambda mu: mu * mu, decay),
+        D=lift(lambda mu, b: 1 + mu * b, decay, intake),
+        lookahead=decay,
+    )
 
 
 def quasi_hyperbolic(decay: Scalar, nu: Scalar) -> Filter:

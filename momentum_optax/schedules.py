@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import checks
-from .filters import Scalar, look_up, value_at
+from .coefficients import Scalar, look_up, value_at
 
 Schedule = Callable[[Any], Any]
 

@@ -8,7 +8,8 @@ import numpy as np
 import optax
 
 from . import checks
-from .filters import Filter, value_at
+from .coefficients import value_at
+from .filters import Filter
 from .storage import Storage, resolve
 from .storage.protocol import SUPPORTED, arithmetic_dtype
 
