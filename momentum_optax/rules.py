@@ -132,7 +132,7 @@ def quasi_hyperbolic(decay: Scalar, nu: Scalar) -> Filter:
     pole and gain is this rule times a number: it is the normal form (1, beta, nu) of the others.
 
     Args:
-      decay: beta in [0, 1).
+      decay: beta in (-1, 1); the paper's are not negative, the normal forms of some heavy balls are.
       nu: Share of the average, finite; 0 is plain descent, 1 the average, beta Nesterov's step.
 
     Raises:
@@ -141,7 +141,7 @@ def quasi_hyperbolic(decay: Scalar, nu: Scalar) -> Filter:
     Reference:
       Ma and Yarats, "Quasi-hyperbolic momentum and Adam for deep learning", ICLR 2019, arXiv:1810.06801.
     """
-    _checked("decay", decay)
+    checks.within("decay", decay, "(-1, 1)")
     checks.finite("nu", nu)
     return Filter(
         A=decay,
@@ -277,8 +277,8 @@ def synthesized_nesterov(decay: Scalar, lookahead: Scalar) -> Filter:
         B=1.0,
         C=lift(lambda b1, b2, n2: (1 + n2) * b1 - b2, decay, lookahead, ahead),
         D=lift(lambda n2: 1 + n2, ahead),
-        # The velocity after step t and the point y of step t + 1 belong together; constant lookahead only.
-        lookahead=lookahead,
+        # The velocity after step t and the point y of step t + 1 belong together.
+        lookahead=ahead,
     )
 
 
@@ -305,8 +305,8 @@ def triple_momentum(L: Scalar, mu: Scalar) -> Filter:
     rho = lift(lambda big, small: 1 - (small / big) ** 0.5, L, mu)
     alpha = lift(lambda r, big: (1 + r) / big, rho, L)
     gamma = lift(lambda r: r**2 / ((1 + r) * (2 - r)), rho)
-    rule = synthesized_nesterov(lift(lambda r: r**2 / (2 - r), rho), gamma).scale(alpha)
-    output = lift(lambda r, c, a: a * (c - r**2 / (1 - r**2)), rho, gamma, alpha)
+    rule = _rate_inside(synthesized_nesterov(lift(lambda r: r**2 / (2 - r), rho), gamma), alpha)
+    output = next_step(lift(lambda r, c: c - r**2 / (1 - r**2), rho, gamma))
     return Filter(rule.A, rule.B, rule.C, rule.D, lookahead=output)
 
 
@@ -342,7 +342,7 @@ def robust_momentum(L: Scalar, mu: Scalar, rho: "Scalar | None" = None) -> Filte
     decay = lift(lambda k, r: k * r**3 / (k - 1), kappa, rho)
     gamma = lift(lambda k, r: r**3 / ((k - 1) * (1 - r) ** 2 * (1 + r)), kappa, rho)
     alpha = lift(lambda k, r, big: k * (1 - r) ** 2 * (1 + r) / big, kappa, rho, L)
-    return synthesized_nesterov(decay, gamma).scale(alpha)
+    return _rate_inside(synthesized_nesterov(decay, gamma), alpha)
 
 
 def accelerated(kappa: Scalar = 1000.0, xi: Scalar = 10.0, epsilon: Scalar = 0.7) -> Filter:
@@ -375,7 +375,7 @@ def accelerated(kappa: Scalar = 1000.0, xi: Scalar = 10.0, epsilon: Scalar = 0.7
     return Filter(
         A=lift(lambda z, b: z * (1 - b), zeta, b),
         B=lift(lambda z, h: z * (h - 1), zeta, gain),
-        C=lift(lambda z, b: (1 - z) * (1 - b), zeta, b),
+        C=lift(lambda e, b: b / (e + b) * (1 - b), epsilon, b),
         D=lift(lambda z, h: h - z * (h - 1), zeta, gain),
     )
 
@@ -558,6 +558,7 @@ def muon_mix(decay: Scalar = 0.95) -> Filter:
     Reference:
       Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024.
     """
+    _checked("decay", decay)
     return quasi_hyperbolic(decay, decay)
 
 
@@ -764,14 +765,15 @@ def schedule_free(beta: Scalar = 0.9) -> Filter:
       Defazio et al., "The road less scheduled", NeurIPS 2024, arXiv:2405.15682.
     """
     checks.within("beta", beta, "[0, 1]")
-    keep = lift(lambda t: 1 - 1 / (t + 1), _step)
+    # 1.0: an integer divided by an integer is float32 in JAX, whatever the leaf.
+    keep = lift(lambda t: 1 - 1.0 / (t + 1), _step)
     ahead = next_step(beta)
     return Filter(
         A=keep,
         B=keep,
         C=lift(lambda b, n, k: b - n * k, beta, ahead, keep),
         D=lift(lambda n, k: 1 - n * k, ahead, keep),
-        lookahead=lift(lambda b: 1 - b, beta),
+        lookahead=lift(lambda n: 1 - n, ahead),
     )
 
 
@@ -791,6 +793,12 @@ def _checked(name: str, decay: Scalar) -> Scalar:
 def _curvatures(L: Scalar, mu: Scalar) -> None:
     checks.within("L", L, "(0, inf)")
     checks.within("mu", mu, f"(0, {L})" if checks.is_number(L) else "(0, inf)")
+
+
+def _rate_inside(rule: Filter, rate: Scalar) -> Filter:
+    """Each gradient multiplied by the rate of its own step: a method's own step size, which may be scheduled."""
+    B = tuple(lift(lambda b, r: b * r, b, rate) for b in rule.B)
+    return Filter(rule.A, B, rule.C, lift(lambda d, r: d * r, rule.D, rate), rule.lookahead)
 
 
 def _diagonal(*entries: Coefficient) -> tuple[tuple[Coefficient, ...], ...]:

@@ -4,6 +4,8 @@ They take Python integers as well as traced ones, and give float64 for the forme
 them, and any Optax schedule too.
 """
 
+# Divisors are floats throughout: JAX divides two integers in float32, also where 64 bits are enabled.
+
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -40,7 +42,7 @@ def sutskever(
         checks.integer("drop_at", drop_at, 0)
 
     def schedule(step: Any) -> Any:
-        rising = _least(1 - 0.5 / (step // stage + 1), max_decay)
+        rising = _least(1 - 0.5 / (step // stage + 1.0), max_decay)
         return rising if drop_at is None else _select(step >= drop_at, _least(rising, drop_to), rising)
 
     return schedule
@@ -63,9 +65,9 @@ def fista() -> Schedule:
     def schedule(step: Any) -> Any:
         # 2t - ln(t)/2 grows by 1 + O(t^-3) per step; three fixed-point rounds invert it to the last digits.
         beyond = (step - last) * (step > last)
-        guess = anchor + beyond / 2
+        guess = anchor + beyond / 2.0
         for _ in range(3):
-            guess = anchor + beyond / 2 + _log(guess / anchor) / 4
+            guess = anchor + beyond / 2.0 + _log(guess / anchor) / 4
         tail = (guess - 1) / (0.5 + (0.25 + guess * guess) ** 0.5)
         return _select(step > last, tail, look_up(table, step))
 
@@ -87,7 +89,7 @@ def nesterov_convex(offset: float = 3.0) -> Schedule:
       arXiv:1503.01243; Chambolle and Dossal, JOTA 2015.
     """
     checks.number("offset", offset, "(0, inf)")
-    return lambda step: step / (step + offset)
+    return lambda step: step / (step + float(offset))
 
 
 def demon(decay: float, total_steps: int) -> Schedule:
@@ -109,7 +111,7 @@ def demon(decay: float, total_steps: int) -> Schedule:
     checks.integer("total_steps", total_steps, 1)
 
     def schedule(step: Any) -> Any:
-        left = 1 - _least(step / total_steps, 1.0)
+        left = 1 - _least(step / float(total_steps), 1.0)
         return decay * left / ((1 - decay) + decay * left)
 
     return schedule
@@ -166,7 +168,7 @@ def cyclical(low: float, high: float, period: int) -> Schedule:
     checks.integer("period", period, 2)
 
     def schedule(step: Any) -> Any:
-        phase = 2 * (step % period) / period
+        phase = 2 * (step % period) / float(period)
         return high - (high - low) * _least(phase, 2 - phase)
 
     return schedule
@@ -194,7 +196,7 @@ def one_cycle(total_steps: int, low: float = 0.85, high: float = 0.95, *, peak: 
     checks.number("peak", peak, "(0, 1)")
 
     def schedule(step: Any) -> Any:
-        share = _least(step / total_steps, 1.0)
+        share = _least(step / float(total_steps), 1.0)
         return high - (high - low) * _least(share / peak, (1 - share) / (1 - peak))
 
     return schedule
@@ -216,7 +218,7 @@ def ramp(value: float, steps: int) -> Schedule:
     """
     checks.number("value", value, "(-inf, inf)")
     checks.integer("steps", steps, 1)
-    return lambda step: value * _least((step + 1) / steps, 1.0)
+    return lambda step: value * _least((step + 1) / float(steps), 1.0)
 
 
 def half_life_ramp(start: float, end: float, steps: int) -> Schedule:
@@ -243,7 +245,7 @@ def half_life_ramp(start: float, end: float, steps: int) -> Schedule:
     first, last = (math.log(0.5) / math.log(decay) for decay in (start, end))
 
     def schedule(step: Any) -> Any:
-        share = _least((step + 1) / steps, 1.0)
+        share = _least((step + 1) / float(steps), 1.0)
         return 0.5 ** (1 / ((1 - share) * first + share * last))
 
     return schedule

@@ -62,7 +62,7 @@ CASES = {
     "ramp": (schedules.ramp(5.0, 10), alpha),
     "half_life_ramp": (schedules.half_life_ramp(0.9, 0.9999, 20), half_life),
     "momentum_correction": (
-        schedules.momentum_correction(0.9, lambda t: 1 / (t + 1)),
+        schedules.momentum_correction(0.9, lambda t: 1 / (t + 1.0)),
         lambda t: 0.9 * (t + 1) / max(t, 1),
     ),
 }
@@ -91,6 +91,13 @@ def test_a_traced_step_gives_the_same_in_float32(name):
     values = jax.jit(lambda t: schedule(t) * jnp.float32(1))(jnp.asarray(STEPS, jnp.int32))
     assert values.dtype == jnp.float32
     np.testing.assert_allclose(values, [paper(t) for t in STEPS], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_traced_step_gives_float64_where_it_is_enabled(name, x64):
+    schedule, paper = CASES[name]
+    values = jax.jit(lambda t: schedule(t) * jnp.float64(1))(jnp.asarray(STEPS, jnp.int32))
+    np.testing.assert_allclose(values, [paper(t) for t in STEPS], rtol=1e-13, atol=1e-15)
 
 
 @pytest.mark.parametrize("name", CASES)
