@@ -3,13 +3,14 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from . import checks
 from .coefficients import Scalar, is_zero
 from .filters import Filter
 from .rules import heavy_ball, torch_nesterov
-from .storage import Storage
+from .storage import Storage, resolve
 from .transform import scale_by_momentum
 
 
@@ -55,6 +56,7 @@ def sgd(
     checks.within("learning_rate", learning_rate, "[0, inf)")
     checks.within("weight_decay", weight_decay, "[0, inf)")
     checks.flag("maximize", maximize)
+    storage = resolve(storage)
     rule = _sgd_rule(momentum, nesterov, dampening)
     return _in_gradient_dtype(
         optax.chain(
@@ -94,6 +96,6 @@ def _in_gradient_dtype(tx: optax.GradientTransformation) -> optax.GradientTransf
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         new, state = tx.update(updates, state, params, **extra)
-        return jax.tree.map(lambda u, g: u.astype(g.dtype), new, updates), state
+        return jax.tree.map(lambda u, g: u.astype(jnp.result_type(g)), new, updates), state
 
     return optax.GradientTransformationExtraArgs(tx.init, update)

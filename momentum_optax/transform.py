@@ -23,7 +23,8 @@ class MomentumState(NamedTuple):
       age: A tree of int32: the number of gradients that each leaf received; only if a coefficient depends on it.
       gain: A tuple with one tree per velocity: the velocities of a gradient that is always 1; only with `debias=True`.
 
-    Entries of `age` and `gain` have the leaf's rank and shape (1, ..., 1), so that its sharding fits them.
+    Entries of `age` and `gain` have the leaf's rank and shape (1, ..., 1): a sharding of the leaf fits them once the
+    axes that it splits are left out.
     """
 
     velocity: Any
@@ -323,8 +324,10 @@ def _raise_mismatch(expected: list[Any], got: list[Any]) -> None:
 
 def _check_debiasable(rule: Filter) -> None:
     """Raise if the response to a constant 1 can vanish or change sign, as far as the coefficients are known."""
-    known = [value_at(c, 0) for c in rule.coefficients()]
-    if any(isinstance(c, jax.core.Tracer) for c in known):
+    if any(checks.is_scalar_array(c) for c in rule.coefficients()):
+        return
+    # A schedule may close over a traced value.
+    if any(isinstance(value_at(c, 0), jax.core.Tracer) for c in rule.coefficients()):
         return
     now = np.array([[float(value_at(c, 1)) for c in row] for row in rule.A]).reshape(rule.order, rule.order)
     poles = np.linalg.eigvals(now)

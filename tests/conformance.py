@@ -1,0 +1,143 @@
+"""The conformance table: every public rule and every storage, and what the tests of the contracts share.
+
+A rule or storage without a row here fails `test_conformance.py`. `RULES[name]()` builds the rule, and
+`RULES[name](decay=0.5)` the same rule with another argument.
+"""
+
+import inspect
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import momentum_optax as mo
+from momentum_optax import rules
+
+RULES = {
+    rule.__name__: partial(rule, **arguments)
+    for rule, arguments in (
+        (mo.accelerated, {"kappa": 100.0, "xi": 5.0, "epsilon": 0.7}),
+        (mo.adan_mix, {"b1": 0.9, "b2": 0.8}),
+        (mo.aggregated, {"decays": (0.0, 0.9, 0.99)}),
+        (mo.aggregated_exponential, {"base": 0.2, "count": 3}),
+        (mo.chebyshev, {"L": 4.0, "mu": 1.0}),
+        (mo.complex_heavy_ball, {"decay": 0.9, "angle": 0.4}),
+        (mo.double_ema, {"fast": 0.8, "slow": 0.99, "alpha": 2.0}),
+        (mo.ema, {"decay": 0.9}),
+        (mo.grokfast, {"decay": 0.9, "amplification": 2.0}),
+        (mo.grokfast_average, {"window": 5, "amplification": 3.0}),
+        (mo.heavy_ball, {"decay": 0.9, "dampening": 0.3, "first_step": "gradient"}),
+        (mo.lion_mix, {"b1": 0.9, "b2": 0.99}),
+        (mo.mars, {"decay": 0.9, "gamma": 0.025}),
+        (mo.mass, {"alpha": 0.1, "kappa": 5.0}),
+        (mo.muon_mix, {"decay": 0.9}),
+        (mo.nadam_mix, {"decay": 0.9, "psi": 0.004}),
+        (mo.nesterov, {"decay": 0.9}),
+        (mo.optimistic, {"alpha": 1.0, "beta": 0.5}),
+        (mo.pid, {"proportional": 0.5, "integral": 1.0, "derivative": 0.2, "decay": 0.8}),
+        (mo.quasi_hyperbolic, {"decay": 0.9, "nu": 0.7}),
+        (mo.recht_pid, {"proportional": -0.5, "integral": 1.0, "derivative": 2.0}),
+        (mo.robust_momentum, {"L": 4.0, "mu": 1.0, "rho": 0.6}),
+        (mo.schedule_free, {"beta": 0.8}),
+        (mo.simplified_ademamix, {"decay": 0.9, "alpha": 2.0}),
+        (mo.synthesized_nesterov, {"decay": 0.8, "lookahead": 0.5}),
+        (mo.torch_nesterov, {"decay": 0.9}),
+        (mo.triple_momentum, {"L": 4.0, "mu": 1.0}),
+    )
+}
+
+STORAGES = {"float32": mo.storage.float32, "bfloat16": mo.storage.bfloat16}
+
+# Rules whose response to a constant vanishes or changes sign somewhere, at the arguments above.
+NOT_DEBIASABLE = {"complex_heavy_ball"}
+
+# Arguments that are no coefficients: they say which filter it is, not how much of it.
+STATIC = {"first_step", "window", "count", "psi", "decays"}
+# Rules with a schedule of their own.
+OWN_SCHEDULE = {"nadam_mix"}
+
+REAL = (jnp.bfloat16, jnp.float16, jnp.float32)
+
+every_rule = pytest.mark.parametrize("rule", RULES)
+every_storage = pytest.mark.parametrize("storage", STORAGES)
+
+
+def public_rules():
+    """The names that should have a row in `RULES`."""
+    own = inspect.getmembers(rules, lambda x: inspect.isfunction(x) and x.__module__ == rules.__name__)
+    return {name for name, _ in own if not name.startswith("_")}
+
+
+def public_storages():
+    """The names that should have a row in `STORAGES`."""
+    names = {name for name in vars(mo.storage) if not name.startswith("_")} - {"resolve"}
+    return {name for name in names if inspect.isfunction(getattr(mo.storage, name))}
+
+
+def runner(rule, storage="float32", debias=False):
+    """The transformation for a row of the tables."""
+    return mo.scale_by_momentum(RULES[rule](), storage=storage, debias=debias)
+
+
+def avals(tree):
+    """Everything that a compiled step may depend on: structure, dtypes, shapes, weak types."""
+    leaves, treedef = jax.tree.flatten(jax.eval_shape(lambda t: t, tree))
+    return treedef, [(x.dtype, x.shape, x.weak_type) for x in leaves]
+
+
+def gradients(like, seed=0):
+    """A seeded standard normal gradient for each leaf, of its shape and dtype."""
+    rng = np.random.default_rng(seed)
+
+    def draw(x):
+        real = rng.normal(size=x.shape)
+        if jnp.issubdtype(x.dtype, jnp.complexfloating):
+            return jnp.asarray(real + 1j * rng.normal(size=x.shape), x.dtype)
+        return jnp.asarray(real, x.dtype)
+
+    return jax.tree.map(draw, like)
+
+
+def trajectory(tx, signal, params=None):
+    """The updates for the gradients `signal`, a tree of arrays with a leading axis of steps, in one scan."""
+    params = jax.tree.map(lambda g: jnp.zeros(g.shape[1:], g.dtype), signal) if params is None else params
+
+    def step(state, g):
+        u, state = tx.update(g, state, params)
+        return state, u
+
+    return jax.lax.scan(step, tx.init(params), signal)[::-1]
+
+
+def descend(tx, params, signal):
+    """The parameters after a step for each gradient of the list `signal`, and the last state; not compiled."""
+    state = tx.init(params)
+    for g in signal:
+        updates, state = tx.update(g, state, params)
+        params = mo.apply_updates(params, updates)
+    return params, state
+
+
+def slot(state, key):
+    """The leaves of a state that belong to the parameter `key` of a flat dictionary."""
+    pairs = jax.tree_util.tree_leaves_with_path(state, is_leaf=lambda x: x is None)
+    return [leaf for path, leaf in pairs if jax.tree_util.DictKey(key) in path]
+
+
+def pointers(tree):
+    """The addresses of the buffers of a tree; arrays of no elements have none."""
+    return [x.unsafe_buffer_pointer() for x in jax.tree.leaves(tree) if x.size]
+
+
+def assert_bit_equal(a, b):
+    """Same structure, and every leaf the same to the bit (NaN equals NaN)."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def chained(rule, learning_rate, **options):
+    """The usual optimizer of a rule."""
+    return optax.chain(mo.scale_by_momentum(rule, **options), optax.scale_by_learning_rate(learning_rate))

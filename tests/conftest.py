@@ -1,0 +1,13 @@
+import jax
+import pytest
+
+# Two devices on one CPU, for the sharding tests; read once, when the backend starts.
+jax.config.update("jax_num_cpu_devices", 2)
+
+
+@pytest.fixture
+def x64():
+    """64-bit types for one test."""
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)

@@ -1,0 +1,267 @@
+"""Training with Flax, NNX and Linen, against NumPy; shardings of the optimizer state on two devices."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conformance import NOT_DEBIASABLE, STORAGES, every_rule, every_storage, runner
+from flax import nnx
+from flax.training.train_state import TrainState
+from jax.sharding import NamedSharding, PartitionSpec
+from sklearn.datasets import load_digits
+
+import momentum_optax as mo
+
+STEPS = 40
+as_pure = getattr(nnx, "as_pure", None) or nnx.pure  # its name in older versions of Flax
+
+
+@functools.cache
+def digits():
+    """600 digits: pixels in [0, 1] and one-hot labels, float32."""
+    data = load_digits()
+    return np.float32(data.data[:600] / 16), np.eye(10, dtype=np.float32)[data.target[:600]]
+
+
+def torch_nesterov(v, g):
+    v = 0.9 * v + g
+    return v, g + 0.9 * v
+
+
+def damped_heavy_ball(v, g, first):
+    v = g if first else 0.9 * v + 0.7 * g
+    return v, v
+
+
+def debiased_ema(v, g, t):
+    v = 0.8 * v + 0.2 * g
+    return v, v / (1 - 0.8 ** (t + 1))
+
+
+OPTIMIZERS = {
+    "sgd": (lambda: mo.sgd(0.1, 0.9, nesterov=True), lambda v, g, t: torch_nesterov(v, g)),
+    "damped": (lambda: mo.sgd(0.1, 0.9, dampening=0.3), lambda v, g, t: damped_heavy_ball(v, g, t == 0)),
+    "debiased": (
+        lambda: optax.chain(mo.scale_by_momentum(mo.ema(0.8), debias=True), optax.scale_by_learning_rate(0.1)),
+        debiased_ema,
+    ),
+}
+every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+
+
+@functools.cache
+def numpy_training(name):
+    """Losses before each step of softmax regression from zero, and the last parameters, in float64."""
+    x, y = map(np.float64, digits())
+    x = np.hstack([x, np.ones((len(x), 1))])
+    w = v = np.zeros((65, 10))
+    losses = []
+    for t in range(STEPS):
+        logits = x @ w
+        log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+        losses.append(-(y * log_p).sum(1).mean())
+        v, u = OPTIMIZERS[name][1](v, x.T @ (np.exp(log_p) - y) / len(x), t)
+        w = w - 0.1 * u
+    return np.array(losses), w
+
+
+def loss(logits, y):
+    return optax.softmax_cross_entropy(logits, y).mean()
+
+
+def check_training(name, losses, kernel, bias):
+    expected, w = numpy_training(name)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    # A sum of 40 float32 steps of at most 1 in size.
+    np.testing.assert_allclose(np.vstack([kernel, bias]), w, rtol=0, atol=STEPS * 2.0**-24)
+    assert losses[-1] < 0.75 * losses[0]
+
+
+@every_optimizer
+def test_an_nnx_optimizer_trains_as_numpy_does(name):
+    x, y = map(jnp.asarray, digits())
+    model = nnx.Linear(64, 10, kernel_init=nnx.initializers.zeros_init(), rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, OPTIMIZERS[name][0](), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model, optimizer):
+        value, grads = nnx.value_and_grad(lambda m: loss(m(x), y))(model)
+        optimizer.update(model, grads)
+        return value
+
+    losses = [float(step(model, optimizer)) for _ in range(STEPS)]
+    check_training(name, losses, model.kernel[...], model.bias[...])
+    (velocity,) = mo.velocity(as_pure(optimizer.opt_state))
+    assert velocity["kernel"].shape == (64, 10)
+
+
+@every_optimizer
+def test_a_linen_train_state_trains_as_numpy_does(name):
+    x, y = map(jnp.asarray, digits())
+    model = nn.Dense(10, kernel_init=nn.initializers.zeros_init())
+    params = model.init(jax.random.key(0), x)
+    state = TrainState.create(apply_fn=model.apply, params=params, tx=OPTIMIZERS[name][0]())
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state):
+        value, grads = jax.value_and_grad(lambda p: loss(state.apply_fn(p, x), y))(state.params)
+        return state.apply_gradients(grads=grads), value
+
+    losses = []
+    for _ in range(STEPS):
+        state, value = step(state)
+        losses.append(float(value))
+    check_training(name, losses, state.params["params"]["kernel"], state.params["params"]["bias"])
+
+
+def test_an_nnx_model_can_freeze_a_part_and_keep_bf16_parameters():
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.frozen = nnx.Linear(4, 4, rngs=rngs)
+            self.trained = nnx.Linear(4, 1, param_dtype=jnp.bfloat16, rngs=rngs)
+
+        def __call__(self, x):
+            return self.trained(self.frozen(x))
+
+    model = Model(nnx.Rngs(0))
+    only = nnx.All(nnx.Param, nnx.PathContains("trained"))
+    optimizer = nnx.Optimizer(model, mo.sgd(0.1, 0.9), wrt=only)
+    before = as_pure(nnx.state(model, nnx.Param))
+    grads = nnx.grad(lambda m: (m(jnp.ones((2, 4))) ** 2).mean(), argnums=nnx.DiffState(0, only))(model)
+    optimizer.update(model, grads)
+    after = as_pure(nnx.state(model, nnx.Param))
+    jax.tree.map(np.testing.assert_array_equal, before["frozen"], after["frozen"])
+    assert (np.float32(before["trained"]["kernel"]) != np.float32(after["trained"]["kernel"])).all()
+    assert after["trained"]["kernel"].dtype == jnp.bfloat16
+    (velocity,) = mo.velocity(as_pure(optimizer.opt_state))
+    assert set(velocity) == {"trained"}
+    assert velocity["trained"]["kernel"].dtype == jnp.float32
+
+
+# Shardings.
+
+
+def mesh_of(devices, kind=jax.sharding.AxisType.Auto):
+    assert jax.device_count() >= devices, "the tests need two devices, see conftest.py"
+    return jax.make_mesh((devices,), ("x",), axis_types=(kind,), devices=jax.devices()[:devices])
+
+
+class Sharded(nnx.Module):
+    """Two layers, split by columns and by rows over the axis x."""
+
+    def __init__(self, rngs):
+        def split(init, *axes):
+            return nnx.with_partitioning(init, axes)
+
+        kernel, zeros = nnx.initializers.lecun_normal(), nnx.initializers.zeros_init()
+        self.up = nnx.Linear(4, 6, kernel_init=split(kernel, None, "x"), bias_init=split(zeros, "x"), rngs=rngs)
+        self.down = nnx.Linear(6, 1, kernel_init=split(kernel, "x", None), rngs=rngs)
+
+    def __call__(self, x):
+        return self.down(jnp.tanh(self.up(x)))
+
+
+def train_sharded(tx, steps=3):
+    """The model and its optimizer, built inside jit; a few steps on constant data."""
+
+    @nnx.jit
+    def make():
+        model = Sharded(nnx.Rngs(0))
+        return model, nnx.Optimizer(model, tx, wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model, optimizer):
+        optimizer.update(model, nnx.grad(lambda m: ((m(jnp.ones((8, 4))) - 1) ** 2).mean())(model))
+
+    model, optimizer = make()
+    created = as_pure(optimizer.opt_state)
+    for _ in range(steps):
+        step(model, optimizer)
+    return as_pure(nnx.state(model, nnx.Param)), created, as_pure(optimizer.opt_state)
+
+
+def same_split(a, b):
+    """Whether two arrays of one shape lie on the devices in the same way."""
+    return a.sharding.is_equivalent_to(b.sharding, a.ndim)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        *(mo.sgd(0.1, 0.9, storage=storage) for storage in STORAGES),
+        mo.sgd(0.1, 0.9, dampening=0.5),
+        optax.chain(runner("ema", debias=True), optax.scale_by_learning_rate(0.1)),
+        optax.chain(runner("grokfast_average", debias=True), optax.scale_by_learning_rate(0.1)),
+    ],
+    ids=[*STORAGES, "dampened with an age", "debiased with a gain", "many velocities, age and gain"],
+)
+def test_velocities_of_an_nnx_model_are_split_as_its_parameters_are(tx):
+    with jax.set_mesh(mesh_of(1)):
+        single, _, _ = train_sharded(tx)
+    with jax.set_mesh(mesh_of(2)):
+        params, created, trained = train_sharded(tx)
+    assert params["up"]["kernel"].sharding.spec == PartitionSpec(None, "x")
+    for state in (created, trained):
+        assert mo.velocity(state)
+        for velocity in mo.velocity(state):
+            assert jax.tree.all(jax.tree.map(same_split, velocity, params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), params, single)
+
+
+def split_evenly(leaf, spec):
+    """The specification of a parameter for a part of the state, of the same rank but perhaps with axes of size 1."""
+    axes = [*spec, *[None] * (len(leaf.shape) - len(spec))]
+    return PartitionSpec(*(a if n % 2 == 0 else None for n, a in zip(leaf.shape, axes, strict=True)))
+
+
+@every_rule
+@every_storage
+def test_map_params_gives_every_part_of_the_state_the_specification_of_its_parameter(rule, storage):
+    tx = optax.chain(runner(rule, storage, debias=rule not in NOT_DEBIASABLE), optax.scale_by_learning_rate(0.1))
+    params = {"w": jax.ShapeDtypeStruct((4, 6), jnp.float32), "b": jax.ShapeDtypeStruct((6,), jnp.bfloat16)}
+    specs = {"w": PartitionSpec(None, "x"), "b": PartitionSpec("x")}
+    state = jax.eval_shape(tx.init, params)
+    got = optax.tree.map_params(tx, lambda _, spec: spec, state, specs, transform_non_params=lambda _: PartitionSpec())
+    assert jax.tree.structure(got) == jax.tree.structure(state)
+    for (path, leaf), spec in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(got), strict=True):
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        assert spec == (specs[names[0]] if names else PartitionSpec())
+        assert len(spec) <= len(leaf.shape)
+
+
+def test_out_shardings_from_map_params_place_the_state():
+    mesh = mesh_of(2)
+    tx = optax.chain(runner("ema", debias=True), optax.scale_by_learning_rate(0.1))
+    params = {"w": jnp.ones((4, 6)), "b": jnp.ones((6,))}
+    specs = {"w": PartitionSpec(None, "x"), "b": PartitionSpec("x")}
+    shardings = optax.tree.map_params(
+        tx,
+        lambda leaf, spec: NamedSharding(mesh, split_evenly(leaf, spec)),
+        jax.eval_shape(tx.init, params),
+        specs,
+        transform_non_params=lambda _: NamedSharding(mesh, PartitionSpec()),
+    )
+    params = jax.tree.map(lambda p, s: jax.device_put(p, NamedSharding(mesh, s)), params, specs)
+    state = jax.jit(tx.init, out_shardings=shardings)(params)
+    _, state = jax.jit(tx.update, out_shardings=(None, shardings))(params, state)
+    (velocity,) = mo.velocity(state)
+    for name, p in params.items():
+        assert same_split(velocity[name], p)
+        np.testing.assert_allclose(velocity[name], 0.1, rtol=1e-6)
+
+
+@every_storage
+def test_types_with_explicit_shardings_do_not_drift(storage):
+    mesh = mesh_of(2, jax.sharding.AxisType.Explicit)
+    tx = runner("grokfast_average", storage, debias=True)
+    with jax.set_mesh(mesh):
+        w = jax.device_put(jnp.ones((4, 6), jnp.bfloat16), NamedSharding(mesh, PartitionSpec(None, "x")))
+        state = tx.init(w)
+        updates, after = jax.jit(tx.update)(w, state)
+        assert jax.tree.map(jax.typeof, after) == jax.tree.map(jax.typeof, state)
+        assert jax.typeof(updates) == jax.typeof(w)
+        assert {jax.typeof(v).sharding.spec for v in mo.velocity(after)} == {jax.typeof(w).sharding.spec}
