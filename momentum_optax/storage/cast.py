@@ -64,7 +64,7 @@ def float32() -> Cast:
 def bfloat16() -> Cast:
     r"""Velocities in bfloat16, 2 bytes per parameter and velocity, rounded to nearest.
 
-    The relative error of one rounding is at most 2^-9. Slow averages stall: once a step changes a velocity by less than
+    The relative error of one rounding is at most 2^-8. Slow averages stall: once a step changes a velocity by less than
     half a unit in its last place nothing changes at all. An `ema` of a constant 1 stops at 0.984, 0.805, 0.25 and 0.031
     for decay 0.9, 0.99, 0.999 and 0.9999; take `float32` for decays above 0.9.
     """

@@ -1,0 +1,43 @@
+"""The README's code runs, and its numbers are those of the code."""
+
+import pathlib
+import re
+
+import jax.numpy as jnp
+import pytest
+
+import momentum_optax as mo
+
+TEXT = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+
+
+def test_the_code_blocks_run_and_show_what_their_comments_say():
+    (block,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+    names = {}
+    exec(compile(block, "README.md", "exec"), names)
+    assert names["rule"].dc_gain() == pytest.approx(1.0, rel=1e-12)
+    assert mo.nesterov(0.9).normal_form() == pytest.approx((10, 0.9, 0.9))
+    assert mo.equivalent(mo.heavy_ball(0.9), mo.ema(0.9), learning_rates=(0.01, 0.1))
+    (velocity,) = mo.velocity(names["state"])
+    assert velocity["w"].dtype == jnp.float32
+
+
+def test_the_diff_at_the_top_is_code():
+    for line in re.findall(r"^\+ tx = (.*?)(?:  +#.*)?$", TEXT, re.M):
+        assert callable(eval(line, {"mo": mo}).update)
+
+
+def test_every_public_rule_and_schedule_is_listed():
+    table = TEXT[TEXT.index("| group | rules |") : TEXT.index("## What is different")]
+    listed = set(re.findall(r"`(?:schedules\.)?(\w+)`", table))
+    public = {n for m in (mo.schedules,) for n, f in vars(m).items() if getattr(f, "__module__", "") == m.__name__}
+    rules = {n for n, f in vars(mo).items() if getattr(f, "__module__", "") == "momentum_optax.rules"}
+    assert listed == {n for n in public if n[0] != "_"} | rules
+
+
+def test_the_oldest_versions_are_those_of_the_package():
+    root = pathlib.Path(__file__).parents[1]
+    pins = dict(re.findall(r"^(\w+)==([\d.]+)$", (root / "tests" / "oldest.txt").read_text(), re.M))
+    for name in ("jax", "optax"):
+        assert f"{name} {pins[name]}" in TEXT
+        assert f'"{name}>={pins[name]}"' in (root / "pyproject.toml").read_text()
