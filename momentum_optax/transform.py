@@ -11,6 +11,7 @@ from . import checks
 from .coefficients import value_at
 from .filters import Filter
 from .storage import Storage, resolve
+from .storage.noise import stamp_of
 from .storage.protocol import SUPPORTED, arithmetic_dtype
 
 
@@ -19,7 +20,7 @@ class MomentumState(NamedTuple):
 
     Attributes:
       velocity: The stored velocities, a NamedTuple of the storage's parts, each a tuple with one tree per velocity.
-      step: int32 scalar, the number of updates made; only if a coefficient is scheduled.
+      step: int32 scalar, the number of updates made; only if a coefficient is scheduled or the storage is stochastic.
       age: A tree of int32: the number of gradients that each leaf received; only if a coefficient depends on it.
       gain: A tuple with one tree per velocity: the velocities of a gradient that is always 1; only with `debias=True`.
 
@@ -97,10 +98,10 @@ def scale_by_momentum(
     def init(params: optax.Params) -> MomentumState:
         paths, leaves, treedef = _flatten(params)
         slots = [None if x is None else fresh(_checked_leaf(path, x)) for path, x in zip(paths, leaves, strict=True)]
-        step = jnp.zeros([], jnp.int32) if rule.reads_step else None
+        step = jnp.zeros([], jnp.int32) if rule.reads_step or keep.reads_step else None
         return _to_trees(slots, layout, treedef)._replace(step=step)
 
-    def update_leaf(path: Any, g: Any, slot: MomentumState, step: Any) -> tuple[jax.Array, MomentumState]:
+    def update_leaf(i: int, path: Any, g: Any, slot: MomentumState, step: Any) -> tuple[jax.Array, MomentumState]:
         v = keep.parts.decode(slot.velocity)
         g = _checked_gradient(path, g, v)
         dtype = arithmetic_dtype(g.dtype, *(x.dtype for x in v))
@@ -113,7 +114,8 @@ def scale_by_momentum(
             u = u / jnp.where(unit == 0, 1, unit)
             gain = tuple(new.astype(old.dtype) for new, old in zip(gain, slot.gain, strict=True))
         age = None if slot.age is None else optax.safe_increment(slot.age)
-        return u.astype(g.dtype), MomentumState(keep.encode(v, slot.velocity), None, age, gain)
+        stamp = stamp_of(step, i) if keep.reads_step else None
+        return u.astype(g.dtype), MomentumState(keep.encode(v, slot.velocity, stamp), None, age, gain)
 
     def update(
         updates: optax.Updates, state: MomentumState, params: Any = None, **extra: Any
@@ -126,7 +128,7 @@ def scale_by_momentum(
             if g is not None:
                 if slot is None:
                     raise ValueError(f"a gradient for {_name(path)}, which was None at init")
-                out[i], slots[i] = update_leaf(path, g, slot, state.step)
+                out[i], slots[i] = update_leaf(i, path, g, slot, state.step)
         step = None if state.step is None else optax.safe_increment(state.step)
         return treedef.unflatten(out), _to_trees(slots, layout, treedef)._replace(step=step)
 

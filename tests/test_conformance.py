@@ -31,6 +31,7 @@ from conformance import (
 )
 
 import momentum_optax as mo
+from momentum_optax.storage import resolve
 
 EPS = 2.0**-24  # the largest relative error of one float32 rounding
 
@@ -384,7 +385,7 @@ def test_a_missing_gradient_keeps_its_leaf_to_the_bit_and_moves_the_others(rule,
             assert mo.apply_updates(params, updates)["a"] is params["a"]
         else:
             _, only = tx.update(h, only, params)
-    if not RULES[rule]().reads_step:
+    if not (RULES[rule]().reads_step or resolve(storage).reads_step):
         # The missing steps might as well not have happened.
         assert_bit_equal(slot(state, "a"), slot(only, "a"))
 

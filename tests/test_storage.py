@@ -9,7 +9,7 @@ from conformance import STORAGES
 import momentum_optax as mo
 
 SHAPES = [(), (0,), (7,), (3, 5), (2, 1, 4)]
-RELATIVE_ERROR = {"float32": 0.0, "bfloat16": 2.0**-8}
+RELATIVE_ERROR = {"float32": 0.0, "bfloat16": 2.0**-7}
 every_storage = pytest.mark.parametrize("name", STORAGES)
 
 
@@ -22,9 +22,12 @@ def samples(shape, seed=0):
     return jnp.asarray(rng.normal(size=shape) * 10.0 ** rng.integers(-30, 30, size=shape), jnp.float32)
 
 
-def stored(storage, *velocities):
+STAMP = jnp.uint32(12345)
+
+
+def stored(storage, *velocities, stamp=STAMP):
     fresh = storage.init(jax.ShapeDtypeStruct(velocities[0].shape, velocities[0].dtype), len(velocities))
-    return storage.encode(velocities, fresh)
+    return storage.encode(velocities, fresh, stamp)
 
 
 def test_every_storage_has_a_stated_error():
@@ -49,7 +52,7 @@ def test_encoding_keeps_the_types_of_init(name, shape):
         given = tuple(
             samples(shape, k).astype(jnp.complex64 if dtype == jnp.complex64 else jnp.float32) for k in (1, 2)
         )
-        again = storage.encode(given, fresh)
+        again = storage.encode(given, fresh, STAMP)
         assert jax.tree.structure(again) == jax.tree.structure(fresh)
         assert [(x.shape, x.dtype) for x in jax.tree.leaves(again)] == [
             (x.shape, x.dtype) for x in jax.tree.leaves(fresh)
@@ -67,11 +70,10 @@ def test_the_error_is_within_the_stated_one_and_zeros_and_signs_are_kept(name):
         assert abs(decoded - values).max() > 0, "a storage that loses nothing should say so"
 
 
-@every_storage
-def test_what_is_decoded_is_encoded_again_without_change(name):
-    storage = make(name)
+@pytest.mark.parametrize("storage", [mo.storage.float32(), mo.storage.bfloat16("nearest"), mo.storage.bfloat16()])
+def test_what_is_decoded_is_encoded_again_without_change(storage):
     first = stored(storage, samples((1000,)))
-    again = storage.encode(storage.parts.decode(first), first)
+    again = storage.encode(storage.parts.decode(first), first, jnp.uint32(7))
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -94,13 +96,13 @@ def test_bfloat16_takes_two_bytes_per_parameter_and_velocity():
     params = {"w": jnp.zeros((64, 32)), "b": jnp.zeros(32, jnp.bfloat16)}
     for storage, width in (("float32", 4), ("bfloat16", 2)):
         state = mo.scale_by_momentum(mo.aggregated(), storage=storage).init(params)
-        assert sum(x.nbytes for x in jax.tree.leaves(state)) == 2 * width * (64 * 32 + 32)
+        assert sum(x.nbytes for x in jax.tree.leaves(state.velocity)) == 2 * width * (64 * 32 + 32)
 
 
 @pytest.mark.parametrize(("decay", "limit"), [(0.9, 0.984), (0.99, 0.805), (0.999, 0.25), (0.9999, 0.031)])
 def test_a_slow_average_stalls_in_nearest_bfloat16_as_its_text_says(decay, limit):
     assert f"{limit:g}" in mo.storage.bfloat16.__doc__
-    tx = mo.scale_by_momentum(mo.ema(decay), storage="bfloat16")
+    tx = mo.scale_by_momentum(mo.ema(decay), storage=mo.storage.bfloat16("nearest"))
     state = jax.lax.fori_loop(0, int(20 / (1 - decay)), lambda _, s: tx.update(jnp.ones(3), s)[1], tx.init(jnp.ones(3)))
     assert float(mo.velocity(state)[0][0]) == pytest.approx(limit, abs=6e-4)
 
@@ -110,11 +112,13 @@ def test_an_own_storage_works_through_the_protocol():
         """Float32 by another name: nothing but the protocol is there to be used."""
 
         parts = mo.storage.float32().parts
+        reads_step = False
 
         def init(self, leaf, order):
             return mo.storage.float32().init(leaf, order)
 
-        def encode(self, velocities, previous):
+        def encode(self, velocities, previous, stamp):
+            assert stamp is None
             return mo.storage.float32().encode(velocities, previous)
 
     g = samples((5, 3))
@@ -123,3 +127,61 @@ def test_an_own_storage_works_through_the_protocol():
     for _ in range(3):
         (u, a), (w, b) = ours.update(g, a), theirs.update(g, b)
         np.testing.assert_array_equal(u, w)
+
+
+def test_stochastic_rounding_has_no_bias():
+    # Values over 24 decades, each rounded under 10,000 stamps; the two neighbours in bfloat16 give the standard error.
+    values = jnp.asarray([s * m * 10.0**e for e in (-12, -3, 0, 12) for m in (1.0, 1.2345, 1.999) for s in (1, -1)])
+    storage = mo.storage.bfloat16()
+    decode = jax.vmap(lambda stamp: storage.parts.decode(stored(storage, values, stamp=stamp))[0])
+    rounded = np.asarray(decode(jnp.arange(10_000, dtype=jnp.uint32)), np.float64)
+    exact = np.asarray(values, np.float64)
+    low, high = rounded.min(0), rounded.max(0)
+    deviation = np.sqrt(np.maximum((high - exact) * (exact - low), 0))
+    assert np.all(abs(rounded.mean(0) - exact) <= 4 * deviation / 100)
+    assert np.sum(low < high) >= 16, "most values lie between two of bfloat16"
+
+
+def test_stochastic_rounding_never_turns_a_finite_value_into_infinity():
+    largest = jnp.full((1000,), jnp.finfo(jnp.float32).max)
+    (decoded,) = mo.storage.bfloat16().parts.decode(stored(mo.storage.bfloat16(), largest))
+    assert np.all(np.asarray(decoded) == np.float32(jnp.finfo(jnp.bfloat16).max))
+
+
+def test_noise_differs_by_seed_step_leaf_velocity_and_element_and_by_nothing_else():
+    from momentum_optax.storage.noise import random_bits, stamp_of
+
+    base = np.asarray(random_bits((64, 32), stamp_of(0, stamp_of(3, 1), 0)))
+    assert np.array_equal(base, jax.jit(lambda s: random_bits((64, 32), stamp_of(0, stamp_of(s, 1), 0)))(3))
+    for numbers in ((1, 3, 1, 0), (0, 4, 1, 0), (0, 3, 2, 0), (0, 3, 1, 1), (0, 1, 3, 0)):
+        seed, step, leaf, k = numbers
+        other = np.asarray(random_bits((64, 32), stamp_of(seed, stamp_of(step, leaf), k)))
+        assert abs(np.corrcoef(base.ravel(), other.ravel())[0, 1]) < 0.09  # 4 standard errors
+    assert len(np.unique(base)) == base.size
+    uniform = base.ravel() / 2.0**32
+    assert abs(uniform.mean() - 0.5) < 4 / np.sqrt(12 * base.size)
+    for lag in (1, 2, 31, 32, 33):
+        assert abs(np.corrcoef(uniform[lag:], uniform[:-lag])[0, 1]) < 4 / np.sqrt(base.size)
+
+
+def test_a_slow_average_reaches_its_limit_in_stochastic_bfloat16():
+    for decay in (0.99, 0.9999):
+        tx = mo.scale_by_momentum(mo.ema(decay), storage="bfloat16")
+        ones, steps = jnp.ones(4096), int(20 / (1 - decay))
+        state = jax.lax.fori_loop(0, steps, lambda _, s, tx=tx, ones=ones: tx.update(ones, s)[1], tx.init(ones))
+        assert float(mo.velocity(state)[0].mean()) == pytest.approx(1, abs=0.01)
+
+
+def test_a_resumed_run_is_bit_equal_to_one_that_never_stopped():
+    tx = mo.scale_by_momentum(mo.nesterov(0.99), storage=mo.storage.bfloat16(seed=5))
+    gradients = samples((6, 50), 3)
+    update = jax.jit(lambda s, g: tx.update(g, s)[::-1])
+    straight, _ = jax.lax.scan(update, tx.init(gradients[0]), gradients)
+    state = tx.init(gradients[0])
+    for g in gradients[:3]:
+        state, _ = update(state, g)
+    state = jax.tree.map(jnp.asarray, jax.device_get(state))  # as a checkpoint would
+    for g in gradients[3:]:
+        state, _ = update(state, g)
+    for a, b in zip(jax.tree.leaves(straight), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(a, b)

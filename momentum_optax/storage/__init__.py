@@ -1,13 +1,14 @@
 """Ways to keep a velocity. Give one to `scale_by_momentum(storage=...)`, by name or as an object."""
 
+from collections.abc import Callable
 from typing import Any
 
-from .cast import bfloat16 as bfloat16
-from .cast import float32 as float32
+from .full import float32 as float32
+from .half import bfloat16 as bfloat16
 from .protocol import Parts as Parts
 from .protocol import Storage as Storage
 
-_BY_NAME = {"float32": float32, "bfloat16": bfloat16}
+_BY_NAME: dict[str, Callable[[], Storage]] = {"float32": float32, "bfloat16": bfloat16}
 
 
 def resolve(storage: Any) -> Storage:
@@ -21,7 +22,9 @@ def resolve(storage: Any) -> Storage:
         if storage not in _BY_NAME:
             raise ValueError(f"storage must be one of {', '.join(map(repr, _BY_NAME))} or an object, got {storage!r}")
         return _BY_NAME[storage]()
-    if isinstance(storage, type) or not all(hasattr(storage, name) for name in ("parts", "init", "encode")):
-        raise TypeError(f"storage must be a name or an object with parts, init and encode, got {storage!r}")
+    if isinstance(storage, type) or not all(
+        hasattr(storage, name) for name in ("parts", "reads_step", "init", "encode")
+    ):
+        raise TypeError(f"storage must be a name or an object with parts, reads_step, init and encode, got {storage!r}")
     result: Storage = storage
     return result

@@ -9,7 +9,7 @@ Laws, each of them a test over every storage:
 1. `decode(init(leaf, K))` is K arrays of zeros of the leaf's shape.
 2. `encode` returns the dtypes and shapes of `init`, whatever it is given.
 3. `decode(encode(v))` is finite where v is, keeps zeros and signs, and is within the storage's stated error of v.
-4. What is decoded is encoded again without change.
+4. What is decoded is encoded again without change, by a storage that reads no step.
 5. NaN and infinity in a velocity stay visible after decoding.
 """
 
@@ -41,12 +41,20 @@ class Storage(Protocol):
         """The `Parts` class."""
         ...
 
+    @property
+    def reads_step(self) -> bool:
+        """Whether `encode` needs a stamp, so that the state must count steps."""
+        ...
+
     def init(self, leaf: Any, order: int) -> Any:
         """The stored form of `order` velocities of zero for `leaf`, an array or `ShapeDtypeStruct`."""
         ...
 
-    def encode(self, velocities: tuple[jax.Array, ...], previous: Any) -> Any:
-        """The stored form of `velocities`, with the dtypes of `previous`, the parts that they replace."""
+    def encode(self, velocities: tuple[jax.Array, ...], previous: Any, stamp: Any) -> Any:
+        """The stored form of `velocities`, with the dtypes of `previous`, the parts that they replace.
+
+        `stamp` is a uint32 that stands for the step and the leaf, or None unless `reads_step`.
+        """
         ...
 
 

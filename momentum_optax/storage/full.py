@@ -1,0 +1,43 @@
+"""Velocities in full precision."""
+
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .protocol import arithmetic_dtype
+
+
+class Float32Velocity(NamedTuple):
+    """Velocities in full precision. `values`: one array per velocity."""
+
+    values: tuple[Any, ...]
+
+    @staticmethod
+    def decode(parts: "Float32Velocity") -> tuple[jax.Array, ...]:
+        """The values."""
+        return parts.values
+
+
+@dataclasses.dataclass(frozen=True)
+class Float32:
+    """See `float32`."""
+
+    parts: ClassVar[Any] = Float32Velocity
+    reads_step: ClassVar[bool] = False
+
+    def init(self, leaf: Any, order: int) -> Float32Velocity:
+        """Zeros; each velocity made on its own, since two that shared a buffer could not be donated."""
+        dtype = arithmetic_dtype(leaf.dtype)
+        return Float32Velocity(tuple(jnp.zeros_like(leaf, dtype=dtype) for _ in range(order)))
+
+    def encode(self, velocities: tuple[jax.Array, ...], previous: Any, stamp: Any = None) -> Float32Velocity:
+        """The velocities in the dtypes of `previous`."""
+        pairs = zip(velocities, previous.values, strict=True)
+        return Float32Velocity(tuple(new.astype(old.dtype) for new, old in pairs))
+
+
+def float32() -> Float32:
+    """Velocities in float32, 4 bytes per parameter and velocity; in float64 or complex where the leaf is."""
+    return Float32()

@@ -1,0 +1,100 @@
+"""Velocities in bfloat16, rounded at random or to nearest."""
+
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import checks
+from .noise import random_bits, stamp_of
+from .protocol import arithmetic_dtype
+
+
+class Bfloat16Velocity(NamedTuple):
+    """Velocities in bfloat16. `values`: one array per velocity."""
+
+    values: tuple[Any, ...]
+
+    @staticmethod
+    def decode(parts: "Bfloat16Velocity") -> tuple[jax.Array, ...]:
+        """The values, widened to float32; complex ones as they are."""
+        return tuple(value.astype(arithmetic_dtype(value.dtype)) for value in parts.values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bfloat16:
+    """See `bfloat16`."""
+
+    rounding: str = "stochastic"
+    seed: int = 0
+    parts: ClassVar[Any] = Bfloat16Velocity
+
+    @property
+    def reads_step(self) -> bool:
+        """Whether the rounding changes from step to step."""
+        return self.rounding == "stochastic"
+
+    def init(self, leaf: Any, order: int) -> Bfloat16Velocity:
+        """Zeros; each velocity made on its own, since two that shared a buffer could not be donated."""
+        full = arithmetic_dtype(leaf.dtype)
+        dtype = full if jnp.issubdtype(full, jnp.complexfloating) else jnp.bfloat16
+        return Bfloat16Velocity(tuple(jnp.zeros_like(leaf, dtype=dtype) for _ in range(order)))
+
+    def encode(self, velocities: tuple[jax.Array, ...], previous: Any, stamp: Any = None) -> Bfloat16Velocity:
+        """The velocities in the dtypes of `previous`."""
+        return Bfloat16Velocity(
+            tuple(
+                _round_at_random(new, stamp_of(self.seed, stamp, k))
+                if self.reads_step and old.dtype == jnp.bfloat16
+                else new.astype(old.dtype)
+                for k, (new, old) in enumerate(zip(velocities, previous.values, strict=True))
+            )
+        )
+
+
+def bfloat16(rounding: str = "stochastic", seed: int = 0) -> Bfloat16:
+    r"""Velocities in bfloat16, 2 bytes per parameter and velocity.
+
+    Complex leaves keep their own dtype: there is no narrower complex one. The relative error of one rounding is below
+    2^-7 (stochastic, without bias: the mean over the noise is the value) or at most 2^-8 (nearest).
+
+    Rounded to nearest, slow averages stall: once a step changes a velocity by less than half a unit in its last place
+    nothing changes at all. An `ema` of a constant 1 stops at 0.984, 0.805, 0.25 and 0.031 for decay 0.9, 0.99, 0.999
+    and 0.9999. Rounded at random it reaches 1.
+
+    Args:
+      rounding: "stochastic" or "nearest".
+      seed: Of the noise, a whole number from 0. The noise is a function of (seed, step, leaf, velocity, element): a
+        replay of a run is the run, bit for bit. Models under `vmap` share it.
+
+    Raises:
+      ValueError: If `rounding` is another word, or `seed` is negative.
+      TypeError: If `seed` is no whole number.
+
+    Reference:
+      Gupta et al., "Deep learning with limited numerical precision", ICML 2015, arXiv:1502.02551.
+    """
+    checks.choice("rounding", rounding, ("stochastic", "nearest"))
+    checks.integer("seed", seed, 0)
+    return Bfloat16(rounding, int(seed))
+
+
+def _round_at_random(x: jax.Array, stamp: jax.Array) -> jax.Array:
+    """Round up with the probability that makes the mean exact: noise below the last kept bit, then cut.
+
+    Cutting in the bits of a float32, before the cast, keeps XLA's TPU backend at one fusion.
+    """
+    x = x.astype(jnp.float32)
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    noisy = (bits + (random_bits(x.shape, stamp) >> 16)) & np.uint32(0xFFFF0000)
+    rounded = jax.lax.bitcast_convert_type(noisy, jnp.float32)
+    # NaN has bits that noise could turn into anything; a finite value must not round to infinity.
+    return jnp.where(jnp.isfinite(rounded) & jnp.isfinite(x), rounded, _cut(x, bits)).astype(jnp.bfloat16)
+
+
+def _cut(x: jax.Array, bits: jax.Array) -> jax.Array:
+    """`x` rounded towards zero if finite, else as it is."""
+    cut = jax.lax.bitcast_convert_type(bits & np.uint32(0xFFFF0000), jnp.float32)
+    return jnp.where(jnp.isfinite(x), cut, x)

@@ -1,0 +1,39 @@
+"""Noise for stochastic rounding: a hash of (stamp, element), so that a replay rounds alike and no key is kept.
+
+A stamp stands for the seed, the step, the leaf and the velocity. The element is its position in the whole array, which
+XLA counts globally however the array is sharded.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Odd constants of the MurmurHash3 finalizer and of the golden ratio; products wrap around in 32 bits.
+_GOLDEN, _FIRST, _SECOND = (np.uint32(c) for c in (0x9E3779B9, 0x85EBCA6B, 0xC2B2AE35))
+
+
+def mix(x: jax.Array) -> jax.Array:
+    """A permutation of uint32 in which every input bit reaches every output bit."""
+    x = (x ^ (x >> 16)) * _FIRST
+    x = (x ^ (x >> 13)) * _SECOND
+    return x ^ (x >> 16)
+
+
+def stamp_of(*numbers: jax.Array | int) -> jax.Array:
+    """One uint32 from several integers, in their order; scalars or arrays that broadcast."""
+    x = jnp.zeros((), jnp.uint32)
+    for number in numbers:
+        x = mix((x ^ jnp.asarray(number).astype(jnp.uint32)) + _GOLDEN)
+    return x
+
+
+def random_bits(shape: tuple[int, ...], stamp: jax.Array) -> jax.Array:
+    """Independent uint32, one per element: the hash of `stamp` and the element's position."""
+    position = jnp.zeros(shape, jnp.uint32)
+    for axis, size in enumerate(shape):
+        stride = np.uint32(math.prod(shape[axis + 1 :]) % 2**32)
+        if size > 1:
+            position = position + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * stride
+    return mix(position * _GOLDEN + stamp)
