@@ -1,6 +1,7 @@
 """The demo with tiny settings: it learns, it chooses what it says, it writes a picture and it refuses nonsense."""
 
 import importlib.util
+import re
 import sys
 
 import numpy as np
@@ -178,3 +179,19 @@ def test_a_missing_package_is_one_line_that_says_what_to_install(package, capsys
     assert err.count("\n") == 1
     assert package in err
     assert "pip install 'momentum-optax[demo]'" in err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("mlxtend") is None, reason="mlxtend is not installed")
+def test_the_default_run_shows_what_the_readme_says(tmp_path, capsys):
+    output = tmp_path / "demo.png"
+    assert demo.main(["--output", str(output)]) == 0
+    printed = capsys.readouterr().out
+    accuracy = [float(x) for x in re.findall(r"accuracy ([\d.]+)%", printed)]
+    assert len(accuracy) == 8
+    assert accuracy[-1] > 96
+    rows = re.findall(r"^  (\w+) +[\d.]+ +[\d.]+ +([\d.]+) \(([\d.]+) to ([\d.]+)\)", printed, re.M)
+    errors = {rule: [float(x) for x in numbers] for rule, *numbers in rows}
+    assert set(errors) == set(demo.RULES)
+    assert errors["nesterov"][2] < errors["sgd"][1], "every seed of Nesterov ends below every seed of SGD"
+    assert output.read_bytes()[:4] == b"\x89PNG"
