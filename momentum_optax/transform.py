@@ -12,7 +12,7 @@ from .coefficients import value_at
 from .filters import Filter
 from .storage import Storage, resolve
 from .storage.noise import stamp_of
-from .storage.protocol import SUPPORTED, arithmetic_dtype
+from .storage.protocol import SUPPORTED, Write, arithmetic_dtype
 
 
 class MomentumState(NamedTuple):
@@ -106,7 +106,8 @@ def scale_by_momentum(
         g = _checked_gradient(path, g, v)
         dtype = arithmetic_dtype(g.dtype, *(x.dtype for x in v))
         now = rule.at(step, slot.age)
-        u, v = _advance(now, g.astype(dtype), tuple(x.astype(dtype) for x in v))
+        wide = g.astype(dtype)
+        u, v = _advance(now, wide, tuple(x.astype(dtype) for x in v))
         gain = slot.gain
         if gain is not None:
             unit, gain = _advance(now, jnp.ones((1,) * g.ndim, jnp.finfo(dtype).dtype), gain)
@@ -115,7 +116,8 @@ def scale_by_momentum(
             gain = tuple(new.astype(old.dtype) for new, old in zip(gain, slot.gain, strict=True))
         age = None if slot.age is None else optax.safe_increment(slot.age)
         stamp = stamp_of(step, i) if keep.reads_step else None
-        return u.astype(g.dtype), MomentumState(keep.encode(v, slot.velocity, stamp), None, age, gain)
+        kept = keep.encode(v, slot.velocity, Write(stamp, wide, now.A, now.B))
+        return u.astype(g.dtype), MomentumState(kept, None, age, gain)
 
     def update(
         updates: optax.Updates, state: MomentumState, params: Any = None, **extra: Any

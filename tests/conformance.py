@@ -49,7 +49,11 @@ RULES = {
     )
 }
 
-STORAGES = {"float32": mo.storage.float32, "bfloat16": mo.storage.bfloat16}
+STORAGES = {
+    "float32": mo.storage.float32,
+    "bfloat16": mo.storage.bfloat16,
+    "int8": partial(mo.storage.int8, min_size=1),  # bytes for the small leaves of the tests too
+}
 
 # Rules whose response to a constant vanishes or changes sign somewhere, at the arguments above.
 NOT_DEBIASABLE = {"complex_heavy_ball"}
@@ -79,7 +83,8 @@ def public_storages():
 
 def runner(rule, storage="float32", debias=False):
     """The transformation for a row of the tables."""
-    return mo.scale_by_momentum(RULES[rule](), storage=storage, debias=debias)
+    keep = STORAGES[storage]() if storage in STORAGES else storage
+    return mo.scale_by_momentum(RULES[rule](), storage=keep, debias=debias)
 
 
 def avals(tree):

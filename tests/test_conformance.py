@@ -523,7 +523,7 @@ def test_arrays_and_tracers_are_not_range_checked():
         {"dampening": 0.5},
         {"weight_decay": 0.1},
         {"maximize": True},
-        *({"storage": name} for name in STORAGES if name != "float32"),
+        *({"storage": STORAGES[name]()} for name in STORAGES if name != "float32"),
     ],
     ids=lambda change: next(iter(change)),
 )

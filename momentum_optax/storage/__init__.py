@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
+from .byte import int8 as int8
 from .full import float32 as float32
 from .half import bfloat16 as bfloat16
 from .protocol import Parts as Parts
 from .protocol import Storage as Storage
+from .protocol import Write as Write
 
-_BY_NAME: dict[str, Callable[[], Storage]] = {"float32": float32, "bfloat16": bfloat16}
+_BY_NAME: dict[str, Callable[[], Storage]] = {"float32": float32, "bfloat16": bfloat16, "int8": int8}
 
 
 def resolve(storage: Any) -> Storage:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .protocol import arithmetic_dtype
+from .protocol import Write, arithmetic_dtype
 
 
 class Float32Velocity(NamedTuple):
@@ -32,7 +32,7 @@ class Float32:
         dtype = arithmetic_dtype(leaf.dtype)
         return Float32Velocity(tuple(jnp.zeros_like(leaf, dtype=dtype) for _ in range(order)))
 
-    def encode(self, velocities: tuple[jax.Array, ...], previous: Any, stamp: Any = None) -> Float32Velocity:
+    def encode(self, velocities: tuple[jax.Array, ...], previous: Any, write: Write) -> Float32Velocity:
         """The velocities in the dtypes of `previous`."""
         pairs = zip(velocities, previous.values, strict=True)
         return Float32Velocity(tuple(new.astype(old.dtype) for new, old in pairs))

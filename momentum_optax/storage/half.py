@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import checks
 from .noise import random_bits, stamp_of
-from .protocol import arithmetic_dtype
+from .protocol import Write, arithmetic_dtype
 
 
 class Bfloat16Velocity(NamedTuple):
@@ -42,11 +42,11 @@ class Bfloat16:
         dtype = full if jnp.issubdtype(full, jnp.complexfloating) else jnp.bfloat16
         return Bfloat16Velocity(tuple(jnp.zeros_like(leaf, dtype=dtype) for _ in range(order)))
 
-    def encode(self, velocities: tuple[jax.Array, ...], previous: Any, stamp: Any = None) -> Bfloat16Velocity:
+    def encode(self, velocities: tuple[jax.Array, ...], previous: Any, write: Write) -> Bfloat16Velocity:
         """The velocities in the dtypes of `previous`."""
         return Bfloat16Velocity(
             tuple(
-                _round_at_random(new, stamp_of(self.seed, stamp, k))
+                _round_at_random(new, stamp_of(self.seed, write.stamp, k))
                 if self.reads_step and old.dtype == jnp.bfloat16
                 else new.astype(old.dtype)
                 for k, (new, old) in enumerate(zip(velocities, previous.values, strict=True))

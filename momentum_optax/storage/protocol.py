@@ -10,10 +10,10 @@ Laws, each of them a test over every storage:
 2. `encode` returns the dtypes and shapes of `init`, whatever it is given.
 3. `decode(encode(v))` is finite where v is, keeps zeros and signs, and is within the storage's stated error of v.
 4. What is decoded is encoded again without change, by a storage that reads no step.
-5. NaN and infinity in a velocity stay visible after decoding.
+5. NaN and infinity in one element of a velocity have a stated outcome and touch no other element.
 """
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,22 @@ class Parts(Protocol):
         ...
 
 
+class Write(NamedTuple):
+    """What `encode` may look at besides the velocities.
+
+    Attributes:
+      stamp: uint32 that stands for the step and the leaf; None unless the storage `reads_step`.
+      gradient: The gradient that the velocities have just taken in, in the arithmetic's dtype.
+      A: The rule's coefficients of this step, K rows of K numbers or arrays, from old to new velocities.
+      B: The rule's coefficients of this step, K numbers or arrays, from the gradient to the velocities.
+    """
+
+    stamp: Any
+    gradient: Any
+    A: Any
+    B: Any
+
+
 class Storage(Protocol):
     """A way to keep velocities; see the module's text for the laws that it obeys."""
 
@@ -50,11 +66,8 @@ class Storage(Protocol):
         """The stored form of `order` velocities of zero for `leaf`, an array or `ShapeDtypeStruct`."""
         ...
 
-    def encode(self, velocities: tuple[jax.Array, ...], previous: Any, stamp: Any) -> Any:
-        """The stored form of `velocities`, with the dtypes of `previous`, the parts that they replace.
-
-        `stamp` is a uint32 that stands for the step and the leaf, or None unless `reads_step`.
-        """
+    def encode(self, velocities: tuple[jax.Array, ...], previous: Any, write: Write) -> Any:
+        """The stored form of `velocities`, with the dtypes of `previous`, the parts that they replace."""
         ...
 
 
