@@ -86,6 +86,16 @@ def test_a_slow_average_reaches_its_limit():
     assert float(mo.velocity(state)[0].mean()) == pytest.approx(1, abs=0.02)
 
 
+def test_a_first_step_that_the_sample_does_not_show_is_lost_as_its_text_says_and_the_next_is_not():
+    # The known gap of a predicted scale. A change that closes it should fail here, and correct the text.
+    signal = jnp.stack([normal(*SHAPE).at[:, :32].set(0.0)] * 2)
+    first, second = np.asarray(run(mo.heavy_ball(0.9), signal)[1], np.float64)
+    assert "does not enter the velocity" in mo.storage.int8.__doc__
+    assert np.linalg.norm(first) < 1e-20
+    exact = np.asarray(signal[1], np.float64)
+    assert np.linalg.norm(second - exact) < 0.05 * np.linalg.norm(exact)
+
+
 @pytest.mark.parametrize("size", [1e-30, 1e-3, 1.0, 1e30])
 def test_the_first_step_needs_no_scale(size):
     values = normal(*SHAPE) * size
