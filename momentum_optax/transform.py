@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from . import checks
-from .coefficients import value_at
+from .coefficients import is_zero, value_at
 from .filters import Filter
 from .storage import Storage, resolve
 from .storage.noise import stamp_of
@@ -116,7 +116,7 @@ def scale_by_momentum(
             gain = tuple(new.astype(old.dtype) for new, old in zip(gain, slot.gain, strict=True))
         age = None if slot.age is None else optax.safe_increment(slot.age)
         stamp = stamp_of(step, i) if keep.reads_step else None
-        kept = keep.encode(v, slot.velocity, Write(stamp, wide, now.A, now.B))
+        kept = keep.encode(v, slot.velocity, Write(stamp, _gains(now)))
         return u.astype(g.dtype), MomentumState(kept, None, age, gain)
 
     def update(
@@ -223,6 +223,22 @@ def _advance(rule: Filter, g: jax.Array, v: tuple[jax.Array, ...]) -> tuple[jax.
     # Once the update needs no old velocity, XLA's CPU backend can write the new one in its place without a copy.
     scale, weights, direct = late
     return _dot((scale,), (_dot((direct, *weights), (g, *new)),)), new
+
+
+def _gains(rule: Filter) -> tuple[Any, ...]:
+    r"""About how large each velocity becomes, up to a common factor: what goes in over $(1 - a_{kk}^2)^{3/4}$.
+
+    For white noise the exponent would be 1/2, for a constant gradient 1.
+    """
+    if rule.order == 1:
+        return (1.0,)
+    gains = []
+    for k, row in enumerate(rule.A):
+        inputs = [rule.B[k], *(a for j, a in enumerate(row) if j != k)]
+        size = sum((jnp.abs(jnp.asarray(c, jnp.float32)) for c in inputs if not is_zero(c)), jnp.float32(0))
+        decay = jnp.minimum(jnp.abs(jnp.asarray(row[k], jnp.float32)), 0.9999)
+        gains.append(jnp.where(size > 0, size, 1.0) * (1 - decay * decay) ** -0.75)
+    return tuple(gains)
 
 
 def _dot(coefficients: tuple[Any, ...], arrays: tuple[jax.Array, ...]) -> jax.Array:

@@ -1,8 +1,8 @@
 import jax
 import pytest
 
-# Two devices on one CPU, for the sharding tests; read once, when the backend starts.
-jax.config.update("jax_num_cpu_devices", 2)
+# Eight devices on one CPU, for the sharding tests; read once, when the backend starts.
+jax.config.update("jax_num_cpu_devices", 8)
 
 
 @pytest.fixture

@@ -27,14 +27,14 @@ def samples(shape, seed=0):
 STAMP = jnp.uint32(12345)
 
 
-def write(stamp, gradient, order):
-    """The first step of `order` sums of gradients."""
-    return mo.storage.Write(stamp, gradient, ((0.0,) * order,) * order, (1.0,) * order)
+def write(stamp, order):
+    """What `encode` is told for `order` velocities of equal size."""
+    return mo.storage.Write(stamp, (1.0,) * order)
 
 
 def stored(storage, *velocities, stamp=STAMP):
     fresh = storage.init(jax.ShapeDtypeStruct(velocities[0].shape, velocities[0].dtype), len(velocities))
-    return storage.encode(velocities, fresh, write(stamp, velocities[0], len(velocities)))
+    return storage.encode(velocities, fresh, write(stamp, len(velocities)))
 
 
 def test_every_storage_has_a_stated_error():
@@ -59,7 +59,7 @@ def test_encoding_keeps_the_types_of_init(name, shape):
         given = tuple(
             samples(shape, k).astype(jnp.complex64 if dtype == jnp.complex64 else jnp.float32) for k in (1, 2)
         )
-        again = storage.encode(given, fresh, write(STAMP, given[0], 2))
+        again = storage.encode(given, fresh, write(STAMP, 2))
         assert jax.tree.structure(again) == jax.tree.structure(fresh)
         assert [(x.shape, x.dtype) for x in jax.tree.leaves(again)] == [
             (x.shape, x.dtype) for x in jax.tree.leaves(fresh)
@@ -81,7 +81,7 @@ def test_the_error_is_within_the_stated_one_and_zeros_and_signs_are_kept(name):
 def test_what_is_decoded_is_encoded_again_without_change(storage):
     first = stored(storage, samples((1000,)))
     decoded = storage.parts.decode(first)
-    again = storage.encode(decoded, first, write(jnp.uint32(7), decoded[0], 1))
+    again = storage.encode(decoded, first, write(jnp.uint32(7), 1))
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -100,11 +100,26 @@ def test_a_complex_leaf_keeps_its_dtype(name):
     np.testing.assert_array_equal(decoded, values)
 
 
-def test_bfloat16_takes_two_bytes_per_parameter_and_velocity():
-    params = {"w": jnp.zeros((64, 32)), "b": jnp.zeros(32, jnp.bfloat16)}
-    for storage, width in (("float32", 4), ("bfloat16", 2)):
-        state = mo.scale_by_momentum(mo.aggregated(), storage=storage).init(params)
-        assert sum(x.nbytes for x in jax.tree.leaves(state.velocity)) == 2 * width * (64 * 32 + 32)
+@every_storage
+def test_the_bytes_of_a_large_leaf_are_the_stated_ones_and_scales(name):
+    storage = getattr(mo.storage, name)()
+    params = {"w": jnp.zeros((256, 768)), "b": jnp.zeros(8192, jnp.bfloat16)}
+    for rule in (mo.heavy_ball(0.9), mo.aggregated()):
+        state = mo.scale_by_momentum(rule, storage=storage).init(params)
+        held = sum(x.nbytes for x in jax.tree.leaves(state.velocity)) / (256 * 768 + 8192) / rule.pruned().order
+        assert storage.bytes_per_parameter <= held <= storage.bytes_per_parameter * (1.03 if name == "int8" else 1)
+
+
+@every_storage
+def test_neighbouring_values_are_as_far_apart_as_stated(name):
+    storage, values = make(name), jnp.linspace(0.9, 1.0, 4097)[None]
+    before = stored(storage, values)
+    if name == "int8":  # a scale of 1 exactly
+        before = before._replace(reach=(jnp.ones((1, 1)),), margin=(jnp.ones((1, 1)),))
+    (kept,) = storage.parts.decode(storage.encode((values,), before, write(STAMP, 1)))
+    error = abs(np.asarray(kept, np.float64) - np.asarray(values)).max()
+    assert error <= storage.step_size
+    assert name == "float32" or error > 0.2 * storage.step_size
 
 
 @pytest.mark.parametrize(("decay", "limit"), [(0.9, 0.984), (0.99, 0.805), (0.999, 0.25), (0.9999, 0.031)])

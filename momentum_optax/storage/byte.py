@@ -1,12 +1,17 @@
 r"""Velocities in one byte, written and read elementwise so that XLA keeps the whole optimizer step in one pass.
 
-A velocity v of a row with scale s is companded by a signed square root: $w = K^2 |v|/s$ and $y = \sqrt w$ (2w below a
-quarter), so that small values keep small errors. Noise n in [-1/2, 1/2), a hash that decoding repeats, is subtracted
-before rounding down, $c = \lfloor \pm y - n \rfloor$, and added when reading, $|c + 1/2| (c + 1/2 + 2n)$: the mean over
-n is exactly w, and the error has half the variance of ordinary stochastic rounding.
+A velocity v of a row with scale s is companded by a signed square root, $y = \pm K \sqrt{|v|/s}$, so that small values
+keep small errors. Noise n in [-1/2, 1/2), a hash that decoding repeats, is subtracted before rounding,
+$c = \lfloor y - n + 1/2 \rfloor$, and comes back when reading, $|c| (c + 2n)\,s/K^2$. Since c + n is y plus an error
+that is uniform whatever y is, and $c (c + 2n) = (c + n)^2 - n^2$, the mean over n is exactly v, and the error has half
+the variance of ordinary stochastic rounding. Zero stays zero.
 
-The scale must be known before the maximum is: it is predicted from the maximum of the step before and a sample of the
-gradient. Values beyond it take the last codes, which stand for growing multiples of it and are rounded at random.
+The scale must be known before the maximum is. It is a multiple of the largest value of the steps before, which is read
+off the codes themselves: a maximum over bytes that are written anyway costs no pass, one over float32 would. Values
+beyond the scale take the codes above K, which stand for $s\,(1 + t^2/155)^{32}$, t = 0, 1, ..., and are rounded between
+them at random. While a leaf has no scale at all, every code is such a code, above a scale too small to matter.
+
+What is here was chosen by what XLA makes of it: a handful of operations more, and a compiled step takes two passes.
 """
 
 import dataclasses
@@ -23,33 +28,47 @@ from .protocol import Write, arithmetic_dtype
 
 # Axes are joined into rows until a scale serves as many elements as this.
 _ROW = 512
-# Codes from -K - 1 to K are square roots; beyond them these multiples of the scale; -128 is an exact zero.
-_BODY, _TAIL, _ZERO = 123, (1.0, 4.0, 2.0**20), -128
-# The share of a row that is looked at before it is written.
-_SAMPLE = 16
+# Codes up to K are square roots, those from K + 1 to 127 the tail.
+_BODY, _LAST = 115, 127
+# The tail's levels are (1 + t^2/155)^32 scales: 1, 1.2, 2.3, 6, 23, ..., 1e8 for the 12 codes beyond the square roots.
+_BEND, _SQUARINGS = 155.0, 5
+# The scale of a leaf that has none: from here 127 tail codes reach to 2^102.
+_FINEST = 2.0**-112
+# The scale is `margin` times the largest recent value. `margin` follows the share of rows that outgrew theirs.
+_FORGET, _MARGIN, _LEAST, _MOST, _PUSH, _OUTGROWN = 0.9, 2.0, 1.1, 4.0, 0.2, 0.005
 
 
 class Int8Velocity(NamedTuple):
-    """Velocities in one byte; each part a tuple with one array per velocity.
+    """Velocities in one byte; each part a tuple of arrays, one per velocity or one that all velocities share.
 
     Attributes:
-      codes: int8, of the leaf's shape; a leaf that is not compressed has its velocity here, in full.
+      codes: int8, of the leaf's shape; a leaf that is not compressed has its velocity here, in full. One per velocity.
+      gain: float32, one entry: what the scale is multiplied by for this velocity. One per velocity.
       scale: float32, what the codes were written with; one entry per row.
-      peak: float32, the largest finite absolute value when they were written; one entry per row.
-      stamp: uint32, one entry: the noise that they were written with.
+      first: float32, one entry: the first code of the tail.
+      reach: float32, the largest recent value, falling slowly; one entry per row.
+      margin: float32, one entry: the next scale is so many times `reach`.
+      stamp: uint32, one entry: the noise that the codes were written with.
     """
 
     codes: tuple[Any, ...]
+    gain: tuple[Any, ...]
     scale: tuple[Any, ...]
-    peak: tuple[Any, ...]
+    first: tuple[Any, ...]
+    reach: tuple[Any, ...]
+    margin: tuple[Any, ...]
     stamp: tuple[Any, ...]
 
     @staticmethod
     def decode(parts: "Int8Velocity") -> tuple[jax.Array, ...]:
         """The velocities, in float32 where they are compressed."""
+        if not parts.codes or parts.codes[0].dtype != jnp.int8:
+            return parts.codes
+        (scale,), (first,), (stamp,) = parts.scale, parts.first, parts.stamp
+        hashes = _hashes(parts.codes[0].shape)
         return tuple(
-            _decode(codes, scale, stamp) if codes.dtype == jnp.int8 else codes
-            for codes, scale, stamp in zip(parts.codes, parts.scale, parts.stamp, strict=True)
+            _decode(codes, scale * gain, first, _noise(hashes, stamp, k))
+            for k, (codes, gain) in enumerate(zip(parts.codes, parts.gain, strict=True))
         )
 
 
@@ -59,71 +78,84 @@ class Int8:
 
     seed: int = 0
     min_size: int = 4096
-    spread: float = 3.0
     parts: ClassVar[Any] = Int8Velocity
     reads_step: ClassVar[bool] = True
+    bytes_per_parameter: ClassVar[float] = 1.0
+    step_size: ClassVar[float] = 2.0 / _BODY
 
     def init(self, leaf: Any, order: int) -> Int8Velocity:
         """Zeros; each array made on its own, since two that shared a buffer could not be donated."""
         full = arithmetic_dtype(leaf.dtype)
-        size = math.prod(leaf.shape)
-        small = size < self.min_size or not leaf.shape or jnp.issubdtype(full, jnp.complexfloating)
+        small = math.prod(leaf.shape) < self.min_size or not leaf.shape or jnp.issubdtype(full, jnp.complexfloating)
         one = (1,) * len(leaf.shape)
         row = one if small else tuple(1 if d in _row_axes(leaf.shape) else n for d, n in enumerate(leaf.shape))
-        each = range(order)
+        dtype = full if small else jnp.int8
         return Int8Velocity(
-            codes=tuple(jnp.full_like(leaf, 0 if small else _ZERO, dtype=full if small else jnp.int8) for _ in each),
-            scale=tuple(jnp.zeros(row, jnp.float32) for _ in each),
-            peak=tuple(jnp.zeros(row, jnp.float32) for _ in each),
-            stamp=tuple(jnp.zeros(one, jnp.uint32) for _ in each),
+            codes=tuple(jnp.zeros_like(leaf, dtype=dtype) for _ in range(order)),
+            gain=tuple(jnp.ones(one, jnp.float32) for _ in range(order)),
+            **{
+                name: tuple(jnp.zeros(shape, dtype) for _ in range(min(order, 1)))
+                for name, shape, dtype in (
+                    ("scale", row, jnp.float32),
+                    ("first", one, jnp.float32),
+                    ("reach", row, jnp.float32),
+                    ("margin", one, jnp.float32),
+                    ("stamp", one, jnp.uint32),
+                )
+            },
         )
 
     def encode(self, velocities: tuple[jax.Array, ...], previous: Any, write: Write) -> Int8Velocity:
         """The velocities in bytes, where `previous` is."""
-        written = [self._encode_one(k, v, previous, write) for k, v in enumerate(velocities)]
-        return Int8Velocity(*zip(*written, strict=True)) if written else Int8Velocity((), (), (), ())
+        old = previous.codes
+        if not old or old[0].dtype != jnp.int8:
+            full = tuple(v.astype(x.dtype) for v, x in zip(velocities, old, strict=True))
+            return Int8Velocity(full, *previous[1:])
+        shape, one = old[0].shape, (1,) * old[0].ndim
+        (reach,), (margin,) = previous.reach, previous.margin
+        known = jnp.max(reach, keepdims=True) > 0
+        # A row that looks silent may yet wake up: keep it within reach of the tail.
+        scale = jnp.maximum(margin * reach, jnp.max(reach, keepdims=True) * 2.0**-24)
+        scale = jnp.where(known, jnp.maximum(scale, _FINEST), _FINEST)
+        first = jnp.where(known, np.float32(_BODY + 1), np.float32(1))
+        gain = tuple(jnp.full(one, g, jnp.float32) for g in write.gains)
+        stamp, hashes = stamp_of(self.seed, write.stamp).reshape(one), _hashes(shape)
+        codes = tuple(
+            _encode(v.astype(jnp.float32), scale * g, first, _noise(hashes, stamp, k))
+            for k, (v, g) in enumerate(zip(velocities, gain, strict=True))
+        )
+        largest = _level(_largest(codes), scale, first)
+        return Int8Velocity(
+            codes,
+            gain,
+            (scale,),
+            (first,),
+            (jnp.maximum(largest, _FORGET * reach),),
+            (jnp.where(known, _next_margin(margin, largest > scale), np.float32(_MARGIN)),),
+            (stamp,),
+        )
 
-    def _encode_one(self, k: int, v: jax.Array, previous: Any, write: Write) -> tuple[Any, ...]:
-        """Codes, scale, peak and stamp of velocity k."""
-        old = previous.codes[k]
-        if old.dtype != jnp.int8:
-            return (v.astype(old.dtype), *(part[k] for part in previous[1:]))
-        v = v.astype(jnp.float32)
-        magnitude = _finite(v)
-        scale = self._scale(k, previous.peak, write)
-        stamp = stamp_of(self.seed, write.stamp, k)
-        peak = jnp.max(magnitude, _row_axes(v.shape), keepdims=True)
-        return _encode(v, magnitude, scale, stamp), scale, peak, stamp.reshape((1,) * v.ndim)
 
-    def _scale(self, k: int, peaks: tuple[jax.Array, ...], write: Write) -> jax.Array:
-        """The scale of each row of velocity k, before its new maximum is known."""
-        carried = sum(abs(a) * peak for a, peak in zip(write.A[k], peaks, strict=True))
-        decay = jnp.minimum(sum(abs(a) for a in write.A[k]), 1.0)
-        # White noise of deviation 1 makes velocities of deviation 1/sqrt(1 - decay^2): so much may a step add to them.
-        noise = self.spread * jnp.sqrt(1 - decay * decay) * peaks[k]
-        seen = 1.25 * abs(write.B[k]) * _sample_maximum(write.gradient)
-        scale = carried + jnp.maximum(noise, seen)
-        # A row that looks silent may yet wake up outside the sample: keep it within reach of the tail.
-        return jnp.maximum(jnp.maximum(scale, jnp.max(scale) * 2.0**-16), 1e-33).astype(jnp.float32)
+def int8(seed: int = 0, *, min_size: int = 4096) -> Int8:
+    r"""Velocities in one byte per parameter and velocity, plus 8 bytes for each row of at least 512 elements.
 
+    The rounding has no bias, at any size. On white noise the relative error of a stored velocity is below 0.03 for
+    decay 0.9 and 0.08 for 0.99; it grows with the memory. A row's scale follows its largest value of the steps before,
+    so that a step needs no second look at its data. Values that outgrow it are not cut but rounded coarsely for that
+    step, between levels that lie 1.2, 2, and further out up to 13 times apart (the scale then falls by a tenth a step):
 
-def int8(seed: int = 0, *, min_size: int = 4096, spread: float = 3.0) -> Int8:
-    r"""Velocities in one byte per parameter, plus 8 bytes for each row of at least 512 elements. Experimental.
+    * the first step of a leaf, which has no scale yet: the error of the first velocity is between half of it and all of
+      it, and fades with it. To have the first step exact as well, take it in float32 and `convert` the state;
+    * a spike, or a row that wakes up after a long silence: off by a few times its size at worst, for one step.
 
-    The rounding has no bias up to 2^20 times a row's scale. On white noise the relative error of a stored velocity is
-    below 0.03 for decay 0.9 and 0.08 for decay 0.99; real gradients, whose maxima jump, give more. Leaves below `min_size`
-    elements and complex leaves are kept in full. A NaN or infinite velocity is stored as zero: its element starts anew.
-
-    What is lost: the scale is predicted from the step before and from the first sixteenth of each row. An element beyond
-    2^20 times it is cut there. A leaf whose velocity is zero, as at the first step, and whose sample is zero too has no
-    scale to predict from: what the rest of its gradient brings in that step does not enter the velocity. The update of
-    that step is not affected, and from the next step on the scale is known.
+    What is lost: an element more than 10^8 times its row's scale is cut there. Rows below 2^-24 of their leaf's largest
+    are coarser the smaller they are. Velocities below 2e-34 are zero. A NaN or infinite velocity is stored as zero: its
+    element starts anew.
 
     Args:
       seed: Of the noise, a whole number from 0. The noise is a function of (seed, step, leaf, velocity, element).
-      min_size: Leaves with fewer elements, counted over all devices, are kept in full; a whole number from 1.
-      spread: Room for growth in one step, in deviations of white gradient noise, in (0, inf). Less is finer for the
-        ordinary values and coarser for those that outgrow it.
+      min_size: Leaves with fewer elements, counted over all devices, are kept in full, as are complex ones; a whole
+        number from 1.
 
     Raises:
       ValueError: If a number is out of range.
@@ -135,8 +167,7 @@ def int8(seed: int = 0, *, min_size: int = 4096, spread: float = 3.0) -> Int8:
     """
     checks.integer("seed", seed, 0)
     checks.integer("min_size", min_size, 1)
-    checks.number("spread", spread, "(0, inf)")
-    return Int8(int(seed), int(min_size), float(spread))
+    return Int8(int(seed), int(min_size))
 
 
 def _row_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -147,23 +178,6 @@ def _row_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
         if math.prod(shape[axis:]) >= _ROW:
             break
     return tuple(axes)
-
-
-def _sample_maximum(gradient: jax.Array) -> jax.Array:
-    """The largest finite |g| in the first sixteenth of each row; a slice, so that little is read twice."""
-    axes = _row_axes(gradient.shape)
-    axis = max(axes, key=lambda d: gradient.shape[d])
-    # JAX does not slice an axis that an explicit mesh splits: there the whole row is looked at.
-    split = axis < len(spec := jax.typeof(gradient).sharding.spec) and spec[axis] is not None
-    length = gradient.shape[axis] if split else max(1, gradient.shape[axis] // _SAMPLE)
-    some = jax.lax.slice_in_dim(gradient, 0, length, axis=axis)
-    return jnp.max(_finite(some.astype(jnp.float32)), axes, keepdims=True)
-
-
-def _finite(x: jax.Array) -> jax.Array:
-    """|x|, or 0 where x is not finite, so that one such element cannot set a scale."""
-    magnitude = jnp.abs(x)
-    return jnp.where(magnitude <= np.finfo(np.float32).max, magnitude, 0.0)
 
 
 def _position(shape: tuple[int, ...], axes: tuple[int, ...]) -> jax.Array:
@@ -177,42 +191,86 @@ def _position(shape: tuple[int, ...], axes: tuple[int, ...]) -> jax.Array:
     return index
 
 
-def _noise(shape: tuple[int, ...], stamp: jax.Array, width: float) -> jax.Array:
-    """Uniform in [-width/2, width/2), hashed from row, column and stamp; elementwise it is a handful of operations."""
+def _hashes(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """A hash of an element's row and one of its place in it: small arrays, so that the rest is a handful of operations.
+
+    Behind a barrier, since XLA would work them out again for every element.
+    """
     inner = _row_axes(shape)
     outer = tuple(d for d in range(len(shape)) if d not in inner)
-    stamp = stamp.reshape((1,) * len(shape))
+    row = mix(_position(shape, outer) * np.uint32(0x85EBCA77) + np.uint32(0x2545F491))
     column = mix(_position(shape, inner) * np.uint32(0x9E3779B1) + np.uint32(0x3C6EF372))
-    row = mix(mix(_position(shape, outer) * np.uint32(0x85EBCA77) + stamp) + np.uint32(0x2545F491))
-    factor = mix(stamp ^ np.uint32(0x68BC21EB)) | np.uint32(1)
-    bits = jax.lax.bitcast_convert_type((column ^ row) * factor, jnp.int32)
-    return bits.astype(jnp.float32) * np.float32(width * 2.0**-32)
+    return jax.lax.optimization_barrier((mix(row), column))  # type: ignore[no-any-return]
 
 
-def _decode(codes: jax.Array, scale: jax.Array, stamp: jax.Array) -> jax.Array:
-    centre = codes.astype(jnp.int32).astype(jnp.float32) + 0.5
-    size = jnp.abs(centre)
-    value = size * (centre + _noise(codes.shape, stamp, 2.0))
-    # A tail code has no noise: its centre times this is the multiple that it stands for. The zero code comes last.
-    levels = [np.float32(x * _BODY**2 / (_BODY + 1.5 + j)) for j, x in enumerate(_TAIL)] + [np.float32(0)]
-    level: Any = levels[0]
-    for j, following in enumerate(levels[1:], start=_BODY + 2):
-        level = jnp.where(size > j, following, level)
-    return jnp.where(size > _BODY + 1, centre * level, value) * (scale * np.float32(1 / _BODY**2))
+def _noise(hashes: tuple[jax.Array, jax.Array], stamp: jax.Array, k: int) -> jax.Array:
+    """Uniform in [-1/2, 1/2): a random odd multiple of an element's hash plus a random number, both from the stamp."""
+    row, column = hashes
+    here = stamp_of(stamp, k)
+    bits = ((row ^ column) + here) * (mix(here ^ np.uint32(0x68BC21EB)) | np.uint32(1))
+    return jax.lax.bitcast_convert_type(bits, jnp.int32).astype(jnp.float32) * np.float32(2.0**-32)
 
 
-def _encode(v: jax.Array, magnitude: jax.Array, scale: jax.Array, stamp: jax.Array) -> jax.Array:
-    noise = _noise(v.shape, stamp, 1.0)
-    w = magnitude * (np.float32(_BODY**2) / scale)
-    y = jnp.minimum(w + w, jnp.sqrt(w))
-    tail: Any = np.float32(_BODY + 1.5)
-    for j in range(len(_TAIL) - 1):
-        low, high = (x * _BODY**2 for x in _TAIL[j : j + 2])
-        tail = jnp.where(
-            noise * np.float32(high - low) + np.float32((low + high) / 2) < w, np.float32(_BODY + 2.5 + j), tail
-        )
-    body = w < _BODY**2
-    y, noise = jnp.where(body, y, tail), jnp.where(body, noise, 0.0)
-    code = jnp.floor(jnp.where(v < 0, -y, y) - noise)
+def _power(x: jax.Array, squarings: int = _SQUARINGS) -> jax.Array:
+    for _ in range(squarings):
+        x = x * x
+    return x
+
+
+def _decode(codes: jax.Array, scale: jax.Array, first: jax.Array, noise: jax.Array) -> jax.Array:
+    code = codes.astype(jnp.float32)
+    size = jnp.abs(code)
+    t = size - first
+    # One squaring short, and the scale in between: the last one alone would leave the range of float32.
+    root = _power(1 + t * t * np.float32(1 / _BEND), _SQUARINGS - 1)
+    tail = root * scale * root
+    body = size * (code + 2 * noise) * (scale * np.float32(1 / _BODY**2))
+    return jnp.where(t >= 0, jnp.where(code < 0, -tail, tail), body)
+
+
+def _encode(v: jax.Array, scale: jax.Array, first: jax.Array, noise: jax.Array) -> jax.Array:
+    size = jnp.abs(v)
+    # Not finite: the element starts anew. The comparison is false for NaN.
+    size = jnp.where(size <= np.finfo(np.float32).max, size, 0.0)
+    root = jnp.sqrt(size) * jax.lax.rsqrt(scale)
+    y = jnp.where(root < 1, root * (first - 1), jnp.minimum(_tail(root, noise) + first, np.float32(_LAST)))
+    # Half way to the next code: a tail code is written as it is.
+    shift = jnp.where(root < 1, 0.5 - noise, 0.5)
     # By way of int32: XLA's CPU backend converts floats to bytes slowly.
-    return jnp.where(w > 0, code, np.float32(_ZERO)).astype(jnp.int32).astype(jnp.int8)
+    return jnp.floor(jnp.where(v < 0, -y, y) + shift).astype(jnp.int32).astype(jnp.int8)
+
+
+def _tail(root: jax.Array, noise: jax.Array) -> jax.Array:
+    """Which of the two levels around root^2 scales, as t; at random so that the mean is exact."""
+    fraction = root
+    for _ in range(_SQUARINGS - 1):
+        fraction = jnp.sqrt(fraction)
+    t = jnp.floor(jnp.sqrt(jnp.maximum(fraction * np.float32(_BEND) - np.float32(_BEND), 0.0)))
+    # In multiples of the level below, which stay within float32.
+    below = 1 / (1 + t * t * np.float32(1 / _BEND))
+    above = _power((1 + (t + 1) * (t + 1) * np.float32(1 / _BEND)) * below)
+    return t + jnp.where((noise + 0.5) * (above - 1) < _power(fraction * below) - 1, 1.0, 0.0)
+
+
+def _largest(codes: tuple[jax.Array, ...]) -> jax.Array:
+    """The largest |code| of each row over all velocities, as a float."""
+    most = jnp.abs(codes[0].astype(jnp.float32))
+    for code in codes[1:]:
+        most = jnp.maximum(most, jnp.abs(code.astype(jnp.float32)))
+    return jnp.max(most, _row_axes(most.shape), keepdims=True)
+
+
+def _level(size: jax.Array, scale: jax.Array, first: jax.Array) -> jax.Array:
+    """What a code of that size stands for, noise apart."""
+    t = size - first
+    root = _power(1 + t * t * np.float32(1 / _BEND), _SQUARINGS - 1)
+    return jnp.where(t >= 0, root * scale * root, size * size * (scale * np.float32(1 / _BODY**2)))
+
+
+def _next_margin(margin: jax.Array, outgrown: jax.Array) -> jax.Array:
+    """More room where more rows than one in 200 outgrew their scale, less where fewer did."""
+    # Counted in whole numbers: their sum is the same on every mesh.
+    share = jnp.sum(outgrown, dtype=jnp.int32, keepdims=True).astype(jnp.float32) * np.float32(
+        1 / max(outgrown.size, 1)
+    )
+    return jnp.clip(margin * (1 + _PUSH * (share - _OUTGROWN)), _LEAST, _MOST)

@@ -26,6 +26,9 @@ class Float32:
 
     parts: ClassVar[Any] = Float32Velocity
     reads_step: ClassVar[bool] = False
+    bytes_per_parameter: ClassVar[float] = 4.0
+    step_size: ClassVar[float] = 2.0**-23
+    nonnegative: ClassVar[bool] = True
 
     def init(self, leaf: Any, order: int) -> Float32Velocity:
         """Zeros; each velocity made on its own, since two that shared a buffer could not be donated."""

@@ -30,6 +30,9 @@ class Bfloat16:
     rounding: str = "stochastic"
     seed: int = 0
     parts: ClassVar[Any] = Bfloat16Velocity
+    bytes_per_parameter: ClassVar[float] = 2.0
+    step_size: ClassVar[float] = 2.0**-7
+    nonnegative: ClassVar[bool] = True
 
     @property
     def reads_step(self) -> bool:

@@ -10,7 +10,8 @@ Laws, each of them a test over every storage:
 2. `encode` returns the dtypes and shapes of `init`, whatever it is given.
 3. `decode(encode(v))` is finite where v is, keeps zeros and signs, and is within the storage's stated error of v.
 4. What is decoded is encoded again without change, by a storage that reads no step.
-5. NaN and infinity in one element of a velocity have a stated outcome and touch no other element.
+5. `bytes_per_parameter` is what is held, to the scales.
+6. NaN and infinity in one element of a velocity have a stated outcome and touch no other element.
 """
 
 from typing import Any, NamedTuple, Protocol
@@ -38,15 +39,11 @@ class Write(NamedTuple):
 
     Attributes:
       stamp: uint32 that stands for the step and the leaf; None unless the storage `reads_step`.
-      gradient: The gradient that the velocities have just taken in, in the arithmetic's dtype.
-      A: The rule's coefficients of this step, K rows of K numbers or arrays, from old to new velocities.
-      B: The rule's coefficients of this step, K numbers or arrays, from the gradient to the velocities.
+      gains: K numbers or scalar arrays: about how large each velocity is relative to the others.
     """
 
     stamp: Any
-    gradient: Any
-    A: Any
-    B: Any
+    gains: tuple[Any, ...]
 
 
 class Storage(Protocol):
@@ -60,6 +57,16 @@ class Storage(Protocol):
     @property
     def reads_step(self) -> bool:
         """Whether `encode` needs a stamp, so that the state must count steps."""
+        ...
+
+    @property
+    def bytes_per_parameter(self) -> float:
+        """Of one velocity of a large float32 leaf; scales, which serve at least 512 elements each, come on top."""
+        ...
+
+    @property
+    def step_size(self) -> float:
+        """The distance of neighbouring values about v over v (floating point), or about its row's largest over that."""
         ...
 
     def init(self, leaf: Any, order: int) -> Any:
