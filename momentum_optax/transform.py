@@ -12,7 +12,7 @@ from .coefficients import is_zero, value_at
 from .filters import Filter
 from .storage import Storage, resolve
 from .storage.noise import stamp_of
-from .storage.protocol import SUPPORTED, Write, arithmetic_dtype
+from .storage.protocol import SUPPORTED, Write, arithmetic_dtype, second_reading
 
 
 class MomentumState(NamedTuple):
@@ -108,6 +108,9 @@ def scale_by_momentum(
         now = rule.at(step, slot.age)
         wide = g.astype(dtype)
         u, v = _advance(now, wide, tuple(x.astype(dtype) for x in v))
+        again = second_reading(slot.velocity)
+        if again is not slot.velocity:
+            _, v = _advance(now, wide, tuple(x.astype(dtype) for x in keep.parts.decode(again)))
         gain = slot.gain
         if gain is not None:
             unit, gain = _advance(now, jnp.ones((1,) * g.ndim, jnp.finfo(dtype).dtype), gain)

@@ -71,6 +71,11 @@ class Int8Velocity(NamedTuple):
             for k, (codes, gain) in enumerate(zip(parts.codes, parts.gain, strict=True))
         )
 
+    @staticmethod
+    def again(parts: "Int8Velocity") -> "Int8Velocity":
+        """The same, one scalar of it behind a barrier, which is enough; TPUs want as little of it twice as can be."""
+        return parts._replace(first=jax.lax.optimization_barrier(parts.first))
+
 
 @dataclasses.dataclass(frozen=True)
 class Int8:
@@ -207,7 +212,8 @@ def _noise(hashes: tuple[jax.Array, jax.Array], stamp: jax.Array, k: int) -> jax
     """Uniform in [-1/2, 1/2): a random odd multiple of an element's hash plus a random number, both from the stamp."""
     row, column = hashes
     here = stamp_of(stamp, k)
-    bits = ((row ^ column) + here) * (mix(here ^ np.uint32(0x68BC21EB)) | np.uint32(1))
+    here, factor = jax.lax.optimization_barrier((here, mix(here ^ np.uint32(0x68BC21EB)) | np.uint32(1)))
+    bits = ((row ^ column) + here) * factor
     return jax.lax.bitcast_convert_type(bits, jnp.int32).astype(jnp.float32) * np.float32(2.0**-32)
 
 
@@ -218,13 +224,14 @@ def _power(x: jax.Array, squarings: int = _SQUARINGS) -> jax.Array:
 
 
 def _decode(codes: jax.Array, scale: jax.Array, first: jax.Array, noise: jax.Array) -> jax.Array:
+    scale, unit = jax.lax.optimization_barrier((scale, scale * np.float32(1 / _BODY**2)))
     code = codes.astype(jnp.float32)
     size = jnp.abs(code)
     t = size - first
     # One squaring short, and the scale in between: the last one alone would leave the range of float32.
     root = _power(1 + t * t * np.float32(1 / _BEND), _SQUARINGS - 1)
     tail = root * scale * root
-    body = size * (code + 2 * noise) * (scale * np.float32(1 / _BODY**2))
+    body = size * (code + 2 * noise) * unit
     return jnp.where(t >= 0, jnp.where(code < 0, -tail, tail), body)
 
 
@@ -232,8 +239,9 @@ def _encode(v: jax.Array, scale: jax.Array, first: jax.Array, noise: jax.Array) 
     size = jnp.abs(v)
     # Not finite: the element starts anew. The comparison is false for NaN.
     size = jnp.where(size <= np.finfo(np.float32).max, size, 0.0)
-    root = jnp.sqrt(size) * jax.lax.rsqrt(scale)
-    y = jnp.where(root < 1, root * (first - 1), jnp.minimum(_tail(root, noise) + first, np.float32(_LAST)))
+    inverse, body = jax.lax.optimization_barrier((jax.lax.rsqrt(scale), first - 1))
+    root = jnp.sqrt(size) * inverse
+    y = jnp.where(root < 1, root * body, jnp.minimum(_tail(root, noise) + first, np.float32(_LAST)))
     # Half way to the next code: a tail code is written as it is.
     shift = jnp.where(root < 1, 0.5 - noise, 0.5)
     # By way of int32: XLA's CPU backend converts floats to bytes slowly.
