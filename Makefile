@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 # Checks run on the CPU and leave no cache files behind in the tree.
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: help demo test test-slow test-oldest lint bench notebooks dist clean
+.PHONY: help demo test test-slow test-oldest lint bench compiled-bytes notebooks dist clean
 .NOTPARALLEL:
 
 help: ## List the targets
@@ -36,8 +36,18 @@ lint: $(VENV)/lint.stamp ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(VENV)/bench.stamp ## Count what a compiled step costs; writes benchmarks/*.json
-	$(BIN)/python benchmarks/step_cost.py $(ARGS)
+bench: $(VENV)/bench.stamp ## Measure cost, time and quality (half an hour); writes benchmarks/*.json
+	$(BIN)/python benchmarks/step_cost.py
+	$(BIN)/python benchmarks/storage_quality.py --plot docs/figures/storage_quality.png
+	$(BIN)/python benchmarks/step_time.py
+
+# NVIDIA's compiler without the gigabytes that only a GPU needs, in an environment of its own: JAX looks for a GPU there.
+compiled-bytes: ## Count the bytes of a compiled step for TPU and H200, neither of which need be here
+	$(MAKE) .venv-compilers/compilers.stamp VENV=.venv-compilers
+	version=$$(.venv-compilers/bin/python -c 'import jax; print(jax.__version__)') && \
+	  .venv-compilers/bin/python -m pip --disable-pip-version-check install --quiet --no-deps \
+	  jax-cuda12-plugin==$$version jax-cuda12-pjrt==$$version nvidia-cuda-nvcc-cu12
+	.venv-compilers/bin/python benchmarks/compiled_bytes.py $(ARGS)
 
 notebooks: $(VENV)/notebooks.stamp ## Execute every notebook in a fresh kernel
 	$(BIN)/python -m pytest -o addopts='' --nbmake --nbmake-timeout=300 notebooks $(ARGS)
@@ -46,4 +56,4 @@ dist: $(VENV)/test.stamp ## Build the wheel and the source archive
 	$(BIN)/python -m build
 
 clean: ## Remove the environments and what was built
-	rm -rf $(VENV) .venv-oldest build dist *.egg-info
+	rm -rf $(VENV) .venv-oldest .venv-compilers build dist *.egg-info

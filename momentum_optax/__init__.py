@@ -3,6 +3,9 @@
 from . import schedules as schedules
 from . import storage as storage
 from .coefficients import ByAge as ByAge
+from .compress import CompressedState as CompressedState
+from .compress import compress as compress
+from .convert import convert as convert
 from .filters import Filter as Filter
 from .filters import NormalForm as NormalForm
 from .filters import equivalent as equivalent

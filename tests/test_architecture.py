@@ -22,6 +22,8 @@ ALLOWED = {
     "rules": {"checks", "coefficients", "filters"},
     "schedules": {"checks", "coefficients"},
     "transform": {"checks", "coefficients", "filters", "storage"},
+    "compress": {"storage"},
+    "convert": {"compress", "storage", "transform"},
     "optimizers": {"checks", "coefficients", "filters", "rules", "storage", "transform"},
 }
 FREE = {"__init__", "demo"}

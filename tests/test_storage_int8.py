@@ -124,6 +124,18 @@ def test_after_its_coarse_first_step_a_leaf_is_as_exact_as_any():
     assert np.all(error[12:] < 0.03)
 
 
+def test_a_converted_float32_velocity_needs_no_coarse_first_step():
+    signal = normal(4, *SHAPE, seed=8)
+    plain, eight = (mo.scale_by_momentum(mo.heavy_ball(0.9), storage=s) for s in ("float32", EIGHT))
+    _, state = plain.update(signal[0], plain.init(signal[0]))
+    exact = mo.velocity(state)[0]
+    state = mo.convert(state, EIGHT)
+    assert np.linalg.norm(mo.velocity(state)[0] - exact) < 0.02 * np.linalg.norm(exact)
+    _, state = eight.update(signal[1], state)
+    exact = 0.9 * exact + signal[1]
+    assert np.linalg.norm(mo.velocity(state)[0] - exact) < 0.04 * np.linalg.norm(exact)
+
+
 def test_a_spike_a_million_times_larger_is_rounded_coarsely_once_and_forgotten_at_the_rules_own_pace():
     signal = normal(260, *SHAPE).at[40].multiply(1e6)
     exact, kept = (np.asarray(run(mo.heavy_ball(0.9), signal, s)[1], np.float64) for s in ("float32", EIGHT))

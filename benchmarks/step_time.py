@@ -1,0 +1,279 @@
+"""How long does a momentum step take against `optax.sgd` with float32 momentum?
+
+    python benchmarks/step_time.py
+
+Times the jitted step, parameters and state donated, of each optimizer through to the new parameters. Optimizers take
+turns with the baseline, A B A B, in one process; a ratio is that of neighbours in time, and its median and quartiles
+are given, since a machine's speed drifts more than two neighbours differ. The baseline measured against itself shows
+what the method resolves. Every timing lasts as many steps as the baseline needs for 20 ms. Gradients are constant.
+
+The trees: one leaf of 4096x4096; three blocks of GPT-2 small with its positions and a vocabulary of 8192 (28.3 million
+parameters, width 768: biases, norms and matrices as in the model, the vocabulary cut to a sixth); 1000 leaves of 64x64,
+whose step XLA's CPU backend takes minutes to compile in the narrow storages.
+
+GB/s counts what a step cannot avoid: gradient and old values read, new ones written. The share is that of a plain
+elementwise copy of 4096x4096 float32 into a donated buffer, on the same device. Runs on any backend of JAX; PyTorch's
+fused SGD is timed where torch is installed. Prints a table and writes benchmarks/step_time.json.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import pathlib
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+import momentum_optax as mo
+
+STORAGES = ("float32", "bfloat16", "int8")
+BASELINE = "optax.sgd"
+TORCH = "torch.optim.SGD(fused)"
+LEAST_SECONDS = 0.02
+
+# One timing: the seconds that so many steps take.
+Timer = Callable[[int], float]
+
+
+class Subject(NamedTuple):
+    """An optimizer ready to be timed; bytes of its state, and what tracing and compiling the step took."""
+
+    timer: Timer
+    state_bytes: int
+    compile_seconds: float
+
+
+def trees(quick: bool) -> dict[str, Any]:
+    """Shapes of the parameters, tree by tree."""
+    side, leaves = (256, 20) if quick else (4096, 1000)
+    blocks, width, vocabulary = (1, 64, 256) if quick else (3, 768, 8192)
+    transformer: Any = {"tokens": (vocabulary, width), "positions": (1024, width), "norm": norm(width)}
+    transformer |= {f"block {i}": block(width) for i in range(blocks)}
+    return {
+        "one leaf": {"leaf": (side, side)},
+        "transformer": transformer,
+        "small leaves": {f"leaf {i}": (64, 64) for i in range(leaves)},
+    }
+
+
+def block(width: int) -> dict[str, Any]:
+    """One block of GPT-2, whose attention has one matrix for queries, keys and values."""
+
+    def dense(rows: int, columns: int) -> dict[str, tuple[int, ...]]:
+        return {"kernel": (rows, columns), "bias": (columns,)}
+
+    return {
+        "norm 1": norm(width),
+        "attention": dense(width, 3 * width),
+        "projection": dense(width, width),
+        "norm 2": norm(width),
+        "up": dense(width, 4 * width),
+        "down": dense(4 * width, width),
+    }
+
+
+def norm(width: int) -> dict[str, tuple[int, ...]]:
+    """Scale and shift of a layer norm."""
+    return {"scale": (width,), "bias": (width,)}
+
+
+def optimizers() -> dict[str, optax.GradientTransformation]:
+    """What is timed, the baseline first."""
+    table = {
+        BASELINE: optax.sgd(0.1, momentum=0.9),
+        f"{BASELINE} again": optax.sgd(0.1, momentum=0.9),
+        "optax.sgd, nesterov": optax.sgd(0.1, momentum=0.9, nesterov=True),
+        "optax.sgd, bfloat16": optax.sgd(0.1, momentum=0.9, accumulator_dtype=jnp.bfloat16),
+        "optax.adamw": optax.adamw(0.001),
+    }
+    for nesterov in (False, True):
+        for storage in STORAGES:
+            name = f"mo.sgd, {storage}" + (", nesterov" if nesterov else "")
+            table[name] = mo.sgd(0.1, 0.9, nesterov=nesterov, storage=storage)
+    return table
+
+
+def gradients_of(shapes: Any) -> Any:
+    """Normal numbers of a hundredth, as NumPy arrays."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda shape: rng.standard_normal(shape, np.float32) / 100, shapes, is_leaf=lambda x: isinstance(x, tuple)
+    )
+
+
+def jax_subject(tx: optax.GradientTransformation, gradients: Any) -> Subject:
+    """Optimizer, gradients and parameters, compiled and warmed up."""
+
+    def step(params: Any, state: Any, gradients: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = jax.tree.map(jnp.ones_like, gradients)
+    carry = (params, tx.init(params))
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(carry[1]))
+    start = time.perf_counter()
+    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(*carry, gradients).compile()
+    compile_seconds = time.perf_counter() - start
+
+    def timer(steps: int) -> float:
+        nonlocal carry
+        start = time.perf_counter()
+        for _ in range(steps):
+            carry = compiled(*carry, gradients)
+        jax.block_until_ready(carry)
+        return time.perf_counter() - start
+
+    timer(3)
+    return Subject(timer, size, compile_seconds)
+
+
+def torch_subject(gradients: Any) -> Subject:
+    """The same for PyTorch's fused SGD, on the GPU where JAX has one and torch too."""
+    import torch  # noqa: PLC0415
+
+    on_gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
+    params = []
+    for gradient in jax.tree.leaves(gradients):
+        params.append(torch.ones(gradient.shape, device="cuda" if on_gpu else "cpu", requires_grad=True))
+        params[-1].grad = torch.tensor(np.asarray(gradient), device=params[-1].device)
+    optimizer = torch.optim.SGD(params, lr=0.1, momentum=0.9, fused=True)
+
+    def timer(steps: int) -> float:
+        start = time.perf_counter()
+        for _ in range(steps):
+            optimizer.step()
+        if on_gpu:
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    timer(3)
+    return Subject(timer, 4 * sum(parameter.numel() for parameter in params), 0.0)
+
+
+def pairs_of(first: Timer, second: Timer, pairs: int) -> np.ndarray:
+    """Seconds per step of both in turn, shape (pairs, 2)."""
+    once = min(first(1) for _ in range(3))
+    steps = max(1, round(LEAST_SECONDS / once))
+    return np.array([[timer(steps) / steps for timer in (first, second)] for _ in range(pairs)])
+
+
+def copy_speed(side: int, pairs: int) -> float:
+    """Bytes per second of an elementwise copy into a buffer that exists; reads and writes both count."""
+    # Negated, so that no backend can hand the old buffer on; the target is given so that none is allocated.
+    copy = jax.jit(lambda source, target: -source, donate_argnums=1, keep_unused=True)
+    source, target = jnp.ones((side, side)), jnp.zeros((side, side))
+
+    def timer(steps: int) -> float:
+        nonlocal target
+        start = time.perf_counter()
+        for _ in range(steps):
+            target = copy(source, target)
+        jax.block_until_ready(target)
+        return time.perf_counter() - start
+
+    timer(3)
+    seconds = pairs_of(timer, timer, pairs)
+    return 2 * source.nbytes / float(np.median(seconds))
+
+
+def measure(shapes_of: dict[str, Any], pairs: int, copy: float) -> list[dict[str, Any]]:
+    """One row for each tree and optimizer."""
+    names = [*optimizers(), *([TORCH] if importlib.util.find_spec("torch") else [])]
+    rows = []
+    with tqdm(total=len(shapes_of) * len(names), unit="row", leave=False) as bar:
+        for tree, shapes in shapes_of.items():
+            gradients = jax.tree.map(jnp.asarray, gradients_of(shapes))
+            baseline = jax_subject(optimizers()[BASELINE], gradients)
+            for name in names:
+                bar.set_description(f"{tree}, {name}")
+                if name == BASELINE:
+                    subject = baseline
+                else:
+                    subject = torch_subject(gradients) if name == TORCH else jax_subject(optimizers()[name], gradients)
+                seconds = pairs_of(baseline.timer, subject.timer, pairs)
+                rows.append({"tree": tree, "optimizer": name} | summary(seconds, gradients, subject, copy))
+                bar.update()
+    return rows
+
+
+def summary(seconds: np.ndarray, gradients: Any, subject: Subject, copy: float) -> dict[str, Any]:
+    """Median time, ratio to the baseline with quartiles, and speed."""
+    leaves = jax.tree.leaves(gradients)
+    count = sum(leaf.size for leaf in leaves)
+    low, ratio, high = np.quantile(seconds[:, 1] / seconds[:, 0], [0.25, 0.5, 0.75])
+    middle = float(np.median(seconds[:, 1]))
+    speed = (12 * count + 2 * subject.state_bytes) / middle
+    return {
+        "leaves": len(leaves),
+        "parameters": count,
+        "state_bytes_per_parameter": subject.state_bytes / count,
+        "compile_seconds": subject.compile_seconds,
+        "milliseconds": 1e3 * middle,
+        "ratio": float(ratio),
+        "ratio_quartiles": [float(low), float(high)],
+        "gigabytes_per_second": speed / 1e9,
+        "share_of_copy": speed / copy,
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows in print."""
+    lines = [f"{'tree':13}{'optimizer':28}{'state':>6}{'compile':>9}{'ms':>9}{'ratio (quartiles)':>22}{'GB/s':>8}"]
+    lines[0] += f"{'of copy':>9}"
+    for row in rows:
+        low, high = row["ratio_quartiles"]
+        ratio = f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})"
+        lines.append(
+            f"{row['tree']:13}{row['optimizer']:28}{row['state_bytes_per_parameter']:6.2f}"
+            f"{row['compile_seconds']:7.1f} s{row['milliseconds']:9.3f}{ratio:>22}"
+            f"{row['gigabytes_per_second']:8.1f}{row['share_of_copy']:9.0%}"
+        )
+    return "\n".join(lines)
+
+
+def surroundings() -> dict[str, Any]:
+    """What the numbers depend on besides this file."""
+    modules: dict[str, Any] = {"jax": jax, "numpy": np, "optax": optax, "momentum_optax": mo}
+    if importlib.util.find_spec("torch"):
+        import torch  # noqa: PLC0415
+
+        modules["torch"] = torch
+    versions = {"python": platform.python_version()} | {name: module.__version__ for name, module in modules.items()}
+    command = shlex.join(["python", f"benchmarks/{pathlib.Path(__file__).name}", *sys.argv[1:]])
+    device = jax.devices()[0].device_kind
+    return {"command": command, "versions": versions, "device": device, "cpu_cores": os.cpu_count()}
+
+
+def main() -> None:
+    """Time every row, print the table and write the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    output = pathlib.Path(__file__).with_suffix(".json")
+    parser.add_argument("--output", type=pathlib.Path, default=output, help="where to write the JSON")
+    parser.add_argument("--pairs", type=int, help="timings of each row (default 30)")
+    parser.add_argument("--quick", action="store_true", help="small trees, 3 pairs: to see that it runs")
+    parser.add_argument("--trees", nargs="+", choices=trees(quick=True), help="what to time (default all)")
+    arguments = parser.parse_args()
+    pairs = arguments.pairs or (3 if arguments.quick else 30)
+    shapes_of = {name: shapes for name, shapes in trees(arguments.quick).items() if name in (arguments.trees or [name])}
+    copy = copy_speed(256 if arguments.quick else 4096, pairs)
+    rows = measure(shapes_of, pairs, copy)
+    print(table(rows))
+    if not any(row["optimizer"] == TORCH for row in rows):
+        print("torch is not installed: its fused SGD is left out.")
+    print(f"An elementwise copy moves {copy / 1e9:.1f} GB/s on {jax.devices()[0].device_kind}.")
+    result = surroundings() | {"copy_gigabytes_per_second": copy / 1e9, "pairs": pairs, "rows": rows}
+    arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
