@@ -4,6 +4,7 @@ import pathlib
 import re
 
 import jax.numpy as jnp
+import optax
 import pytest
 
 import momentum_optax as mo
@@ -24,7 +25,7 @@ def test_the_code_blocks_run_and_show_what_their_comments_say():
 
 def test_the_diff_at_the_top_is_code():
     for line in re.findall(r"^\+ tx = (.*?)(?:  +#.*)?$", TEXT, re.M):
-        assert callable(eval(line, {"mo": mo}).update)
+        assert callable(eval(line, {"mo": mo, "optax": optax}).update)
 
 
 def test_every_public_rule_and_schedule_is_listed():
