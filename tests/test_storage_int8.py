@@ -180,6 +180,30 @@ def test_rows_of_very_different_sizes_are_equally_exact():
     assert np.all(error < 0.03 * np.maximum(1, np.sqrt(2.0**-24 / (sizes[:, 0] / sizes[0, 0])) * 1.5))
 
 
+def test_bursts_that_return_find_their_scale_again():
+    bursts = jnp.where(jnp.arange(400) % 4 == 0, 30.0, 1.0)[:, None, None]
+    signal = normal(400, *SHAPE, seed=11) * bursts
+    exact, kept = (np.asarray(run(mo.heavy_ball(0.1), signal, s)[1], np.float64) for s in ("float32", EIGHT))
+    error = np.linalg.norm(kept - exact, axis=(1, 2)) / np.linalg.norm(exact, axis=(1, 2))
+    assert error[200::4].mean() < 0.03
+
+
+def test_velocities_of_different_sizes_share_a_scale_times_their_gains():
+    tx, exact = (mo.scale_by_momentum(mo.aggregated((0.5, 0.999)), storage=s) for s in (EIGHT, "float32"))
+    signal = normal(400, *SHAPE, seed=12)
+
+    def step(states, g):
+        states = tuple(t.update(g, s)[1] for t, s in zip((tx, exact), states, strict=True))
+        return states, [
+            jnp.linalg.norm(a - b) / jnp.linalg.norm(b) for a, b in zip(*map(mo.velocity, states), strict=True)
+        ]
+
+    _, (fast, slow) = jax.jit(lambda s: jax.lax.scan(step, (tx.init(s[0]), exact.init(s[0])), s))(signal)
+    # Without gains the scale would be that of the slow one, some twenty times the fast one's.
+    assert fast[200:].mean() < 0.025
+    assert slow[200:].mean() < 0.6
+
+
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
 def test_a_non_finite_gradient_restarts_its_element_and_touches_no_other(bad):
     signal = normal(30, *SHAPE, seed=4)
