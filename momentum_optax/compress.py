@@ -109,18 +109,17 @@ def compress(
     ) -> tuple[optax.Updates, CompressedState]:
         pairs, treedef = flattened(state.inner, is_kept)
         olds = [old for _, old in pairs]
-        # Two readings, one for each result: see `second_reading`. What they share the compiler works out once.
-        once, again = (
-            treedef.unflatten([unpacked(old, reading) if is_kept(old) else old for old in olds])
-            for reading in (lambda parts: parts, second_reading)
-        )
-        _, inner = run.update(updates, again, params, **extra)
-        updates, _ = run.update(updates, once, params, **extra)
+        read = treedef.unflatten([unpacked(old) if is_kept(old) else old for old in olds])
+        out, inner = run.update(updates, read, params, **extra)
+        if any(is_kept(old) and hasattr(old.parts, "again") for old in olds):
+            # A reading for each result: see `second_reading`. What they share the compiler works out once.
+            again = treedef.unflatten([unpacked(old, second_reading) if is_kept(old) else old for old in olds])
+            _, inner = run.update(updates, again, params, **extra)
         news = []
         for i, ((path, old), new) in enumerate(zip(pairs, treedef.flatten_up_to(inner), strict=True)):
             news.append(_rewrite(choice.at(path), old, new, (state.step, i)) if is_kept(old) else _like(new, old))
         step = None if state.step is None else optax.safe_increment(state.step)
-        return updates, CompressedState(step, treedef.unflatten(news))
+        return out, CompressedState(step, treedef.unflatten(news))
 
     return optax.GradientTransformationExtraArgs(init, update)
 

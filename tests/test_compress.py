@@ -330,7 +330,11 @@ def test_a_leaf_without_a_gradient_keeps_its_state_where_optax_would_lose_it():
 
 
 def test_weak_types_of_the_parameters_do_not_cost_a_second_compilation():
-    run(compress(optax.adam(1e-2), {"mu"}, BYTES), 3, {"w": jnp.full((8, 16), 0.5)})
+    params = {"w": jnp.full((8, 16), 0.5)}
+    assert params["w"].weak_type
+    tx = compress(optax.adam(1e-2), {"mu"}, BYTES)
+    _, state = run(tx, 3, params)  # which sees to it that there was one compilation
+    assert avals(state) == avals(tx.init(params))
 
 
 def test_inside_optax_wrappers():

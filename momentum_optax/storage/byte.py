@@ -151,7 +151,8 @@ def int8(seed: int = 0, *, min_size: int = 4096) -> Int8:
 
     * the first step of a leaf, which has no scale yet: the error of the first velocity is between half of it and all of
       it, and fades with it. To have the first step exact as well, take it in float32 and `convert` the state;
-    * a spike, or a row that wakes up after a long silence: off by a few times its size at worst, for one step.
+    * a spike, or a row that wakes up after a long silence: off by about its own size for that step, in norm; a single
+      element may come out up to 13 times too large.
 
     What is lost: an element more than 10^8 times its row's scale is cut there. Rows below 2^-24 of their leaf's largest
     are coarser the smaller they are. Velocities below 2e-34 are zero. A NaN or infinite velocity is stored as zero: its
