@@ -114,6 +114,15 @@ def rows() -> list[Row]:
                 ]
     found.append(Row("optax.adamw", lambda: optax.adamw(1e-3), LARGE, 28.0))
     found.append(Row("adamw, mu in int8", lambda: mo.compress(optax.adamw(1e-3), {"mu"}, "int8"), LARGE, 22.0))
+    found.append(
+        Row(
+            "adamw, mu in int8, nu in uint8",
+            lambda: mo.compress(optax.adamw(1e-3), {"mu": "int8", "nu": "uint8"}),
+            LARGE,
+            16.0,
+        )
+    )
+    found.append(Row("adamw, nu in uint8", lambda: mo.compress(optax.adamw(1e-3), {"nu": "uint8"}), LARGE, 22.0))
     return found
 
 

@@ -12,7 +12,7 @@ from .coefficients import is_zero, value_at
 from .filters import Filter
 from .storage import Storage, resolve
 from .storage.noise import stamp_of
-from .storage.protocol import SUPPORTED, Write, arithmetic_dtype, second_reading
+from .storage.protocol import SUPPORTED, Write, arithmetic_dtype, is_signed
 
 
 class MomentumState(NamedTuple):
@@ -67,7 +67,7 @@ def scale_by_momentum(
     Raises:
       TypeError: If an argument has the wrong type; at `init` if a leaf is not of a float or complex dtype; at `update`
         if a real leaf gets a complex gradient or the reverse.
-      ValueError: If there is no such storage, or `debias` is asked of a rule whose response to a constant can vanish or
+      ValueError: If there is no such storage, it is one for squares only, or `debias` is asked of a rule whose response to a constant can vanish or
         change sign; at `update` if the gradients' tree or shapes are not those of `init`.
 
     Reference:
@@ -78,6 +78,8 @@ def scale_by_momentum(
         raise TypeError(f"rule must be a Filter such as heavy_ball(0.9), got {rule!r}")
     checks.flag("debias", debias)
     keep = resolve(storage)
+    if not is_signed(keep):
+        raise ValueError(f"storage must keep values of either sign, got {keep!r}, which is for second moments")
     rule = rule.pruned()
     if debias:
         _check_debiasable(rule)
@@ -108,9 +110,6 @@ def scale_by_momentum(
         now = rule.at(step, slot.age)
         wide = g.astype(dtype)
         u, v = _advance(now, wide, tuple(x.astype(dtype) for x in v))
-        again = second_reading(slot.velocity)
-        if again is not slot.velocity:
-            _, v = _advance(now, wide, tuple(x.astype(dtype) for x in keep.parts.decode(again)))
         gain = slot.gain
         if gain is not None:
             unit, gain = _advance(now, jnp.ones((1,) * g.ndim, jnp.finfo(dtype).dtype), gain)

@@ -55,6 +55,9 @@ STORAGES = {
     "int8": partial(mo.storage.int8, min_size=1),  # bytes for the small leaves of the tests too
 }
 
+# Storages that keep no velocities: squares, through `compress`.
+SQUARES = {"uint8"}
+
 # Rules whose response to a constant vanishes or changes sign somewhere, at the arguments above.
 NOT_DEBIASABLE = {"complex_heavy_ball"}
 

@@ -25,8 +25,7 @@ SUPPORTED = ("bfloat16", "float16", "float32", "float64", "complex64", "complex1
 class Parts(Protocol):
     """The stored form of the velocities: a NamedTuple class, each field a tuple with one array (or tree) per velocity.
 
-    The class alone suffices to decode, so that velocities can be read from a state without its transformation. It may
-    have a second static method, `again(parts)`: see `second_reading`.
+    The class alone suffices to decode, so that velocities can be read from a state without its transformation.
     """
 
     @staticmethod
@@ -48,7 +47,11 @@ class Write(NamedTuple):
 
 
 class Storage(Protocol):
-    """A way to keep velocities; see the module's text for the laws that it obeys."""
+    """A way to keep velocities; see the module's text for the laws that it obeys.
+
+    It may also have `nonnegative = True`: fit for second moments too, which are never negative and need relative
+    accuracy; and `signed = False`: fit for nothing else. See `is_signed` and `compress`.
+    """
 
     @property
     def parts(self) -> Any:
@@ -84,12 +87,6 @@ def arithmetic_dtype(*dtypes: Any) -> Any:
     return jnp.result_type(jnp.float32, *dtypes)
 
 
-def second_reading(parts: Any) -> Any:
-    """The parts of one leaf for a second reading that XLA takes for another; `parts` itself where that gains nothing.
-
-    A velocity is read for two results, the update and what is written. Where both share one reading of bytes, XLA's GPU
-    backend weighs working it out twice against writing it out in full, 8 bytes per parameter, and which one it takes
-    hangs on a single operation. With a reading for each there is nothing to share. Parts that want it say how: `again`.
-    """
-    again = getattr(type(parts), "again", None)
-    return parts if again is None else again(parts)
+def is_signed(storage: Any) -> bool:
+    """Whether values of either sign can be kept."""
+    return bool(getattr(storage, "signed", True))
