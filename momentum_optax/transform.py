@@ -57,7 +57,7 @@ def scale_by_momentum(
 
     Args:
       rule: A `Filter`, e.g. from the functions in `rules`.
-      storage: How velocities are kept: "float32", "bfloat16" or an object from `momentum_optax.storage`.
+      storage: How velocities are kept: "float32", "bfloat16", "int8", "int4" or an object, see `momentum_optax.storage`.
       debias: Divide each update by what a constant gradient of 1 would have given, so that early updates are an
         average of the gradients so far. Adam's correction, and exact under every schedule, per leaf.
 
@@ -67,8 +67,8 @@ def scale_by_momentum(
     Raises:
       TypeError: If an argument has the wrong type; at `init` if a leaf is not of a float or complex dtype; at `update`
         if a real leaf gets a complex gradient or the reverse.
-      ValueError: If there is no such storage, it is one for squares only, or `debias` is asked of a rule whose response to a constant can vanish or
-        change sign; at `update` if the gradients' tree or shapes are not those of `init`.
+      ValueError: If there is no such storage, it is for squares only, or `debias` is asked of a rule whose response to
+        a constant can vanish or change sign; at `update` if the gradients' tree or shapes are not those of `init`.
 
     Reference:
       The state-space form of Lessard, Recht and Packard, 2016, arXiv:1408.3595; debiasing after Kingma and Ba,

@@ -1,4 +1,4 @@
-"""Squares in one byte: without bias, with relative accuracy whatever the memory, and a stated outcome for hard cases."""
+"""Squares in one byte: without bias, relative accuracy whatever the memory, and a stated outcome for hard cases."""
 
 import jax
 import jax.numpy as jnp
@@ -209,7 +209,7 @@ def test_it_is_for_squares_alone():
     with pytest.raises(ValueError, match="either sign, got Uint8"):
         mo.scale_by_momentum(mo.heavy_ball(0.9), storage="uint8")
     params = {"w": jnp.zeros((8, 8))}
-    with pytest.raises(ValueError, match="'mu' may hold values of either sign.*got Uint8"):
+    with pytest.raises(ValueError, match=r"'mu' may hold values of either sign.*got Uint8"):
         mo.compress(optax.adam(1e-2), {"mu"}, "uint8").init(params)
     with pytest.raises(ValueError, match="'mu' may hold values of either sign"):
         mo.compress(optax.adam(1e-2), lambda path, leaf: True, "uint8").init(params)

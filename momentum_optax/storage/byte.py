@@ -27,7 +27,7 @@ import numpy as np
 from .. import checks
 from .noise import stamp_of
 from .protocol import Write, arithmetic_dtype
-from .rows import row_axes, row_hashes, row_noise
+from .rows import next_margin, row_axes, row_hashes, row_largest, row_noise
 
 # Codes up to K are square roots, those from K + 1 to 127 the tail.
 _BODY, _LAST = 115, 127
@@ -38,7 +38,7 @@ _ONE, _LEAST_BITS = 0x3F800000, 0x00800000
 # Between these a scale, its inverse and every level of it are floats.
 _SMALLEST, _GREATEST = 2.0**-110, 2.0**102
 # The scale is `margin` times the largest recent value. `margin` follows the share of rows that outgrew theirs.
-_FORGET, _MARGIN, _LEAST, _MOST, _PUSH, _OUTGROWN = 0.9, 2.0, 1.1, 4.0, 0.2, 0.005
+_FORGET, _MARGIN, _OUTGROWN = 0.9, 2.0, 0.005
 
 
 class Int8Velocity(NamedTuple):
@@ -127,14 +127,14 @@ class Int8:
             _encode(v.astype(jnp.float32), scale * g, first, row_noise(hashes, stamp, k))
             for k, (v, g) in enumerate(zip(velocities, gain, strict=True))
         )
-        largest = _level(_largest(codes), scale, first)
+        largest = _level(row_largest(codes), scale, first)
         return Int8Velocity(
             codes,
             gain,
             (scale,),
             (first,),
             (jnp.maximum(largest, _FORGET * reach),),
-            (jnp.where(known, _next_margin(margin, largest > scale), np.float32(_MARGIN)),),
+            (jnp.where(known, next_margin(margin, largest > scale, _OUTGROWN), np.float32(_MARGIN)),),
             (stamp,),
         )
 
@@ -213,24 +213,7 @@ def _encode(v: jax.Array, scale: jax.Array, first: jax.Array, noise: jax.Array) 
     return jnp.floor(jnp.where(v < 0, -y, y) + shift).astype(jnp.int32).astype(jnp.int8)
 
 
-def _largest(codes: tuple[jax.Array, ...]) -> jax.Array:
-    """The largest |code| of each row over all velocities, as a float."""
-    most = jnp.abs(codes[0].astype(jnp.float32))
-    for code in codes[1:]:
-        most = jnp.maximum(most, jnp.abs(code.astype(jnp.float32)))
-    return jnp.max(most, row_axes(most.shape), keepdims=True)
-
-
 def _level(size: jax.Array, scale: jax.Array, first: jax.Array) -> jax.Array:
     """What a code of that size stands for, noise apart."""
     tail = _tail_level(size - first, _start(first))
     return scale * jnp.where(size >= first, tail, size * size * np.float32(1 / _BODY**2))
-
-
-def _next_margin(margin: jax.Array, outgrown: jax.Array) -> jax.Array:
-    """More room where more rows than one in 200 outgrew their scale, less where fewer did."""
-    # Counted in whole numbers: their sum is the same on every mesh.
-    share = jnp.sum(outgrown, dtype=jnp.int32, keepdims=True).astype(jnp.float32) * np.float32(
-        1 / max(outgrown.size, 1)
-    )
-    return jnp.clip(margin * (1 + _PUSH * (share - _OUTGROWN)), _LEAST, _MOST)

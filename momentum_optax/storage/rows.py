@@ -10,6 +10,8 @@ from .noise import mix, stamp_of
 
 # Axes are joined into rows until a scale serves as many elements as this.
 _ROW = 512
+# How far apart scales and the values that they were made for may be, and how fast that is learned.
+_LEAST, _MOST, _PUSH = 1.1, 4.0, 0.2
 
 
 def row_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -56,3 +58,20 @@ def row_noise(hashes: tuple[jax.Array, jax.Array], stamp: jax.Array, k: int) -> 
     """Uniform in [-1/2, 1/2)."""
     bits = row_bits(hashes, stamp, k)
     return jax.lax.bitcast_convert_type(bits, jnp.int32).astype(jnp.float32) * np.float32(2.0**-32)
+
+
+def row_largest(codes: tuple[jax.Array, ...]) -> jax.Array:
+    """The largest |code| of each row over all velocities, as a float."""
+    most = jnp.abs(codes[0].astype(jnp.float32))
+    for code in codes[1:]:
+        most = jnp.maximum(most, jnp.abs(code.astype(jnp.float32)))
+    return jnp.max(most, row_axes(most.shape), keepdims=True)
+
+
+def next_margin(margin: jax.Array, outgrown: jax.Array, target: float) -> jax.Array:
+    """More room where more than the `target` share of rows outgrew their scale, less where fewer did."""
+    # Counted in whole numbers: their sum is the same on every mesh.
+    share = jnp.sum(outgrown, dtype=jnp.int32, keepdims=True).astype(jnp.float32) * np.float32(
+        1 / max(outgrown.size, 1)
+    )
+    return jnp.clip(margin * (1 + _PUSH * (share - np.float32(target))), _LEAST, _MOST)
