@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from .storage import Storage, resolve
-from .storage.noise import stamp_of
-from .storage.protocol import SUPPORTED, Write, is_signed
+from .storage.protocol import SUPPORTED, is_signed, write_for
 
 # Optax's fields of squares: never negative, and divided by the square root of, so that small ones must not become zero.
 SECOND_MOMENTS = frozenset(
@@ -177,8 +176,7 @@ def seeded(storage: Storage, velocities: tuple[Any, ...], *numbers: int) -> Any:
     # Copies, since a storage may keep what it is given, and the caller its own.
     velocities, parts = tuple(jnp.array(v, copy=True) for v in velocities), fresh
     for i in range(_ROUNDS):
-        stamp = stamp_of(-1 - i, *numbers) if storage.reads_step else None
-        parts = storage.encode(velocities, parts, Write(stamp=stamp, gains=_gains(sizes)))
+        parts = storage.encode(velocities, parts, write_for(storage, velocities[0], (-1 - i, *numbers), _gains(sizes)))
     # A velocity of zero has no scale yet: the next write must still be a first one.
     return (
         jax.tree.map(lambda new, old: jnp.where(some, new, old), parts, fresh)
@@ -361,8 +359,8 @@ def _rewrite(storage: Storage, old: Kept, tree: Any, numbers: tuple[Any, int]) -
         if is_plain(slot):
             slots[i] = slot._replace(plain=_like(new, slot.plain))
         else:
-            stamp = stamp_of(*numbers, i) if storage.reads_step else None
-            slots[i] = slot._replace(parts=storage.encode((new,), slot.parts, Write(stamp=stamp, gains=(1.0,))))
+            write = write_for(storage, new, (*numbers, i), (1.0,))
+            slots[i] = slot._replace(parts=storage.encode((new,), slot.parts, write))
     return _joined(slots, layout, treedef)
 
 

@@ -11,8 +11,7 @@ from . import checks
 from .coefficients import is_zero, value_at
 from .filters import Filter
 from .storage import Storage, resolve
-from .storage.noise import stamp_of
-from .storage.protocol import SUPPORTED, Write, arithmetic_dtype, is_signed
+from .storage.protocol import SUPPORTED, arithmetic_dtype, is_signed, write_for
 
 
 class MomentumState(NamedTuple):
@@ -57,7 +56,7 @@ def scale_by_momentum(
 
     Args:
       rule: A `Filter`, e.g. from the functions in `rules`.
-      storage: How velocities are kept: "float32", "bfloat16", "int8", "int4" or an object, see `momentum_optax.storage`.
+      storage: How velocities are kept: "float32", "bfloat16", "int8", "int4" or an object of `momentum_optax.storage`.
       debias: Divide each update by what a constant gradient of 1 would have given, so that early updates are an
         average of the gradients so far. Adam's correction, and exact under every schedule, per leaf.
 
@@ -117,8 +116,7 @@ def scale_by_momentum(
             u = u / jnp.where(unit == 0, 1, unit)
             gain = tuple(new.astype(old.dtype) for new, old in zip(gain, slot.gain, strict=True))
         age = None if slot.age is None else optax.safe_increment(slot.age)
-        stamp = stamp_of(step, i) if keep.reads_step else None
-        kept = keep.encode(v, slot.velocity, Write(stamp, _gains(now)))
+        kept = keep.encode(v, slot.velocity, write_for(keep, wide, (step, i), _gains(now)))
         return u.astype(g.dtype), MomentumState(kept, None, age, gain)
 
     def update(

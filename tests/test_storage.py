@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conformance import STORAGES
 
@@ -214,3 +215,30 @@ def test_a_resumed_run_is_bit_equal_to_one_that_never_stopped():
         state, _ = update(state, g)
     for a, b in zip(jax.tree.leaves(straight), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "int8", "int4"])
+def test_noise_that_would_hang_on_the_mesh_is_refused_under_shard_map(name):
+    from jax.sharding import PartitionSpec as P
+
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    tx = mo.scale_by_momentum(mo.heavy_ball(0.9), storage=make(name))
+    g = samples((64, 512))
+
+    def step(g):
+        u, state = tx.update(g, tx.init(g))
+        return u, mo.velocity(state)[0]
+
+    def split(spec):
+        return jax.jit(jax.shard_map(step, mesh=mesh, in_specs=spec, out_specs=spec))
+
+    # Whole on every device, as in data-parallel training: what one device writes.
+    for here, there in zip(split(P())(g), jax.jit(step)(g), strict=True):
+        np.testing.assert_array_equal(here, there)
+    with pytest.raises(ValueError, match="varies along 'data'"):
+        split(P("data"))(g)
+    adam = mo.compress(optax.adam(1e-3), {"mu"}, make(name))
+    with pytest.raises(ValueError, match="varies along 'data'"):
+        jax.jit(
+            jax.shard_map(lambda g: adam.update(g, adam.init(g))[0], mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+        )(g)

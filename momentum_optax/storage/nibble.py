@@ -129,10 +129,11 @@ class Int4:
 def int4(seed: int = 0, *, min_size: int = 4096) -> Int4:
     r"""Velocities in four bits per parameter and velocity, plus 8 bytes for each row of at least 512 elements.
 
-    For memories of about ten steps, decay 0.9: there the relative error of a stored velocity is about a half, without
-    bias, and final losses were those of float32 in every task measured. The noise of a step adds up over the memory:
-    at decay 0.95 it is about as large as the velocity, and at 0.99 it outgrows it and training suffers; take `int8`.
-    Half a byte is what TPUs and GPUs store; XLA's CPU backend keeps a whole one for each code.
+    For memories of about ten steps, decay 0.9. There the relative error of a stored velocity is 0.4 on white noise and
+    was 0.6 to 0.8 for the leaves of three networks, without bias; their final losses were about those of float32. The
+    noise of each step adds up over the memory: at decay 0.95 it is about as large as the velocity, and at 0.99 it feeds
+    itself, outgrows the velocity and training suffers; take `int8`. Half a byte is what TPUs and GPUs store; XLA's CPU
+    backend keeps a whole one for each code.
 
     What is lost, besides, in this order of weight:
 

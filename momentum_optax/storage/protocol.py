@@ -19,6 +19,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from .noise import stamp_of
+
 SUPPORTED = ("bfloat16", "float16", "float32", "float64", "complex64", "complex128")
 
 
@@ -90,3 +92,28 @@ def arithmetic_dtype(*dtypes: Any) -> Any:
 def is_signed(storage: Any) -> bool:
     """Whether values of either sign can be kept."""
     return bool(getattr(storage, "signed", True))
+
+
+def write_for(storage: Any, leaf: Any, numbers: tuple[Any, ...], gains: tuple[Any, ...]) -> Write:
+    """What `encode` may look at when `leaf` is written; `numbers` stand for the step and the leaf.
+
+    Raises:
+      ValueError: If the noise would hang on the mesh, since `leaf` is one shard of an array under `shard_map`.
+    """
+    if not storage.reads_step:
+        return Write(None, gains)
+    axes = _split_over(leaf)
+    if axes:
+        raise ValueError(
+            f"under shard_map a velocity must be the same along every mesh axis for storage {storage!r}, got one that "
+            f"varies along {', '.join(map(repr, axes))}: shapes are local there, and noise and scales would depend on "
+            "the mesh. Use jit with shardings, or storage 'float32' or bfloat16('nearest')"
+        )
+    return Write(stamp_of(*numbers), gains)
+
+
+def _split_over(leaf: Any) -> list[str]:
+    """The mesh axes of an enclosing `shard_map` along which `leaf` may differ."""
+    kind: Any = jax.typeof(leaf)
+    varying = kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying
+    return sorted(map(str, varying))
