@@ -199,14 +199,14 @@ def _encode(v: jax.Array, scale: jax.Array, first: jax.Array, noise: jax.Array) 
     # In scales. Not finite: the element starts anew. The comparison is false for NaN.
     size = jnp.where(size <= np.finfo(np.float32).max, size * inverse, 0.0)
     bits = jax.lax.bitcast_convert_type(size, jnp.int32)
-    quarters = jnp.maximum((bits - start).astype(jnp.float32) * np.float32(1 / _QUARTER), 0.0)
+    body = bits < start
+    quarters = (bits - start).astype(jnp.float32) * np.float32(1 / _QUARTER)
+    root = jnp.sqrt(jnp.where(body, size, quarters))
     # Whichever of the two ways up is the longer: up to `_LINEAR` they are the same.
-    t = jnp.maximum(jnp.minimum(jnp.sqrt(quarters), np.float32(_LINEAR)), quarters * np.float32(1 / _LINEAR))
-    t = jnp.floor(t)
+    t = jnp.floor(jnp.maximum(jnp.minimum(root, np.float32(_LINEAR)), quarters * np.float32(1 / _LINEAR)))
     low, high = _tail_level(t, start), _tail_level(t + 1, start)
     t = jnp.where((noise + 0.5) * (high - low) < size - low, t + 1, t)
-    body = bits < start
-    y = jnp.where(body, jnp.sqrt(size) * np.float32(_BODY), jnp.minimum(t + first, np.float32(_LAST)))
+    y = jnp.where(body, root * np.float32(_BODY), jnp.minimum(t + first, np.float32(_LAST)))
     # Half way to the next code: a tail code is written as it is. A little less, so that a zero stays one.
     shift = jnp.where(body, np.float32(0.5 - 2.0**-25) - noise, np.float32(0.5))
     # By way of int32: XLA's CPU backend converts floats to bytes slowly.
