@@ -24,6 +24,7 @@ ALLOWED = {
     "transform": {"checks", "coefficients", "filters", "storage"},
     "compress": {"storage"},
     "convert": {"compress", "storage", "transform"},
+    "sharding": {"checks"},
     "optimizers": {"checks", "coefficients", "filters", "rules", "storage", "transform"},
 }
 FREE = {"__init__", "demo"}
