@@ -19,6 +19,7 @@ ALLOWED = {
     "storage": {"checks"},
     "coefficients": {"checks"},
     "filters": {"checks", "coefficients"},
+    "analysis": {"checks", "coefficients", "filters"},
     "rules": {"checks", "coefficients", "filters"},
     "schedules": {"checks", "coefficients"},
     "transform": {"checks", "coefficients", "filters", "storage"},
