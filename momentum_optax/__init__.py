@@ -3,6 +3,7 @@
 from . import analysis as analysis
 from . import schedules as schedules
 from . import storage as storage
+from . import tuning as tuning
 from .coefficients import ByAge as ByAge
 from .compress import CompressedState as CompressedState
 from .compress import compress as compress

@@ -25,6 +25,7 @@ ALLOWED = {
     "transform": {"checks", "coefficients", "filters", "storage"},
     "compress": {"storage"},
     "convert": {"compress", "storage", "transform"},
+    "tuning": {"analysis", "checks", "filters", "rules"},
     "optimizers": {"checks", "coefficients", "filters", "rules", "storage", "transform"},
 }
 FREE = {"__init__", "demo"}
