@@ -344,92 +344,132 @@ def estimate_curvature(
       Pearlmutter, "Fast exact multiplication by the Hessian", Neural Computation 1994. Golub and Van Loan, "Matrix
       computations", 2013, chapter 10.
     """
+    problem = _Problem(loss, params, batch)
+    return _lanczos(problem, problem.start, iterations, seed)
+
+
+def _lanczos(problem: "_Problem", point: jax.Array, iterations: int, seed: int) -> Curvature:
+    """The ends of the Hessian's spectrum at a point."""
     checks.integer("iterations", iterations, 2)
     checks.integer("seed", seed, 0)
-    start, product = _hessian(loss, params, batch)
-    size, precision = start.size, float(jnp.finfo(start.dtype).eps)
-    count = min(int(iterations), size)
-    q = np.random.default_rng(int(seed)).standard_normal(size)
-    basis = np.empty((count, size))
+    precision = float(jnp.finfo(point.dtype).eps)
+    count = min(int(iterations), point.size)
+    q = np.random.default_rng(int(seed)).standard_normal(point.size)
+    basis = np.empty((count, point.size))
     diagonal, beside = np.empty(count), np.empty(count)
+    exhausted = False
     # A package for this would be one more that every user installs; it is these ten lines.
     for k in range(count):
         basis[k] = q / np.linalg.norm(q)
-        q = np.asarray(product(start, jnp.asarray(basis[k], start.dtype)), np.float64)
+        q = problem.product(point, basis[k])
         if not np.all(np.isfinite(q)):
-            raise ValueError("loss must have finite derivatives at params, got a product with the Hessian that is not")
+            raise ValueError("loss must have finite derivatives, got a product with its Hessian that is not finite")
         diagonal[k] = q @ basis[k]
         for _ in range(2):  # once leaves what rounding put there
             q = q - basis[: k + 1].T @ (basis[: k + 1] @ q)
         beside[k] = np.linalg.norm(q)
         scale = max(abs(diagonal[: k + 1]).max(), beside[:k].max(initial=0.0))
-        if beside[k] <= 100 * precision * scale:
+        exhausted = k + 1 == point.size or bool(beside[k] <= 100 * precision * scale)
+        if exhausted:
             count = k + 1
             break
-    exact = bool(count == size or beside[count - 1] <= 100 * precision * scale)
-    tridiagonal = np.diag(diagonal[:count]) + np.diag(beside[: count - 1], 1) + np.diag(beside[: count - 1], -1)
-    values, vectors = np.linalg.eigh(tridiagonal)
-    errors = np.zeros(count) if exact else beside[count - 1] * abs(vectors[-1])
+    T = np.diag(diagonal[:count]) + np.diag(beside[: count - 1], 1) + np.diag(beside[: count - 1], -1)
+    values, vectors = np.linalg.eigh(T)
+    errors = np.zeros(count) if exhausted else beside[count - 1] * abs(vectors[-1])
     L, lowest = float(values[-1]), float(values[0])
     known = lowest > 100 * precision * max(abs(values)) and errors[0] <= 0.1 * lowest
-    return Curvature(L, float(errors[-1]), lowest, float(errors[0]), lowest if known else None, exact, count)
+    return Curvature(L, float(errors[-1]), lowest, float(errors[0]), lowest if known else None, exhausted, count)
 
 
 def suggest(
-    loss: Callable[[Any, Any], Any], params: Any, batch: Any = None, *, iterations: int = 40, seed: int = 0
+    loss: Callable[[Any, Any], Any],
+    params: Any,
+    batch: Any = None,
+    *,
+    iterations: int = 40,
+    steps: int = 100,
+    seed: int = 0,
 ) -> Tuning:
     r"""A learning rate and a decay to start from, for Nesterov's rule, with the reasons.
 
-    The rate is 1/L, with L the largest curvature at `params`. The decay is the one of `smooth_nesterov` where the
-    smallest curvature can be known, and 0.9 where it cannot: in a network it is negative or zero, and no estimate of it
-    says anything about training. It looks at one place and one batch: gradient noise may want a smaller rate, and
-    where curvature grows along the way so does a warm-up or a smaller rate.
+    The rate is 1/L, L the largest curvature. The decay is the one of `smooth_nesterov` where the smallest curvature can
+    be known, and 0.9 where it cannot: in a network it is negative or zero, and no estimate of it says anything about
+    training. Curvature at the start need not be that on the way, so both are measured twice: at `params`, and half way
+    and at the end of a trial of `steps` steps with what was found there. A second trial, from `params` with what the
+    way wants, decides between the two.
+
+    It looks at one batch: gradient noise may want a smaller rate. It costs 3 times `iterations` Hessian-vector products
+    and 2 times `steps` gradients.
 
     Args:
       loss: `loss(params, batch)`, a real scalar, twice differentiable.
       params: A tree of real floating-point arrays, where training starts.
       batch: Whatever `loss` takes, as large as can be.
-      iterations: Hessian-vector products at most, at least 2.
-      seed: Of the estimate.
+      iterations: Hessian-vector products per estimate at most, at least 2.
+      steps: Length of a trial, at least 2.
+      seed: Of the estimates.
 
     Returns:
       A `Tuning`; its `rate` is None where the smallest curvature is not known.
 
     Raises:
       TypeError: If `loss` is not callable or gives no real number, or a leaf of `params` is not real floating point.
-      ValueError: If the loss does not curve upwards at `params`, or for the reasons of `estimate_curvature`.
+      ValueError: If the loss does not curve upwards at `params`, no trial lowers it, or for the reasons of
+        `estimate_curvature`.
 
     Reference:
       See `smooth_nesterov` and `estimate_curvature`.
     """
-    found = estimate_curvature(loss, params, batch, iterations=iterations, seed=seed)
-    L = found.L + found.L_error
-    if not found.L > 0:
-        raise ValueError(f"loss must curve upwards somewhere at params, got a largest curvature of {found.L}")
-    measured = f"largest curvature at params {found.L:.4g} (+{found.L_error:.1g}), so the rate is 1/{L:.4g}"
-    if found.mu is None:
+    checks.integer("steps", steps, 2)
+    problem = _Problem(loss, params, batch)
+    here = _lanczos(problem, problem.start, iterations, seed)
+    if not here.L > 0:
+        raise ValueError(f"loss must curve upwards somewhere at params, got a largest curvature of {here.L}")
+    first = _from_curvature(here.L + here.L_error, here, "at params")
+    half, end, first_loss = _trial(problem, first, int(steps))
+    if not first_loss < problem.loss(problem.start):
+        raise ValueError(f"a trial of {steps} steps must lower the loss, at rate {first.learning_rate:.4g} it did not")
+    way = [_lanczos(problem, point, iterations, seed) for point in (half, end)]
+    L = max(found.L + found.L_error for found in way)
+    if not L > 0:
+        return first
+    second = _from_curvature(L, way[1], f"within {steps} steps of params")
+    _, _, second_loss = _trial(problem, second, int(steps))
+    better, other = (second, first) if second_loss < first_loss else (first, second)
+    verdict = (
+        f"after {steps} steps from params the loss is {min(first_loss, second_loss):.4g}, with learning rate "
+        f"{other.learning_rate:.4g} and decay {other.decay:.4g} it is {max(first_loss, second_loss):.4g}"
+    )
+    return dataclasses.replace(better, reasons=(*better.reasons, verdict))
+
+
+def _from_curvature(L: float, found: Curvature, where: str) -> Tuning:
+    """Nesterov's rule for a largest curvature of L, and the smallest one found, if that is known."""
+    measured = f"largest curvature {where} {L:.4g}, so the rate is its inverse"
+    if found.mu is None or found.mu >= L:
         why = "negative" if found.lowest < 0 else "not settled, or too small for rounding"
-        return Tuning(
-            rules.nesterov(_DEFAULT_DECAY),
-            1 / L,
-            _DEFAULT_DECAY,
-            None,
-            (
-                measured,
-                f"smallest curvature found {found.lowest:.4g}: {why}, so no decay follows from it",
-                f"decay {_DEFAULT_DECAY}, the usual default: a memory of ten gradients",
-            ),
+        reasons = (
+            measured,
+            f"smallest curvature {where} {found.lowest:.4g}: {why}, so no decay follows from it",
+            f"decay {_DEFAULT_DECAY}, the usual default: a memory of ten gradients",
         )
+        return Tuning(rules.nesterov(_DEFAULT_DECAY), 1 / L, _DEFAULT_DECAY, None, reasons)
     tuned = smooth_nesterov(L, found.mu)
     seen = "the whole spectrum was seen" if found.exact else "settled, but a smaller one may be hidden"
-    return dataclasses.replace(
-        tuned,
-        reasons=(
-            measured,
-            f"smallest curvature {found.mu:.4g} ({seen}), so the condition number is {L / found.mu:.4g}",
-            f"decay {tuned.decay:.4g} = (sqrt(kappa) - 1)/(sqrt(kappa) + 1), for smooth strongly convex losses",
-        ),
+    reasons = (
+        measured,
+        f"smallest curvature {where} {found.mu:.4g} ({seen}), so the condition number is {L / found.mu:.4g}",
+        f"decay {tuned.decay:.4g} = (sqrt(kappa) - 1)/(sqrt(kappa) + 1), for smooth strongly convex losses",
     )
+    return dataclasses.replace(tuned, reasons=reasons)
+
+
+def _trial(problem: "_Problem", tuning: Tuning, steps: int) -> tuple[jax.Array, jax.Array, float]:
+    """The points half way and at the end of a run from the start, and the loss there; infinite if it diverged."""
+    half, v = problem.descend(problem.start, jnp.zeros_like(problem.start), tuning, steps // 2)
+    end, _ = problem.descend(half, v, tuning, steps - steps // 2)
+    loss = problem.loss(end)
+    return half, end, loss if math.isfinite(loss) else math.inf
 
 
 def _condition(L: float, mu: float) -> float:
@@ -438,31 +478,59 @@ def _condition(L: float, mu: float) -> float:
     return L / mu
 
 
-def _hessian(loss: Any, params: Any, batch: Any) -> tuple[jax.Array, Callable[[jax.Array, jax.Array], jax.Array]]:
-    """The parameters as one vector, and the compiled product of the Hessian there with another."""
-    if not callable(loss):
-        raise TypeError(f"loss must be a function of params and batch, got {loss!r}")
+class _Problem:
+    """A loss of one vector: its value, compiled products with its Hessian, and compiled runs of Nesterov's rule."""
 
-    def wide(path: Any, leaf: Any) -> Any:
-        leaf = jnp.asarray(leaf)
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            name = "params" + jax.tree_util.keystr(path)
-            raise TypeError(f"{name} must be real floating point, got {leaf.dtype}")
-        return leaf.astype(jnp.promote_types(jnp.float32, leaf.dtype))
+    def __init__(self, loss: Any, params: Any, batch: Any) -> None:
+        if not callable(loss):
+            raise TypeError(f"loss must be a function of params and batch, got {loss!r}")
+        params = jax.tree_util.tree_map_with_path(_wide, params)
+        self.start, unravel = ravel_pytree(params)
+        if self.start.size == 0:
+            raise ValueError("params must have at least one element, got none")
+        out = jax.eval_shape(loss, params, batch)
+        if not hasattr(out, "dtype") or not jnp.issubdtype(out.dtype, jnp.floating):
+            raise TypeError(f"loss must give a real floating-point scalar, got {out}")
+        if out.shape != ():
+            raise ValueError(f"loss must give a scalar, got shape {out.shape}")
+        self._batch = batch
 
-    params = jax.tree_util.tree_map_with_path(wide, params)
-    start, unravel = ravel_pytree(params)
-    if start.size == 0:
-        raise ValueError("params must have at least one element, got none")
-    out = jax.eval_shape(loss, params, batch)
-    if not hasattr(out, "dtype") or not jnp.issubdtype(out.dtype, jnp.floating):
-        raise TypeError(f"loss must give a real floating-point scalar, got {out}")
-    if out.shape != ():
-        raise ValueError(f"loss must give a scalar, got shape {out.shape}")
+        def flat(x: jax.Array, batch: Any) -> Any:
+            return loss(unravel(x), batch)
 
-    @jax.jit
-    def product(at: jax.Array, direction: jax.Array, batch: Any) -> Any:
-        gradient = jax.grad(lambda flat: loss(unravel(flat), batch))
-        return jax.jvp(gradient, (at,), (direction,))[1]
+        def run(x: jax.Array, v: jax.Array, batch: Any, numbers: tuple[Any, Any], steps: Any) -> Any:
+            rate, decay = numbers
 
-    return start, lambda at, direction: product(at, direction, batch)
+            def step(_: Any, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+                x, v = state
+                g = jax.grad(flat)(x, batch)
+                v = decay * (v + g)
+                return x - rate * (v + g), v
+
+            return jax.lax.fori_loop(0, steps, step, (x, v))
+
+        self._flat, self._run = jax.jit(flat), jax.jit(run)
+        self._product = jax.jit(lambda x, q, batch: jax.jvp(lambda y: jax.grad(flat)(y, batch), (x,), (q,))[1])
+
+    def loss(self, x: jax.Array) -> float:
+        """The loss at x."""
+        return float(self._flat(x, self._batch))
+
+    def product(self, x: jax.Array, q: np.ndarray) -> np.ndarray:
+        """The Hessian at x times q."""
+        return np.asarray(self._product(x, jnp.asarray(q, x.dtype), self._batch), np.float64)
+
+    def descend(self, x: jax.Array, v: jax.Array, tuning: Tuning, steps: int) -> tuple[jax.Array, jax.Array]:
+        """Parameters and velocity of `rules.nesterov` after so many steps."""
+        numbers = (jnp.asarray(tuning.learning_rate, x.dtype), jnp.asarray(tuning.decay, x.dtype))
+        new: tuple[jax.Array, jax.Array] = self._run(x, v, self._batch, numbers, steps)
+        return new
+
+
+def _wide(path: Any, leaf: Any) -> jax.Array:
+    """A leaf in float32 or wider."""
+    leaf = jnp.asarray(leaf)
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        raise TypeError(f"params{jax.tree_util.keystr(path)} must be real floating point, got {leaf.dtype}")
+    wide: jax.Array = leaf.astype(jnp.promote_types(jnp.float32, leaf.dtype))
+    return wide
