@@ -114,7 +114,7 @@ def optimal_heavy_ball(L: float, mu: float) -> Tuning:
       ValueError: If a number is out of range.
 
     Reference:
-      Polyak, 1964. The cycle: Lessard, Recht and Packard, 2016, arXiv:1408.3595, section 4.6.
+      Polyak, 1964. The cycle: Lessard, Recht and Packard, 2016, arXiv:1408.3595.
     """
     root = math.sqrt(_condition(L, mu))
     rate = (root - 1) / (root + 1)

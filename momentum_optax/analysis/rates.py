@@ -159,7 +159,7 @@ def iterations(
     Raises:
       TypeError: If an argument has the wrong type.
       ValueError: If a number is out of range, `point` is another word, a coefficient follows the step and `step` is
-        None, or it takes more than 2^25 steps.
+        None, or it takes more than 2^24/(K + 1) steps.
     """
     rule = constant(rule, step)
     tolerance = reals("tolerance", tolerance, "(0, inf)")
@@ -196,7 +196,7 @@ def transient_growth(
     Raises:
       TypeError: If an argument has the wrong type.
       ValueError: If a number is out of range, `point` is another word, a coefficient follows the step and `step` is
-        None, or settling takes more than 2^25 steps.
+        None, or settling takes more than 2^24/(K + 1) steps.
 
     Reference:
       Mohammadi et al., "Transient growth of accelerated optimization algorithms", 2021, arXiv:2103.08017.

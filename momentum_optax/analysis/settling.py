@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-# States are kept, so memory sets the limit.
-_LONGEST = 2**25
+# States are kept, so memory sets the limit: so many numbers.
+_LARGEST = 2**24
 
 
 def squares(M: np.ndarray, G: np.ndarray) -> np.ndarray:
@@ -44,7 +44,7 @@ def settling_time(M: np.ndarray, x: np.ndarray, c: np.ndarray, level: float) -> 
       level: Above 0.
 
     Raises:
-      ValueError: If that takes more than 2^25 steps.
+      ValueError: If that takes more than 2^24/d steps.
     """
     states = _states(M, x, c, lambda y: level)
     if states is None:
@@ -66,8 +66,8 @@ def _states(M: np.ndarray, x: np.ndarray, c: np.ndarray, level: Callable[[np.nda
         return None
     states, power = x[None, :], M
     while states[-1] @ P @ states[-1] > level(abs(states @ c)) ** 2:
-        if len(states) > _LONGEST:
-            raise ValueError(f"the rule must settle within {_LONGEST} steps here, it takes longer")
+        if 2 * states.size > _LARGEST:
+            raise ValueError(f"the rule must settle within {_LARGEST // len(x)} steps here, it takes longer")
         states = np.concatenate([states, states @ power.T])
         power = power @ power
     return states
