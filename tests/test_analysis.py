@@ -102,8 +102,8 @@ def test_everything_is_numpy_in_float64(rule):
 # The whole catalogue, measured.
 
 SPECTRUM = np.array([1.0, 1.1, 1.7, 2.2, 3.1, 4.0])
-# Coefficients that never settle, so that no eigenvalue says how fast it converges.
-NEVER_SETTLES = {"schedule_free"}
+# Coefficients that never settle, or not within 10^4 steps, so that no eigenvalue says how fast it converges.
+UNSETTLED = {"nadam_mix", "schedule_free"}
 
 
 def half_of_the_limit(rule):
@@ -126,23 +126,20 @@ def test_the_error_curve_is_the_run_itself(rule, x64):
 def test_predicted_and_measured_contraction_agree_within_one_percent(rule, x64):
     r = RULES[rule]()
     rate = half_of_the_limit(r)
-    hessian, _ = quadratic(SPECTRUM)
-    settled = np.log(analysis.spectral_radius(r, rate, SPECTRUM, step=10**6).max())
+    hessian, basis = quadratic(SPECTRUM)
+    predicted = np.log(analysis.spectral_radius(r, rate, SPECTRUM, step=10**6).max())
     # Far enough for oscillations to average out, and not as far as the smallest float64.
-    steps = 4000 if rule in NEVER_SETTLES else int(min(400 / -settled, 60_000))
+    steps = 4000 if rule in UNSETTLED else int(min(400 / -predicted, 60_000))
     points, _ = run(r, rate, lambda x, t: hessian @ x, np.ones(len(SPECTRUM)), steps)
-    sizes = np.log(abs(points).max(1))  # no squares: they would underflow
     window = np.arange(steps // 3, steps + 1)
-    measured = np.polyfit(window, sizes[window], 1)[0]
-    if rule in NEVER_SETTLES:
-        # In the random basis from ones: the eigenvectors' shares of the start are those of the curve.
-        _, basis = quadratic(SPECTRUM)
+
+    def fall(points):
+        return np.polyfit(window, np.log(abs(points).max(1))[window], 1)[0]  # no squares: they would underflow
+
+    measured = fall(points)
+    if rule in UNSETTLED:
         curve = analysis.error_curve(r, rate, SPECTRUM, steps) * (basis.T @ np.ones(len(SPECTRUM)))
-        predicted = np.polyfit(window, np.log(abs(curve @ basis.T).max(1))[window], 1)[0]
-    else:
-        looked_at = np.linspace(window[0], window[-1], 40).astype(int)
-        radii = [analysis.spectral_radius(r, rate, SPECTRUM, step=t).max() for t in looked_at]
-        predicted = np.mean(np.log(radii))
+        predicted = fall(curve @ basis.T)
     assert measured < -1e-4, "did not converge"
     assert measured == pytest.approx(predicted, rel=0.01)
 
@@ -263,11 +260,10 @@ def test_the_worst_contraction_is_that_of_a_run(name, x64):
 
 
 def test_a_worst_curvature_inside_the_interval_is_found():
-    # Least at both ends: the worst curvature is in between.
-    rule = rules.pid(0.5, 1.0, 0.9, 0.8)
-    rates = analysis.spectral_radius(rule, 0.4, np.linspace(0.1, 2.0, 200_001))
-    assert 0 < np.argmax(rates) < 200_000
-    assert analysis.convergence_rate(rule, 0.4, 0.1, 2.0) == pytest.approx(rates.max(), abs=1e-9)
+    rule = mo.Filter(((-0.35, 0.0), (0.0, 0.36)), (1.0, 1.0), (-0.09, 0.74), 1.0)
+    radii = analysis.spectral_radius(rule, 1.0, np.linspace(0.34, 3.2, 100_001))
+    assert radii.max() > max(radii[0], radii[-1]) + 0.05
+    assert analysis.convergence_rate(rule, 1.0, 0.34, 3.2) == pytest.approx(radii.max(), abs=1e-6)
 
 
 @pytest.mark.parametrize("kappa", KAPPAS)
@@ -344,7 +340,7 @@ def test_lessards_cycle(x64):
 def test_iterations_are_counted_on_the_run_itself(tolerance, point):
     rule, curvature = rules.nesterov(0.95), np.array([0.003, 0.02, 0.5, 1.0])
     counts = analysis.iterations(rule, 0.7, curvature, tolerance, point=point)
-    curve = abs(analysis.error_curve(rule, 0.7, curvature, 20_000, point=point))
+    curve = abs(analysis.error_curve(rule, 0.7, curvature, 3000, point=point))
     for count, errors in zip(counts, curve.T, strict=True):
         assert np.all(errors[int(count) :] <= tolerance)
         assert errors[int(count) - 1] > tolerance
