@@ -20,6 +20,8 @@ from .filters import Filter
 
 # Without a smallest curvature there is no theory to take a decay from; this one is the usual default.
 _DEFAULT_DECAY = 0.9
+# How often `suggest` doubles a rate at most.
+_DOUBLINGS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -394,12 +396,13 @@ def suggest(
 
     The rate is 1/L, L the largest curvature. The decay is the one of `smooth_nesterov` where the smallest curvature can
     be known, and 0.9 where it cannot: in a network it is negative or zero, and no estimate of it says anything about
-    training. Curvature at the start need not be that on the way, so both are measured twice: at `params`, and half way
-    and at the end of a trial of `steps` steps with what was found there. A second trial, from `params` with what the
-    way wants, decides between the two.
+    training. Curvature at the start need not be that on the way, so both are measured again, half way and at the end of
+    a trial of `steps` steps from `params` with what was found there; a second trial decides. Where curvature gives way
+    to larger steps, as it does in networks, no measurement tells how far: the rate is then doubled for as long as
+    another trial ends clearly lower.
 
-    It looks at one batch: gradient noise may want a smaller rate. It costs 3 times `iterations` Hessian-vector products
-    and 2 times `steps` gradients.
+    It looks at one batch: gradient noise may want a smaller rate. It costs up to 3 times `iterations` Hessian-vector
+    products and 6 times `steps` gradients.
 
     Args:
       loss: `loss(params, batch)`, a real scalar, twice differentiable.
@@ -430,17 +433,31 @@ def suggest(
     if not first_loss < problem.loss(problem.start):
         raise ValueError(f"a trial of {steps} steps must lower the loss, at rate {first.learning_rate:.4g} it did not")
     way = [_lanczos(problem, point, iterations, seed) for point in (half, end)]
+    best, loss_there = first, first_loss
     L = max(found.L + found.L_error for found in way)
-    if not L > 0:
-        return first
-    second = _from_curvature(L, way[1], f"within {steps} steps of params")
-    _, _, second_loss = _trial(problem, second, int(steps))
-    better, other = (second, first) if second_loss < first_loss else (first, second)
-    verdict = (
-        f"after {steps} steps from params the loss is {min(first_loss, second_loss):.4g}, with learning rate "
-        f"{other.learning_rate:.4g} and decay {other.decay:.4g} it is {max(first_loss, second_loss):.4g}"
-    )
-    return dataclasses.replace(better, reasons=(*better.reasons, verdict))
+    # Less is no difference: two runs that have converged differ in rounding.
+    clear = 1e-3 * (problem.loss(problem.start) - first_loss)
+    if L > 0:
+        second = _from_curvature(L, way[1], f"within {steps} steps of params")
+        _, _, second_loss = _trial(problem, second, int(steps))
+        # What serves where the run arrives is better from there on, so a draw is in its favour.
+        if second_loss < first_loss + clear:
+            best, loss_there = second, second_loss
+        tried = [f"{other.learning_rate:.4g} with decay {other.decay:.4g}" for other in (first, second)]
+        verdict = f"after {steps} steps from params the loss is {first_loss:.4g} at rate {tried[0]}, "
+        best = _because(best, verdict + f"{second_loss:.4g} at {tried[1]}")
+    for _ in range(_DOUBLINGS):
+        doubled = dataclasses.replace(best, learning_rate=2 * best.learning_rate, rate=None)
+        _, _, doubled_loss = _trial(problem, doubled, int(steps))
+        if not doubled_loss < loss_there - clear:
+            return _because(best, f"twice the rate is no better: {doubled_loss:.4g}")
+        best, loss_there = _because(doubled, f"twice the rate is better: {doubled_loss:.4g}"), doubled_loss
+    return best
+
+
+def _because(tuning: Tuning, reason: str) -> Tuning:
+    """The same with one reason more."""
+    return dataclasses.replace(tuning, reasons=(*tuning.reasons, reason))
 
 
 def _from_curvature(L: float, found: Curvature, where: str) -> Tuning:
