@@ -20,8 +20,8 @@ from .filters import Filter
 
 # Without a smallest curvature there is no theory to take a decay from; this one is the usual default.
 _DEFAULT_DECAY = 0.9
-# How often `suggest` doubles a rate at most.
-_DOUBLINGS = 4
+# How often `suggest` halves and doubles a rate at most.
+_HALVINGS, _DOUBLINGS = 10, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -340,7 +340,7 @@ def estimate_curvature(
 
     Raises:
       TypeError: If `loss` is not callable or gives no real number, or a leaf of `params` is not real floating point.
-      ValueError: If `params` has no elements, `loss` no scalar, or a derivative is not finite.
+      ValueError: If `params` has no elements or is not finite, `loss` is no scalar, or a derivative is not finite.
 
     Reference:
       Pearlmutter, "Fast exact multiplication by the Hessian", Neural Computation 1994. Golub and Van Loan, "Matrix
@@ -399,7 +399,7 @@ def suggest(
     training. Curvature at the start need not be that on the way, so both are measured again, half way and at the end of
     a trial of `steps` steps from `params` with what was found there; a second trial decides. Where curvature gives way
     to larger steps, as it does in networks, no measurement tells how far: the rate is then doubled for as long as
-    another trial ends clearly lower.
+    another trial ends clearly lower. Where it grows so fast that the first trial fails, the rate is halved.
 
     It looks at one batch: gradient noise may want a smaller rate. It costs up to 3 times `iterations` Hessian-vector
     products and 6 times `steps` gradients.
@@ -417,7 +417,7 @@ def suggest(
 
     Raises:
       TypeError: If `loss` is not callable or gives no real number, or a leaf of `params` is not real floating point.
-      ValueError: If the loss does not curve upwards at `params`, no trial lowers it, or for the reasons of
+      ValueError: If the loss does not curve upwards at `params`, no rate tried lowers it, or for the reasons of
         `estimate_curvature`.
 
     Reference:
@@ -428,15 +428,22 @@ def suggest(
     here = _lanczos(problem, problem.start, iterations, seed)
     if not here.L > 0:
         raise ValueError(f"loss must curve upwards somewhere at params, got a largest curvature of {here.L}")
+    start_loss = problem.loss(problem.start)
     first = _from_curvature(here.L + here.L_error, here, "at params")
     half, end, first_loss = _trial(problem, first, int(steps))
-    if not first_loss < problem.loss(problem.start):
-        raise ValueError(f"a trial of {steps} steps must lower the loss, at rate {first.learning_rate:.4g} it did not")
+    for _ in range(_HALVINGS):
+        if first_loss < start_loss:
+            break
+        first = dataclasses.replace(first, learning_rate=first.learning_rate / 2, rate=None)
+        first = _because(first, f"halved, as {steps} steps at twice the rate did not lower the loss")
+        half, end, first_loss = _trial(problem, first, int(steps))
+    else:
+        raise ValueError(f"{steps} steps must lower the loss, even at rate {first.learning_rate:.4g} they did not")
     way = [_lanczos(problem, point, iterations, seed) for point in (half, end)]
     best, loss_there = first, first_loss
     L = max(found.L + found.L_error for found in way)
     # Less is no difference: two runs that have converged differ in rounding.
-    clear = 1e-3 * (problem.loss(problem.start) - first_loss)
+    clear = 1e-3 * (start_loss - first_loss)
     if L > 0:
         second = _from_curvature(L, way[1], f"within {steps} steps of params")
         _, _, second_loss = _trial(problem, second, int(steps))
@@ -463,7 +470,7 @@ def _because(tuning: Tuning, reason: str) -> Tuning:
 def _from_curvature(L: float, found: Curvature, where: str) -> Tuning:
     """Nesterov's rule for a largest curvature of L, and the smallest one found, if that is known."""
     measured = f"largest curvature {where} {L:.4g}, so the rate is its inverse"
-    if found.mu is None or found.mu >= L:
+    if found.mu is None:
         why = "negative" if found.lowest < 0 else "not settled, or too small for rounding"
         reasons = (
             measured,
@@ -471,7 +478,7 @@ def _from_curvature(L: float, found: Curvature, where: str) -> Tuning:
             f"decay {_DEFAULT_DECAY}, the usual default: a memory of ten gradients",
         )
         return Tuning(rules.nesterov(_DEFAULT_DECAY), 1 / L, _DEFAULT_DECAY, None, reasons)
-    tuned = smooth_nesterov(L, found.mu)
+    tuned = smooth_nesterov(L, min(found.mu, L))
     seen = "the whole spectrum was seen" if found.exact else "settled, but a smaller one may be hidden"
     reasons = (
         measured,
@@ -505,6 +512,8 @@ class _Problem:
         self.start, unravel = ravel_pytree(params)
         if self.start.size == 0:
             raise ValueError("params must have at least one element, got none")
+        if not np.all(np.isfinite(self.start)):
+            raise ValueError("params must be finite, got a NaN or an infinity")
         out = jax.eval_shape(loss, params, batch)
         if not hasattr(out, "dtype") or not jnp.issubdtype(out.dtype, jnp.floating):
             raise TypeError(f"loss must give a real floating-point scalar, got {out}")
