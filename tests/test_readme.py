@@ -42,3 +42,9 @@ def test_the_oldest_versions_are_those_of_the_package():
     for name in ("jax", "optax"):
         assert f"{name} {pins[name]}" in TEXT
         assert f'"{name}>={pins[name]}"' in (root / "pyproject.toml").read_text()
+
+
+def test_the_report_is_what_its_command_prints(capsys):
+    command, printed = re.search(r'```sh\npython -c "(.*?)"\n```\n\n```text\n(.*?)```', TEXT, re.S).groups()
+    exec(command, {})
+    assert capsys.readouterr().out == printed
