@@ -331,7 +331,7 @@ def estimate_curvature(
     Args:
       loss: `loss(params, batch)`, a real scalar, twice differentiable.
       params: A tree of real floating-point arrays; used in float32 at least.
-      batch: Whatever `loss` takes; its arrays may not be traced.
+      batch: Whatever `loss` takes: a tree of arrays and of anything else.
       iterations: Products at most, at least 2.
       seed: Of the random vector to start from.
 
@@ -339,7 +339,8 @@ def estimate_curvature(
       A `Curvature`.
 
     Raises:
-      TypeError: If `loss` is not callable or gives no real number, or a leaf of `params` is not real floating point.
+      TypeError: If `loss` is not callable or gives no real number, a leaf of `params` is not real floating
+        point, or a value is traced.
       ValueError: If `params` has no elements or is not finite, `loss` is no scalar, or a derivative is not finite.
 
     Reference:
@@ -416,7 +417,8 @@ def suggest(
       A `Tuning`; its `rate` is None where the smallest curvature is not known.
 
     Raises:
-      TypeError: If `loss` is not callable or gives no real number, or a leaf of `params` is not real floating point.
+      TypeError: If `loss` is not callable or gives no real number, a leaf of `params` is not real floating
+        point, or a value is traced.
       ValueError: If the loss does not curve upwards at `params`, no rate tried lowers it, or for the reasons of
         `estimate_curvature`.
 
@@ -508,48 +510,54 @@ class _Problem:
     def __init__(self, loss: Any, params: Any, batch: Any) -> None:
         if not callable(loss):
             raise TypeError(f"loss must be a function of params and batch, got {loss!r}")
-        params = jax.tree_util.tree_map_with_path(_wide, params)
-        self.start, unravel = ravel_pytree(params)
+        flattened: tuple[list[Any], Any] = jax.tree.flatten(batch)
+        leaves, treedef = flattened
+        if any(isinstance(x, jax.core.Tracer) for x in (*jax.tree.leaves(params), *leaves)):
+            raise TypeError("params and batch must have values that are known now, got traced ones")
+        self.start, unravel = ravel_pytree(jax.tree_util.tree_map_with_path(_wide, params))
         if self.start.size == 0:
             raise ValueError("params must have at least one element, got none")
         if not np.all(np.isfinite(self.start)):
             raise ValueError("params must be finite, got a NaN or an infinity")
-        out = jax.eval_shape(loss, params, batch)
+        # Numbers and words may say what the loss is, so only arrays become arguments of the compiled program.
+        self._arrays = [x if isinstance(x, np.ndarray | jax.Array) else None for x in leaves]
+
+        def flat(x: jax.Array, arrays: Any) -> Any:
+            filled = [leaf if array is None else array for leaf, array in zip(leaves, arrays, strict=True)]
+            return loss(unravel(x), treedef.unflatten(filled))
+
+        out = jax.eval_shape(flat, self.start, self._arrays)
         if not hasattr(out, "dtype") or not jnp.issubdtype(out.dtype, jnp.floating):
             raise TypeError(f"loss must give a real floating-point scalar, got {out}")
         if out.shape != ():
             raise ValueError(f"loss must give a scalar, got shape {out.shape}")
-        self._batch = batch
 
-        def flat(x: jax.Array, batch: Any) -> Any:
-            return loss(unravel(x), batch)
-
-        def run(x: jax.Array, v: jax.Array, batch: Any, numbers: tuple[Any, Any], steps: Any) -> Any:
+        def run(x: jax.Array, v: jax.Array, arrays: Any, numbers: tuple[Any, Any], steps: Any) -> Any:
             rate, decay = numbers
 
             def step(_: Any, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
                 x, v = state
-                g = jax.grad(flat)(x, batch)
+                g = jax.grad(flat)(x, arrays)
                 v = decay * (v + g)
                 return x - rate * (v + g), v
 
             return jax.lax.fori_loop(0, steps, step, (x, v))
 
         self._flat, self._run = jax.jit(flat), jax.jit(run)
-        self._product = jax.jit(lambda x, q, batch: jax.jvp(lambda y: jax.grad(flat)(y, batch), (x,), (q,))[1])
+        self._product = jax.jit(lambda x, q, arrays: jax.jvp(lambda y: jax.grad(flat)(y, arrays), (x,), (q,))[1])
 
     def loss(self, x: jax.Array) -> float:
         """The loss at x."""
-        return float(self._flat(x, self._batch))
+        return float(self._flat(x, self._arrays))
 
     def product(self, x: jax.Array, q: np.ndarray) -> np.ndarray:
         """The Hessian at x times q."""
-        return np.asarray(self._product(x, jnp.asarray(q, x.dtype), self._batch), np.float64)
+        return np.asarray(self._product(x, jnp.asarray(q, x.dtype), self._arrays), np.float64)
 
     def descend(self, x: jax.Array, v: jax.Array, tuning: Tuning, steps: int) -> tuple[jax.Array, jax.Array]:
         """Parameters and velocity of `rules.nesterov` after so many steps."""
         numbers = (jnp.asarray(tuning.learning_rate, x.dtype), jnp.asarray(tuning.decay, x.dtype))
-        new: tuple[jax.Array, jax.Array] = self._run(x, v, self._batch, numbers, steps)
+        new: tuple[jax.Array, jax.Array] = self._run(x, v, self._arrays, numbers, steps)
         return new
 
 

@@ -184,6 +184,16 @@ def test_the_curvature_is_that_of_the_place(x64):
     assert (found.L, found.lowest) == pytest.approx((9.0, 1.0), rel=1e-9)
 
 
+def test_a_batch_may_hold_more_than_arrays(x64):
+    def loss(p, batch):
+        return batch["scale"] * jnp.sum(p[: batch["count"]] ** 2) * (3.0 if batch["mode"] == "triple" else 1.0)
+
+    batch = {"scale": jnp.float64(0.5), "count": 2, "mode": "triple"}
+    found = tuning.estimate_curvature(loss, jnp.ones(4), batch)
+    assert (found.L, found.lowest) == pytest.approx((3.0, 0.0), abs=1e-12)
+    assert tuning.estimate_curvature(loss, jnp.ones(4), batch | {"scale": np.float64(1.0)}).L == pytest.approx(6.0)
+
+
 def test_the_seed_starts_elsewhere_and_more_iterations_find_more(x64):
     loss, params = bowl(np.linspace(0.01, 1.0, 200))
     a, b, longer = (
@@ -337,6 +347,8 @@ ERRORS = [
     (lambda: tuning.estimate_curvature(lambda p, _: jnp.sum(jnp.sqrt(p)), 0 * ONES), ValueError, "finite derivatives"),
     (lambda: tuning.estimate_curvature(square, ONES, iterations=1), ValueError, "iterations must be at least 2, got 1"),
     (lambda: tuning.estimate_curvature(square, ONES, seed=-1), ValueError, "seed must be at least 0, got -1"),
+    (lambda: jax.jit(lambda p: tuning.estimate_curvature(square, p).L)(ONES), TypeError, "values that are known now"),
+    (lambda: jax.jit(lambda b: tuning.suggest(square, ONES, b).decay)(ONES), TypeError, "params and batch must have"),
     (lambda: tuning.suggest(square, ONES, steps=1), ValueError, "steps must be at least 2, got 1"),
     (lambda: tuning.suggest(square, ONES, steps=2.5), TypeError, "steps must be a whole number"),
     (
