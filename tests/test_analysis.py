@@ -288,7 +288,7 @@ def test_the_optimal_heavy_balls_transient_is_one_plus_bt(kappa, x64):
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.9, 0.99])
-def test_the_heavy_ball_is_critically_damped_where_the_root_is_double(decay):
+def test_the_heavy_ball_is_critically_damped_where_the_root_is_double(decay, x64):
     rule = rules.heavy_ball(decay)
     critical = (1 - math.sqrt(decay)) ** 2
     np.testing.assert_allclose(
@@ -298,6 +298,11 @@ def test_the_heavy_ball_is_critically_damped_where_the_root_is_double(decay):
     slow = ((1 + decay - over) + math.sqrt((1 + decay - over) ** 2 - 4 * decay)) / 2
     assert analysis.spectral_radius(rule, over, 1.0) == pytest.approx(slow, rel=1e-12)
     assert slow > math.sqrt(decay)
+    # A double root r: from rest (1 + Bt) r^t, with B from the first step.
+    r, t = math.sqrt(decay), np.arange(200)
+    expected = (1 + ((1 - critical) / r - 1) * t) * r**t
+    points, _ = run(rule, critical, lambda x, t: x, np.ones(1), 199)
+    np.testing.assert_allclose(points[:, 0], expected, rtol=0, atol=1e-9)
 
 
 def test_chebyshevs_worst_error_is_one_over_the_polynomial(x64):
@@ -500,6 +505,43 @@ def test_the_filters_numbers_are_sums_over_its_impulse_response(rule):
     np.testing.assert_allclose(analysis.step_response(r, 300), r.response(np.ones(300)), rtol=1e-12)
 
 
+@pytest.mark.parametrize("rule", SETTLING)
+def test_the_filters_numbers_are_those_of_the_transformation(rule, x64):
+    r = RULES[rule]()
+    tx = mo.scale_by_momentum(r)
+    late, n = 3000, 4000
+    t = np.arange(late + n)
+    low, high = 0.02, 2.0
+    signals = np.stack([t == late, t >= 0, np.cos(low * t), np.sin(low * t), np.cos(high * t), np.sin(high * t)], 1)
+    signals = jnp.asarray(signals, jnp.float64)
+    scan = jax.jit(lambda g: jax.lax.scan(lambda s, g: tx.update(g, s)[::-1], tx.init(g[0]), g)[1])
+    impulse, constant, *waves = np.asarray(scan(signals)).T
+    h = impulse[late:]
+    assert constant[-1] == pytest.approx(analysis.dc_gain(r), rel=1e-9)
+    assert h @ h == pytest.approx(analysis.noise_gain(r), rel=1e-9)
+    assert np.arange(n) @ h / h.sum() == pytest.approx(analysis.mean_lag(r), rel=1e-7)
+    for omega, (cosine, sine) in zip((low, high), (waves[:2], waves[2:]), strict=True):
+        turned = (cosine + 1j * sine)[-1] / np.exp(1j * omega * t[-1])
+        assert abs(turned - analysis.frequency_response(r, omega)) < 1e-9 * abs(h).sum()
+    # The slowest memory halves in a half-life: over ten of them, on the envelope of what it leaves.
+    life = analysis.half_life(r)
+    if life > 3:
+        envelope = np.maximum.accumulate(abs(h)[::-1])[::-1]
+        first, last = round(5 * life), round(15 * life)
+        assert np.log2(envelope[first] / envelope[last]) == pytest.approx((last - first) / life, rel=0.05)
+
+
+def test_the_bandwidth_is_where_a_wave_through_the_transformation_has_half_its_power(x64):
+    for rule in (rules.ema(0.9), rules.nesterov(0.9), rules.aggregated((0.0, 0.9, 0.99))):
+        omega = analysis.bandwidth(rule)
+        t = jnp.arange(4000)
+        signal = jnp.stack([jnp.cos(omega * t), jnp.sin(omega * t)], 1)
+        tx = mo.scale_by_momentum(rule)
+        waves = jax.lax.scan(lambda s, g, tx=tx: tx.update(g, s)[::-1], tx.init(signal[0]), signal)[1]
+        power = float(jnp.sum(waves[-1] ** 2)) / analysis.dc_gain(rule) ** 2
+        assert power == pytest.approx(0.5, rel=1e-9)
+
+
 def test_poles_come_slowest_first_and_without_those_that_do_nothing():
     np.testing.assert_allclose(analysis.poles(rules.aggregated((0.0, 0.9, 0.99))), [0.99, 0.9], rtol=1e-12)
     got = analysis.poles(rules.complex_heavy_ball(0.9, 0.4))
@@ -542,8 +584,28 @@ def test_a_step_freezes_a_schedule():
     decay = mo.schedules.nesterov_convex()
     rule = rules.nesterov(decay)
     at_7 = rules.nesterov(float(decay(7)))
-    assert analysis.dc_gain(rule, step=7) == analysis.dc_gain(at_7)
-    assert analysis.spectral_radius(rule, 0.1, 1.0, step=7) == analysis.spectral_radius(at_7, 0.1, 1.0)
+    for function in (
+        analysis.dc_gain,
+        analysis.half_life,
+        analysis.mean_lag,
+        analysis.memory,
+        analysis.noise_gain,
+        analysis.bandwidth,
+        lambda r, **k: analysis.poles(r, **k)[0],
+        lambda r, **k: analysis.effective_learning_rate(r, 0.1, **k),
+        lambda r, **k: analysis.frequency_response(r, 0.3, **k),
+        lambda r, **k: analysis.spectral_radius(r, 0.1, 1.0, **k),
+        lambda r, **k: analysis.stability_limit(r, 1.0, **k),
+        lambda r, **k: analysis.convergence_rate(r, 0.1, 0.5, 1.0, **k),
+        lambda r, **k: analysis.iterations(r, 0.1, 1.0, **k),
+        lambda r, **k: analysis.transient_growth(r, 1.3, 1.0, **k),
+        lambda r, **k: analysis.stationary_variance(r, 0.1, 1.0, **k),
+        lambda r, **k: analysis.bilinear_game(r, 0.1, **k),
+        lambda r, **k: analysis.precision(r, mo.storage.bfloat16(), **k),
+        lambda r, **k: analysis.report(r, L=1.0, **k),
+    ):
+        assert function(rule, step=7) == function(at_7)
+        assert function(rule, step=8) != function(at_7)
     first = rules.heavy_ball(0.9, dampening=0.5, first_step="gradient")
     assert analysis.closed_loop(first, 1.0, 1.0, step=0)[1, 0] == 1.0
     assert analysis.closed_loop(first, 1.0, 1.0, step=1)[1, 0] == 0.5
