@@ -372,7 +372,7 @@ def _lanczos(problem: "_Problem", point: jax.Array, iterations: int, seed: int) 
             q = q - basis[: k + 1].T @ (basis[: k + 1] @ q)
         beside[k] = np.linalg.norm(q)
         scale = max(abs(diagonal[: k + 1]).max(), beside[:k].max(initial=0.0))
-        exhausted = k + 1 == point.size or bool(beside[k] <= 100 * precision * scale)
+        exhausted = bool(beside[k] <= 100 * precision * scale)
         if exhausted:
             count = k + 1
             break

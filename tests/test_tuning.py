@@ -221,7 +221,7 @@ def test_on_a_quadratic_the_suggestion_is_nesterovs_theorem(x64):
         "twice the rate is no better",
     ):
         assert words in text
-    # And it converges at the rate it says.
+    # It converges at the rate it says, and its trials are runs of the rule.
     tx = mo.scale_by_momentum(got.rule)
 
     def step(carry, _):
@@ -231,6 +231,8 @@ def test_on_a_quadratic_the_suggestion_is_nesterovs_theorem(x64):
         return (x, state), loss(x, 1.0)
 
     losses = np.asarray(jax.lax.scan(step, (params, tx.init(params)), None, length=400)[1])
+    trial = str(tuning.suggest(loss, params, 1.0, steps=15))
+    assert f"after 15 steps from params the loss is {losses[14]:.4g} at rate 1 with decay 0.8182" in trial
     # A double root: t times a power.
     measured = (np.log(losses[399] / losses[199]) / 2 - math.log(2)) / 200
     assert measured == pytest.approx(math.log(0.9), rel=0.03)

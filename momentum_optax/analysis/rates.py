@@ -63,7 +63,7 @@ def _limit(rule: Filter, direction: Any) -> float:
     ratio = np.convolve(open_loop, closing[::-1]) / direction
     crossings = np.roots(np.trim_zeros(ratio - np.conj(ratio[::-1]), "f"))
     # Those near the circle; too many do no harm, the loop is tested on both sides of each.
-    z = np.concatenate([[1.0, -1.0], crossings[abs(abs(crossings) - 1) < 1e-3]])
+    z = crossings[abs(abs(crossings) - 1) < 1e-3]
     z = z / abs(z)
     with np.errstate(divide="ignore", invalid="ignore"):
         rates = (-np.polyval(open_loop, z) / np.polyval(closing, z) / direction).real
