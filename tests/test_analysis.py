@@ -263,7 +263,7 @@ def test_a_worst_curvature_inside_the_interval_is_found():
     rule = mo.Filter(((-0.35, 0.0), (0.0, 0.36)), (1.0, 1.0), (-0.09, 0.74), 1.0)
     radii = analysis.spectral_radius(rule, 1.0, np.linspace(0.34, 3.2, 100_001))
     assert radii.max() > max(radii[0], radii[-1]) + 0.05
-    assert analysis.convergence_rate(rule, 1.0, 0.34, 3.2) == pytest.approx(radii.max(), abs=1e-6)
+    assert analysis.convergence_rate(rule, 1.0, 0.34, 3.2) == pytest.approx(radii.max(), abs=1e-9)
 
 
 @pytest.mark.parametrize("kappa", KAPPAS)
