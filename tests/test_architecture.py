@@ -19,17 +19,19 @@ ALLOWED = {
     "storage": {"checks"},
     "coefficients": {"checks"},
     "filters": {"checks", "coefficients"},
+    "analysis": {"checks", "coefficients", "filters"},
     "rules": {"checks", "coefficients", "filters"},
     "schedules": {"checks", "coefficients"},
     "transform": {"checks", "coefficients", "filters", "storage"},
     "compress": {"storage"},
     "convert": {"compress", "storage", "transform"},
     "sharding": {"checks"},
+    "tuning": {"analysis", "checks", "filters", "rules"},
     "optimizers": {"checks", "coefficients", "filters", "rules", "storage", "transform"},
 }
 FREE = {"__init__", "demo"}
 # Imported by public modules for their own use.
-HELPERS = {"look_up", "value_at", "resolve"}
+HELPERS = {"look_up", "value_at", "resolve", "reals", "Filter"}
 
 
 def room(path):
@@ -84,7 +86,7 @@ def test_every_rule_is_exported():
 
 def documented():
     """Public names: what `momentum_optax` exports, and what its public modules define."""
-    for module in (mo, schedules, mo.storage):
+    for module in (mo, schedules, mo.storage, mo.analysis, mo.tuning):
         for name, thing in vars(module).items():
             ours = getattr(thing, "__module__", "").startswith(mo.__name__)
             if not name.startswith("_") and ours and (module is mo or name not in HELPERS):

@@ -1,0 +1,120 @@
+"""What the functions of this folder are given, as NumPy float64: a rule with known numbers, and arrays of numbers."""
+
+from typing import Any
+
+import numpy as np
+
+from .. import checks
+from ..coefficients import ByAge, Coefficient, value_at
+from ..filters import Filter
+
+# An age at which every start-up correction has died out: decay^age underflows for any decay that float64 tells from 1.
+_LATE = 2**60
+_RELATIVE = 1e-12
+
+
+def constant(rule: Any, step: Any = None) -> Filter:
+    """The rule with plain numbers for coefficients, without the velocities that are never read or always zero.
+
+    With `step` the coefficients of that step, for a leaf that has received a gradient at every step. Without it numbers
+    and arrays as they are, and of coefficients that follow a leaf's age (an undampened first step, a debiasing weight)
+    the values that they settle at.
+
+    Raises:
+      TypeError: If `rule` is no `Filter`, `step` no whole number, or a coefficient is traced.
+      ValueError: If `step` is negative, or None while a coefficient follows the step or does not settle.
+    """
+    _check_rule(rule)
+    if step is not None:
+        checks.integer("step", step, 0)
+        step = int(step)
+    A = tuple(tuple(_now(f"A[{i}][{j}]", x, step) for j, x in enumerate(row)) for i, row in enumerate(rule.A))
+    B, C, lookahead = (
+        tuple(_now(f"{name}[{i}]", x, step) for i, x in enumerate(getattr(rule, name)))
+        for name in ("B", "C", "lookahead")
+    )
+    return Filter(A, B, C, _now("D", rule.D, step), lookahead).pruned()
+
+
+def known(rule: Any) -> Filter:
+    """The rule itself, if its coefficients can be evaluated at any step.
+
+    Raises:
+      TypeError: If `rule` is no `Filter`, or a coefficient is traced.
+    """
+    _check_rule(rule)
+    for entry in rule.coefficients():
+        if not callable(entry) and not isinstance(entry, ByAge):
+            _as_float("a coefficient", entry)
+    return rule  # type: ignore[no-any-return]
+
+
+def reals(name: str, value: Any, interval: str) -> np.ndarray:
+    """`value` as a float64 array, each entry in `interval`, e.g. ``"[0, inf)"``.
+
+    Raises:
+      TypeError: If it is no real number or array of them.
+      ValueError: If an entry is outside, or not finite where the interval is open at infinity.
+    """
+    array = _array(name, value, "biuf", "a real number or an array of them")
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    inside = (array >= low if interval[0] == "[" else array > low) & (
+        array <= high if interval[-1] == "]" else array < high
+    )
+    if not np.all(inside):
+        raise ValueError(f"{name} must be in {interval}, got {float(array[~inside].flat[0])!r}")
+    return array
+
+
+def curvatures(value: Any) -> np.ndarray:
+    """Curvatures as a float64 array, or a complex128 one: the spectrum of a game's vector field is complex.
+
+    Raises:
+      TypeError: If it is no number or array of them.
+      ValueError: If an entry is not finite.
+    """
+    array = _array("curvature", value, "biufc", "a number or an array of them")
+    if not np.all(np.isfinite(array)):
+        raise ValueError(f"curvature must be finite, got {array[~np.isfinite(array)].flat[0]}")
+    return array
+
+
+def _array(name: str, value: Any, kinds: str, wanted: str) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError) as error:  # a tracer, or lists of different lengths
+        raise TypeError(f"{name} must be {wanted}, got {value!r}") from error
+    if str(array.dtype) == "bfloat16":
+        array = array.astype(np.float64)
+    if array.dtype.kind not in kinds or array.dtype.kind == "b":
+        raise TypeError(f"{name} must be {wanted}, got {value!r}")
+    return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
+
+
+def _check_rule(rule: Any) -> None:
+    if not isinstance(rule, Filter):
+        raise TypeError(f"rule must be a Filter such as heavy_ball(0.9), got {rule!r}")
+
+
+def _now(name: str, entry: Coefficient, step: int | None) -> float:
+    if step is not None:
+        return _as_float(name, value_at(entry, step))
+    if isinstance(entry, ByAge) and not entry.reads_step:
+        return _settled(name, entry)
+    if callable(entry) or isinstance(entry, ByAge):
+        raise ValueError(f"{name} follows the step: step must say which step to look at, got None")
+    return _as_float(name, entry)
+
+
+def _settled(name: str, entry: ByAge) -> float:
+    late, later = (_as_float(name, entry.function(age, age)) for age in (_LATE, 2 * _LATE))
+    if abs(late - later) > _RELATIVE * abs(later):
+        raise ValueError(f"{name} never settles: step must say which step to look at, got None")
+    return later
+
+
+def _as_float(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except TypeError as error:
+        raise TypeError(f"{name} must have a value that is known now, got {value!r}") from error

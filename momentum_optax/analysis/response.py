@@ -1,0 +1,273 @@
+r"""What a rule does with a signal: its responses, gains and delays, before any loss is in the loop.
+
+For constant coefficients the impulse response is $h_0 = D$, $h_k = C A^{k-1} B$, and the transfer function
+$H(z) = \sum_k h_k z^{-k} = C (zI - A)^{-1} B + D$.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .. import checks
+from ..filters import Filter
+from .arguments import constant, known, reals
+from .settling import settling_time, squares
+
+# Frequencies among which the bandwidth is looked for, before it is refined.
+_SEARCHED = 8192
+
+
+def impulse_response(rule: Filter, n: int, *, start: int = 0) -> np.ndarray:
+    r"""The updates of `n` steps after a unit gradient at step `start` alone: what one gradient goes on doing.
+
+    Exact for schedules and first-step coefficients too, which is why the result may depend on `start`.
+
+    Args:
+      rule: Any rule.
+      n: Number of steps, at least 0.
+      start: The step of the gradient, from 0.
+
+    Returns:
+      Shape (n,), float64.
+
+    Raises:
+      TypeError: If `rule` is no `Filter`, or a number is not whole.
+      ValueError: If a number is negative.
+    """
+    return known(rule).impulse_response(n, start)
+
+
+def step_response(rule: Filter, n: int) -> np.ndarray:
+    r"""The first `n` updates for a gradient that is 1 from the first step on; it ends at `dc_gain`.
+
+    Args:
+      rule: Any rule.
+      n: Number of steps, at least 0.
+
+    Returns:
+      Shape (n,), float64.
+
+    Raises:
+      TypeError: If `rule` is no `Filter`, or `n` is not whole.
+      ValueError: If `n` is negative.
+    """
+    checks.integer("n", n, 0)
+    return known(rule).response(np.ones(int(n)))
+
+
+def frequency_response(rule: Filter, omega: Any, *, step: int | None = None) -> Any:
+    r"""$H(e^{i\omega})$: by how much an oscillation of the gradient is scaled, and by which phase it is turned.
+
+    For `ema` the magnitude is $(1-\beta)/\sqrt{1 - 2\beta\cos\omega + \beta^2}$.
+
+    Args:
+      rule: A rule; its coefficients must be constant, or `step` given.
+      omega: Radians per step; any shape.
+      step: The step whose coefficients are used. None: constants, and for coefficients that follow a leaf's age
+        (special first steps, debiasing weights) what they settle at.
+
+    Returns:
+      complex128 of the shape of `omega`; infinite at a pole on the unit circle.
+
+    Raises:
+      TypeError: If an argument has the wrong type.
+      ValueError: If `omega` is not finite, or a coefficient follows the step and `step` is None.
+    """
+    A, B, C, D = constant(rule, step).matrices()
+    z = np.exp(1j * reals("omega", omega, "(-inf, inf)"))
+    at_pole = np.any(abs(z[..., None] - np.linalg.eigvals(A)) < 1e-14, axis=-1)
+    resolvent = np.where(at_pole, 2 + abs(A).sum(), z)[..., None, None] * np.eye(len(B)) - A
+    inner = np.linalg.solve(resolvent, B[:, None])[..., 0]
+    return np.where(at_pole, np.inf, inner @ C + D)[()]
+
+
+def dc_gain(rule: Filter, *, step: int | None = None) -> float:
+    r"""The update that a constant gradient of 1 settles at: $H(1) = \sum_k h_k = C (I - A)^{-1} B + D$.
+
+    1/(1-beta) for `heavy_ball` and `nesterov`, 1 for averages.
+
+    Args:
+      rule: A rule; its coefficients must be constant, or `step` given.
+      step: See `frequency_response`.
+
+    Returns:
+      A float; infinite for a pole at 1.
+
+    Raises:
+      TypeError: If an argument has the wrong type.
+      ValueError: If a coefficient follows the step and `step` is None.
+    """
+    return constant(rule, step).dc_gain()
+
+
+def effective_learning_rate(rule: Filter, learning_rate: Any, *, step: int | None = None) -> Any:
+    """The learning rate of plain descent that goes equally far along a lasting gradient: rate times `dc_gain`.
+
+    Args:
+      rule: A rule; its coefficients must be constant, or `step` given.
+      learning_rate: In [0, inf); any shape.
+      step: See `frequency_response`.
+
+    Returns:
+      float64 of the shape of `learning_rate`.
+
+    Raises:
+      TypeError: If an argument has the wrong type.
+      ValueError: If a rate is out of range, or a coefficient follows the step and `step` is None.
+    """
+    return (reals("learning_rate", learning_rate, "[0, inf)") * dc_gain(rule, step=step))[()]
+
+
+def poles(rule: Filter, *, step: int | None = None) -> np.ndarray:
+    """The eigenvalues of A: each velocity's memory is a mixture of powers of them.
+
+    Velocities that are never read or always zero are left out.
+
+    Args:
+      rule: A rule; its coefficients must be constant, or `step` given.
+      step: See `frequency_response`.
+
+    Returns:
+      Shape (K,), complex128, the slowest first.
+
+    Raises:
+      TypeError: If an argument has the wrong type.
+      ValueError: If a coefficient follows the step and `step` is None.
+    """
+    eigenvalues = np.linalg.eigvals(constant(rule, step).matrices()[0]).astype(np.complex128)
+    return eigenvalues[np.argsort(-abs(eigenvalues), kind="stable")]
+
+
+def half_life(rule: Filter, *, step: int | None = None) -> float:
+    r"""Steps in which the slowest memory falls to half: $\ln 2 / (-\ln|p|)$ for the pole p of largest modulus.
+
+    6.58 for a decay of 0.9, 68.97 for 0.99. How soon the rule as a whole follows is `memory`.
+
+    Args:
+      rule: A rule; its coefficients must be constant, or `step` given.
+      step: See `frequency_response`.
+
+    Returns:
+      A float: 0 for a rule of finite response, infinite if it never forgets.
+
+    Raises:
+      TypeError: If an argument has the wrong type.
+      ValueError: If a coefficient follows the step and `step` is None.
+    """
+    slowest = float(max(abs(poles(rule, step=step)), default=0.0))
+    if slowest == 0:
+        return 0.0
+    return math.log(2) / -math.log(slowest) if slowest < 1 else math.inf
+
+
+def memory(rule: Filter, fraction: float = 0.5, *, step: int | None = None) -> float:
+    r"""The number of gradients that make up a fraction of the update of a constant gradient, and keep making it up.
+
+    The least n for which $|\sum_{k \ge m} h_k| \le (1 - f)\,|H(1)|$ for every $m \ge n$. For `ema` it is
+    $\lceil \ln(1-f)/\ln\beta \rceil$.
+
+    Args:
+      rule: A rule; its coefficients must be constant, or `step` given.
+      fraction: f, in (0, 1).
+      step: See `frequency_response`.
+
+    Returns:
+      A whole number as a float; infinite for a rule that never forgets or whose gain is 0.
+
+    Raises:
+      TypeError: If an argument has the wrong type.
+      ValueError: If `fraction` is out of range, or a coefficient follows the step and `step` is None.
+    """
+    checks.number("fraction", fraction, "(0, 1)")
+    rule = constant(rule, step)
+    A, B, C, _ = rule.matrices()
+    gain = rule.dc_gain()
+    if max(abs(np.linalg.eigvals(A)), default=0.0) >= 1 or gain == 0:
+        return math.inf
+    # What the gradients from the k-th back still contribute is the readout of A^(k-1) B through `rest`.
+    rest = np.linalg.solve(np.eye(len(B)) - A.T, C)
+    allowed = (1 - fraction) * abs(gain) * (1 + 1e-12)  # a fraction that is met exactly is met
+    return 1.0 + settling_time(A, B, rest, allowed)
+
+
+def mean_lag(rule: Filter, *, step: int | None = None) -> float:
+    r"""The mean age of the gradients in an update, $\sum_k k h_k / \sum_k h_k = C (I-A)^{-2} B / H(1)$.
+
+    It is the group delay at zero frequency: by how many steps the update is late on a gradient that drifts.
+    beta/(1-beta) for `heavy_ball` and `ema`. Negative weights can make it negative: a prediction.
+
+    Args:
+      rule: A rule; its coefficients must be constant, or `step` given.
+      step: See `frequency_response`.
+
+    Returns:
+      A float, in steps; infinite for a pole at 1, NaN if the gain is 0.
+
+    Raises:
+      TypeError: If an argument has the wrong type.
+      ValueError: If a coefficient follows the step and `step` is None.
+    """
+    rule = constant(rule, step)
+    A, B, C, _ = rule.matrices()
+    gain = rule.dc_gain()
+    if math.isinf(gain) or gain == 0:
+        return math.inf if gain else math.nan
+    forget = np.eye(len(B)) - A
+    return float(C @ np.linalg.solve(forget, np.linalg.solve(forget, B)) / gain)
+
+
+def noise_gain(rule: Filter, *, step: int | None = None) -> float:
+    r"""The variance of the update for independent gradient noise of variance 1: $\sum_k h_k^2$.
+
+    (1-beta)/(1+beta) for `ema`, 1/(1-beta^2) for `heavy_ball`. Over the square of `dc_gain` it says how much of the
+    noise is left at equal effective learning rate.
+
+    Args:
+      rule: A rule; its coefficients must be constant, or `step` given.
+      step: See `frequency_response`.
+
+    Returns:
+      A float; infinite for a rule that never forgets.
+
+    Raises:
+      TypeError: If an argument has the wrong type.
+      ValueError: If a coefficient follows the step and `step` is None.
+    """
+    A, B, C, D = constant(rule, step).matrices()
+    return float(D**2 + C @ squares(A, B) @ C) if len(B) else D**2
+
+
+def bandwidth(rule: Filter, *, step: int | None = None) -> float:
+    r"""The lowest frequency, in radians per step, whose power is passed by half: $|H|$ is $|H(0)|/\sqrt2$, -3 dB.
+
+    For `ema` it is $\cos\omega = 1 - (1-\beta)^2/(2\beta)$. Looked for among 8192 frequencies between 1e-9 and pi,
+    evenly spaced in the logarithm, then refined to rounding.
+
+    Args:
+      rule: A rule; its coefficients must be constant, or `step` given.
+      step: See `frequency_response`.
+
+    Returns:
+      A float in (0, pi]; infinite if every frequency passes.
+
+    Raises:
+      TypeError: If an argument has the wrong type.
+      ValueError: If the gain at zero frequency is 0 or infinite, or a coefficient follows the step and `step` is None.
+    """
+    rule = constant(rule, step)
+    gain = abs(rule.dc_gain())
+    if gain == 0 or math.isinf(gain):
+        raise ValueError(f"rule must have a finite gain other than 0 at zero frequency, got {gain}")
+
+    def passes(omega: Any) -> Any:
+        return abs(frequency_response(rule, omega)) > gain / math.sqrt(2)
+
+    omega = np.geomspace(1e-9, math.pi, _SEARCHED)
+    stopped = np.flatnonzero(~passes(omega))
+    if not len(stopped):
+        return math.inf
+    low, high = omega[max(stopped[0] - 1, 0)], omega[stopped[0]]
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if passes(middle) else (low, middle)
+    return float(high)

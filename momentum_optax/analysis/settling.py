@@ -1,0 +1,74 @@
+r"""How long a linear system $x_{t+1} = M x_t$, $y_t = c \cdot x_t$ stays above a level, and what it adds up to.
+
+$P = \sum_j M^{\top j} c\,c^\top M^j$ makes "for ever" finite: $x_t^\top P x_t = \sum_{s \ge t} y_s^2$ bounds every
+later y, so once it is below a level the whole future is.
+"""
+
+import numpy as np
+
+# States are kept, so memory sets the limit: so many numbers.
+_LARGEST = 2**24
+
+
+def squares(M: np.ndarray, G: np.ndarray) -> np.ndarray:
+    r"""$P = \sum_j M^j G G^\top M^{\top j}$, which solves $P = M P M^\top + G G^\top$: a state's covariance.
+
+    By Smith's doubling: after k rounds the sum has $2^k$ terms, all of them positive semidefinite, so nothing cancels.
+
+    Args:
+      M: Shape (..., d, d).
+      G: Shape (..., d).
+
+    Returns:
+      Shape (..., d, d); infinite where the spectral radius of M is 1 or more.
+    """
+    radius = abs(np.linalg.eigvals(M)).max(-1, initial=0.0)
+    contracts = (radius < 1)[..., None, None]
+    power = np.where(contracts, M, 0.0)
+    P = G[..., :, None] * G[..., None, :]
+    while abs(power).max(initial=0.0) > 1e-20:
+        P = P + power @ P @ np.swapaxes(power, -1, -2)
+        power = power @ power
+    return np.where(contracts, P, np.inf)
+
+
+def settling_time(M: np.ndarray, x: np.ndarray, c: np.ndarray, level: float) -> float:
+    """The least n with |y_t| <= level for every t >= n; infinite if the spectral radius of M is not below 1.
+
+    Args:
+      M: Shape (d, d).
+      x: Shape (d,), the state at t = 0.
+      c: Shape (d,), the readout.
+      level: Above 0.
+
+    Raises:
+      ValueError: If that takes more than 2^24/d steps.
+    """
+    y = _until_below(M, x, c, level)
+    if y is None:
+        return np.inf
+    above = np.flatnonzero(y > level)
+    return float(above[-1] + 1) if len(above) else 0.0
+
+
+def peak(M: np.ndarray, x: np.ndarray, c: np.ndarray) -> float:
+    """The largest |y_t| for all t >= 0, where |y_0| is above 0; infinite likewise. Shapes as in `settling_time`."""
+    y = _until_below(M, x, c, abs(float(c @ x)))
+    return np.inf if y is None else float(y.max())
+
+
+def _until_below(M: np.ndarray, x: np.ndarray, c: np.ndarray, level: float) -> np.ndarray | None:
+    """|y_0|, |y_1|, ... for so long that all later ones are at most `level`; None if M does not contract."""
+    P = squares(M.T, c)
+    if not np.all(np.isfinite(P)):
+        return None
+    powers, later = [M], M @ x  # later is the state after as many steps as the last power has
+    while later @ P @ later > level**2:
+        if len(x) << len(powers) > _LARGEST:
+            raise ValueError(f"the rule must settle within {_LARGEST // len(x)} steps here, it takes longer")
+        later = powers[-1] @ later
+        powers.append(powers[-1] @ powers[-1])
+    states = x[None, :]
+    for power in powers:
+        states = np.concatenate([states, states @ power.T])
+    return np.asarray(abs(states @ c))
