@@ -1,6 +1,7 @@
 """Momentum for JAX and Optax: every linear momentum rule as data, run by one gradient transformation."""
 
 from . import analysis as analysis
+from . import outer as outer
 from . import schedules as schedules
 from . import sharding as sharding
 from . import storage as storage

@@ -26,6 +26,7 @@ ALLOWED = {
     "compress": {"storage"},
     "convert": {"compress", "storage", "transform"},
     "sharding": {"checks"},
+    "outer": {"checks", "optimizers", "rules", "storage", "transform"},
     "tuning": {"analysis", "checks", "filters", "rules"},
     "optimizers": {"checks", "coefficients", "filters", "rules", "storage", "transform"},
 }
