@@ -1,5 +1,6 @@
 """Momentum for JAX and Optax: every linear momentum rule as data, run by one gradient transformation."""
 
+from . import interop as interop
 from . import schedules as schedules
 from . import storage as storage
 from .coefficients import ByAge as ByAge
