@@ -1,0 +1,47 @@
+"""Runs with this package over the cases; used by the tests and by the script that records."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from cases import HANDOVER, RECORDED, STEPS, flatten, gradient, start
+
+import momentum_optax as mo
+
+
+def arguments(case, dtype):
+    """The dialect's arguments, with tables as schedules."""
+    tables = {name: jnp.asarray(table, dtype) for name, table in case.scheduled.items()}
+    return dict(case.arguments) | {name: lambda step, t=t: t[step] for name, t in tables.items()}
+
+
+def transformation(case, dtype, **options):
+    """The dialect of a case."""
+    return getattr(mo.interop, case.dialect)(**arguments(case, dtype), **options)
+
+
+def run(tx, case, params, opt_state, steps, to_ours=lambda tree: tree, to_torch=lambda tree: tree):
+    """The recorded parameters over `steps`, and the last parameters and state; arrays are PyTorch's at either end."""
+    recorded = []
+    params = jax.tree.map(jnp.asarray, to_ours(params))
+    for t in steps:
+        g = gradient(to_torch(jax.tree.map(np.asarray, params)), t, case.ascends)
+        updates, opt_state = tx.update(to_ours(g), opt_state, params)
+        params = mo.apply_updates(params, updates)
+        if t + 1 in RECORDED:
+            recorded.append(flatten(to_torch(jax.tree.map(np.asarray, params))))
+    return np.array(recorded), to_torch(jax.tree.map(np.asarray, params)), opt_state
+
+
+def our_first_half(case, dtype):
+    """The parameters and the state at the hand-over."""
+    tx = transformation(case, dtype)
+    params = start(dtype)
+    _, params, opt_state = run(tx, case, params, tx.init(jax.tree.map(jnp.asarray, params)), range(HANDOVER))
+    return params, opt_state
+
+
+def our_run(case, dtype):
+    """The recorded parameters of all steps."""
+    tx = transformation(case, dtype)
+    params = start(dtype)
+    return run(tx, case, params, tx.init(jax.tree.map(jnp.asarray, params)), range(STEPS))[0]
