@@ -1,5 +1,8 @@
 """Other libraries' momentum optimizers by their own arguments, hyperparameters between them, and live states."""
 
+from .equivalence import Equivalence as Equivalence
+from .equivalence import Recipe as Recipe
+from .equivalence import equivalent_hyperparameters as equivalent_hyperparameters
 from .keras_like import caffe_sgd as caffe_sgd
 from .keras_like import keras_sgd as keras_sgd
 from .keras_like import tf1_momentum as tf1_momentum
@@ -11,6 +14,13 @@ from .research import muon_average as muon_average
 from .research import muon_sum as muon_sum
 from .research import qhoptim_qhm as qhoptim_qhm
 from .research import signum as signum
+from .state import change_basis as change_basis
+from .state import from_keras as from_keras
+from .state import from_optax as from_optax
+from .state import from_torch as from_torch
+from .state import to_keras as to_keras
+from .state import to_optax as to_optax
+from .state import to_torch as to_torch
 from .torch_like import apex_sgd as apex_sgd
 from .torch_like import flash_sgd as flash_sgd
 from .torch_like import heavyball_sgd as heavyball_sgd

@@ -148,7 +148,9 @@ def _other_cases():
         Case("kozistr-sgdw", "kozistr-SGDW", "timm_sgdw", {**m, "nesterov": True, "weight_decay": 0.1}),
         Case("kozistr-lion-rate", "kozistr-Lion", "lion", {"betas": (0.9, 0.99)}, {"lr": 0.2 * _RATE}),
         Case("kozistr-aggmo", "kozistr-AggMo", "aggmo", {"lr": 0.05}),
-        Case("kozistr-aggmo-decay", "kozistr-AggMo", "aggmo", {"betas": (0.5, 0.95), "weight_decay": 0.1}, {"lr": _RATE}),
+        Case(
+            "kozistr-aggmo-decay", "kozistr-AggMo", "aggmo", {"betas": (0.5, 0.95), "weight_decay": 0.1}, {"lr": _RATE}
+        ),
         Case("kozistr-accsgd", "kozistr-AccSGD", "accsgd", {"lr": 0.05}),
         Case(
             "kozistr-accsgd-decay",
@@ -185,7 +187,14 @@ def _other_cases():
             {"learning_rate": _RATE},
         ),
         Case("heavyball-default", "heavyball", "heavyball_sgd", {"lr": 0.05}, dtypes=narrow),
-        Case("heavyball-decay", "heavyball", "heavyball_sgd", {"beta": 0.8, "weight_decay": 0.1}, {"lr": _RATE}, dtypes=narrow),
+        Case(
+            "heavyball-decay",
+            "heavyball",
+            "heavyball_sgd",
+            {"beta": 0.8, "weight_decay": 0.1},
+            {"lr": _RATE},
+            dtypes=narrow,
+        ),
         Case("flash-dampening", "flash", "flash_sgd", {**m, "dampening": 0.5, "weight_decay": 0.1}, dtypes=narrow),
         Case("flash-nesterov", "flash", "flash_sgd", {"momentum": 0.9, "nesterov": True}, {"lr": _RATE}, dtypes=narrow),
     ]

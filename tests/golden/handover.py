@@ -19,7 +19,7 @@ def transformation(case, dtype, **options):
     return getattr(mo.interop, case.dialect)(**arguments(case, dtype), **options)
 
 
-def run(tx, case, params, opt_state, steps, to_ours=lambda tree: tree, to_torch=lambda tree: tree):
+def run(tx, case, params, opt_state, steps, *, to_ours=lambda tree: tree, to_torch=lambda tree: tree):
     """The recorded parameters over `steps`, and the last parameters and state; arrays are PyTorch's at either end."""
     recorded = []
     params = jax.tree.map(jnp.asarray, to_ours(params))

@@ -26,7 +26,7 @@ import numpy as np
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from cases import CASES, HANDOVER, RECORDED, SHAPES, STEPS, flatten, gradient, start
+from cases import CASES, HANDOVER, RECORDED, SHAPES, STEPS, flatten, gradient, start  # noqa: E402  beside this file
 
 PACKAGES = ("torch", "keras", "qhoptim", "pytorch_optimizer", "timm", "heavyball", "flashoptim", "numpy", "jax")
 
