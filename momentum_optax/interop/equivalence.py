@@ -17,7 +17,7 @@ from .dialect import DIALECTS, Dialect
 
 # Over how many steps two scheduled optimizers are compared.
 _STEPS = 24
-# What each dialect calls its learning rate, and the decay that it allows to change, if any; "lr" and "momentum" for others.
+# What a dialect calls its learning rate, if not "lr"; and the decay that it lets change, if any and not "momentum".
 _RATES = {"keras_sgd": "learning_rate", "tf1_momentum": "learning_rate", "caffe_sgd": "base_lr"}
 _DECAYS = {
     "heavyball_sgd": "beta",

@@ -38,6 +38,11 @@ def only_state(opt_state: Any) -> MomentumState:
     return state
 
 
+def has_velocity(opt_state: Any) -> bool:
+    """Whether `opt_state` holds a state of `scale_by_momentum`; an optimizer without momentum has none."""
+    return any(map(_is_momentum, jax.tree.leaves(opt_state, is_leaf=_is_momentum)))
+
+
 def order_of(state: MomentumState) -> int:
     """The number of velocities per parameter."""
     return len(velocity(state))
@@ -90,7 +95,21 @@ def write(opt_state: Any, slots: Mapping[str, Slot], steps: int | None, gains: t
             for tree, g in zip(gain, gains, strict=True)
         )
     new = state._replace(velocity=Float32Velocity(tuple(values)), age=age, gain=gain)
-    return _counted(jax.tree.map(lambda x: new if x is state else x, opt_state, is_leaf=_is_momentum), steps)
+    return counted(jax.tree.map(lambda x: new if x is state else x, opt_state, is_leaf=_is_momentum), steps)
+
+
+def counted(opt_state: Any, steps: int | None) -> Any:
+    """`opt_state` with its counters at `steps`."""
+
+    def count(path: Any, x: Any) -> Any:
+        name = getattr(path[-1], "name", None) if path else None
+        if name not in _COUNTERS or jnp.ndim(x) or not jnp.issubdtype(jnp.result_type(x), jnp.integer):
+            return x
+        if steps is None:
+            raise ValueError(f"steps must be given, since opt_state counts them in {path_name(path)}; got None")
+        return jnp.asarray(steps, x.dtype)
+
+    return jax.tree_util.tree_map_with_path(count, opt_state)
 
 
 def checked_names(names: Any, ours: Mapping[str, Any], theirs: Any, what: str) -> dict[str, Any]:
@@ -185,20 +204,6 @@ def _fitted(path: str, slot: Slot, k: int, like: Any) -> jax.Array:
         raise TypeError(f"the velocity for {path!r} must be real as its parameter, got {value.dtype}")
     placed: jax.Array = jax.device_put(jnp.array(value, like.dtype), like.sharding)
     return placed
-
-
-def _counted(opt_state: Any, steps: int | None) -> Any:
-    """`opt_state` with its counters at `steps`."""
-
-    def count(path: Any, x: Any) -> Any:
-        name = getattr(path[-1], "name", None) if path else None
-        if name not in _COUNTERS or jnp.ndim(x) or not jnp.issubdtype(jnp.result_type(x), jnp.integer):
-            return x
-        if steps is None:
-            raise ValueError(f"steps must be given, since opt_state counts them in {path_name(path)}; got None")
-        return jnp.asarray(steps, x.dtype)
-
-    return jax.tree_util.tree_map_with_path(count, opt_state)
 
 
 def _is_momentum(x: Any) -> bool:

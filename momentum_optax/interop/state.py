@@ -20,6 +20,8 @@ from .slots import (
     checked_layouts,
     checked_names,
     checked_steps,
+    counted,
+    has_velocity,
     only_state,
     order_of,
     path_name,
@@ -61,7 +63,7 @@ def from_torch(
       opt_state: What `init` of our optimizer gave, velocities in float32.
       state_dict: That of the PyTorch optimizer; its tensors may be arrays.
       names: For every parameter, from its path here ("dense/kernel") to its number in PyTorch's optimizer, or to its
-        name where the state dictionary has `param_names`.
+        name where the state dictionary has `param_names`. Not looked at where there is no momentum, and so no velocity.
       layouts: For paths whose axes are in another order here: "linear" (out, in to in, out), "conv1d", "conv2d",
         "conv3d" (out, in, ... to ..., in, out), or a permutation p for `theirs.transpose(p)`. Others keep their axes.
       steps: The number of updates made; needed where a schedule or the storage counts them.
@@ -77,12 +79,16 @@ def from_torch(
     Reference:
       PyTorch 2.13, `torch/optim/sgd.py` and `Optimizer.state_dict`.
     """  # noqa: E501  an example, to be copied
-    ours = read(_of_order_one(opt_state))
     groups = _torch_groups(state_dict)
-    chosen = _torch_numbers(names, groups, ours)
-    axes = checked_layouts(layouts, ours)
     buffers = _torch_buffers(state_dict, groups)
     count = checked_steps(steps)
+    if not has_velocity(opt_state):
+        for number in buffers:
+            raise ValueError(f"entry {number!r} has a momentum_buffer, and opt_state no velocity to put it into")
+        return counted(opt_state, count)
+    ours = read(_of_order_one(opt_state))
+    chosen = _torch_numbers(names, groups, ours)
+    axes = checked_layouts(layouts, ours)
     slots = {}
     for path, number in chosen.items():
         buffer = buffers.get(number)
@@ -126,8 +132,10 @@ def to_torch(
     Reference:
       As for `from_torch`.
     """
-    ours = read(_of_order_one(opt_state))
     groups = _torch_groups(state_dict)
+    if not has_velocity(opt_state):
+        return {**state_dict, "state": {}}
+    ours = read(_of_order_one(opt_state))
     axes = checked_layouts(layouts, ours)
     state = {}
     for path, number in _torch_numbers(names, groups, ours).items():
@@ -176,7 +184,6 @@ def from_keras(
     """
     if not isinstance(variables, Mapping):
         raise TypeError(f"variables must be a mapping from names to arrays, got {variables!r}")
-    ours = read(_of_order_one(opt_state))
     known = {key.rsplit("/", 1)[-1]: value for key, value in variables.items()}
     count = checked_steps(steps)
     if "iteration" in known:
@@ -185,6 +192,11 @@ def from_keras(
             raise ValueError(f"steps must be the iteration of variables, {iteration}, or None, got {steps!r}")
         count = iteration
     entries = {k: v for k, v in variables.items() if k.rsplit("/", 1)[-1] not in ("iteration", "learning_rate")}
+    if not has_velocity(opt_state):
+        for key in entries:
+            raise ValueError(f"variables has {key!r}, and opt_state no velocity to put it into")
+        return counted(opt_state, count)
+    ours = read(_of_order_one(opt_state))
     axes = checked_layouts(layouts, ours)
     slots = {}
     for path, key in checked_names(names, ours, entries, "variable").items():
@@ -213,6 +225,8 @@ def to_keras(opt_state: Any, names: Mapping[str, str], *, layouts: Layouts | Non
     Reference:
       As for `from_keras`.
     """
+    if not has_velocity(opt_state):
+        return {}
     ours = read(_of_order_one(opt_state))
     axes = checked_layouts(layouts, ours)
     out = {}

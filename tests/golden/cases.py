@@ -82,8 +82,9 @@ class Case:
         return bool(self.arguments.get("maximize"))
 
     @property
-    def is_torch(self):
-        return self.library == "torch"
+    def hands_over(self):
+        """Whether its state is handed over half-way, in both directions."""
+        return self.library in ("torch", "keras") and not self.extra
 
 
 _T = np.arange(STEPS)

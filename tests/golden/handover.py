@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from cases import HANDOVER, RECORDED, STEPS, flatten, gradient, start
+from golden.cases import HANDOVER, RECORDED, STEPS, flatten, gradient, start
 
 import momentum_optax as mo
 

@@ -24,9 +24,9 @@ import jax
 import numpy as np
 
 HERE = pathlib.Path(__file__).parent
-sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(HERE.parent))
 
-from cases import CASES, HANDOVER, RECORDED, SHAPES, STEPS, flatten, gradient, start  # noqa: E402  beside this file
+from golden.cases import CASES, HANDOVER, RECORDED, SHAPES, STEPS, flatten, gradient, start  # noqa: E402  beside this file
 
 PACKAGES = ("torch", "keras", "qhoptim", "pytorch_optimizer", "timm", "heavyball", "flashoptim", "numpy", "jax")
 
@@ -70,7 +70,7 @@ class TorchRun:
         import torch
 
         self.case, self.torch = case, torch
-        self.parameters = {n: torch.nn.Parameter(torch.from_numpy(x.copy())) for n, x in params.items()}
+        self.parameters = {n: torch.nn.Parameter(torch.from_numpy(params[n].copy())) for n in SHAPES}
         arguments = dict(case.arguments) | {name: float(table[0]) for name, table in case.scheduled.items()}
         self.optimizer = torch_optimizer(case, list(self.parameters.values()), arguments)
 
@@ -110,7 +110,7 @@ class KerasRun:
 
             arguments["learning_rate"] = Table()
         keras.backend.set_floatx(dtype)  # the learning rate is of this type
-        self.variables = {n: keras.Variable(x, dtype=dtype, name=n.replace(".", "_")) for n, x in params.items()}
+        self.variables = {n: keras.Variable(params[n], dtype=dtype, name=n.replace(".", "_")) for n in SHAPES}
         self.optimizer = keras.optimizers.SGD(**arguments)
         self.optimizer.build(list(self.variables.values()))
 
@@ -141,28 +141,43 @@ def run(case, params, first=0, prepare=None):
         driver.step(t)
         if t + 1 in RECORDED:
             recorded.append(flatten(driver.params()))
-        if t + 1 == HANDOVER and (case.is_torch or case.library == "keras"):
+        if t + 1 == HANDOVER and case.hands_over:
             buffers = driver.buffers()
     return np.array(recorded), buffers
 
 
 def resumed(case, dtype):
-    """Fifty steps with this package, then fifty with torch from the exported state."""
-    import torch
-    from handover import our_first_half
-
-    import momentum_optax as mo
+    """Fifty steps with this package, then fifty with the library from the exported state."""
+    from golden.handover import our_first_half
 
     params, opt_state = our_first_half(case, dtype)
+    load = into_keras if case.library == "keras" else into_torch
+    return run(case, params, HANDOVER, lambda driver: load(driver, opt_state))[0]
 
-    def prepare(driver):
-        names = {name: i for i, name in enumerate(SHAPES)}
-        state_dict = mo.interop.to_torch(
-            opt_state, driver.optimizer.state_dict(), names, array=lambda x: torch.from_numpy(x.copy())
-        )
-        driver.optimizer.load_state_dict(state_dict)
 
-    return run(case, params, HANDOVER, prepare)[0]
+def into_torch(driver, opt_state):
+    """Load our state into a PyTorch optimizer, and read it back."""
+    import momentum_optax as mo
+
+    names = {name: i for i, name in enumerate(SHAPES)}
+    empty = driver.optimizer.state_dict()
+    driver.optimizer.load_state_dict(mo.interop.to_torch(opt_state, empty, names, array=driver.torch.from_numpy))
+    back = mo.interop.from_torch(opt_state, driver.optimizer.state_dict(), names, steps=HANDOVER)
+    jax.tree.map(np.testing.assert_array_equal, mo.velocity(back), mo.velocity(opt_state))
+
+
+def into_keras(driver, opt_state):
+    """Assign our state to a Keras optimizer's variables, and read it back."""
+    import momentum_optax as mo
+
+    optimizer = driver.optimizer
+    names = {name: v.path for name, v in zip(SHAPES, optimizer.momentums, strict=False)}
+    arrays = mo.interop.to_keras(opt_state, names)
+    for v in optimizer.momentums:
+        v.assign(arrays[v.path])
+    optimizer.iterations.assign(HANDOVER)
+    back = mo.interop.from_keras(opt_state, {v.path: v for v in optimizer.variables}, names)
+    jax.tree.map(np.testing.assert_array_equal, mo.velocity(back), mo.velocity(opt_state))
 
 
 def muon():
@@ -196,7 +211,7 @@ def record(dtype):
         out[f"{case.name}/params"] = recorded
         if any(b is not None for b in buffers.values()):
             out[f"{case.name}/buffers"] = flatten(buffers).astype(dtype)
-        if case.is_torch and not case.extra:
+        if case.hands_over:
             out[f"{case.name}/resumed"] = resumed(case, np.dtype(dtype))
     if dtype == "float64":
         out["muon/updates"] = muon()
