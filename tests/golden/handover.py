@@ -34,14 +34,17 @@ def run(tx, case, params, opt_state, steps, *, to_ours=lambda tree: tree, to_tor
 
 def our_first_half(case, dtype):
     """The parameters and the state at the hand-over."""
-    tx = transformation(case, dtype)
-    params = start(dtype)
-    _, params, opt_state = run(tx, case, params, tx.init(jax.tree.map(jnp.asarray, params)), range(HANDOVER))
-    return params, opt_state
+    return _first_half(transformation(case, dtype), case, dtype)[1:]
 
 
 def our_run(case, dtype):
-    """The recorded parameters of all steps."""
+    """The recorded parameters of all steps, and the parameters and the state at the hand-over."""
     tx = transformation(case, dtype)
+    first, params, opt_state = _first_half(tx, case, dtype)
+    second, _, _ = run(tx, case, params, opt_state, range(HANDOVER, STEPS))
+    return np.concatenate([first, second]), params, opt_state
+
+
+def _first_half(tx, case, dtype):
     params = start(dtype)
-    return run(tx, case, params, tx.init(jax.tree.map(jnp.asarray, params)), range(STEPS))[0]
+    return run(tx, case, params, tx.init(jax.tree.map(jnp.asarray, params)), range(HANDOVER))
