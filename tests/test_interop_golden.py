@@ -107,7 +107,7 @@ def take_over(name, dtype, opt_state):
 def second_half(name, dtype, **options):
     """The parameters recorded over the last fifty steps, from the library's own state."""
     case = CASES[name]
-    tx = transformation(case, np.dtype(dtype), **options)
+    tx = transformation(case, **options)
     params = unflatten(GOLDEN[dtype][f"{name}/params"][RECORDED.index(HANDOVER)])
     opt_state = tx.init(jax.tree.map(jnp.asarray, to_ours(params)))
     opt_state = take_over(name, dtype, opt_state)

@@ -1,5 +1,7 @@
 """Runs with this package over the cases; used by the tests and by the script that records."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,15 +10,18 @@ from golden.cases import HANDOVER, RECORDED, STEPS, flatten, gradient, start
 import momentum_optax as mo
 
 
-def arguments(case, dtype):
-    """The dialect's arguments, with tables as schedules."""
-    tables = {name: jnp.asarray(table, dtype) for name, table in case.scheduled.items()}
-    return dict(case.arguments) | {name: lambda step, t=t: t[step] for name, t in tables.items()}
+def arguments(case):
+    """The dialect's arguments, with tables as schedules; numbers for a step that is known, as it is outside jit."""
+
+    def look_up(table, step):
+        return jnp.asarray(table)[step] if isinstance(step, jax.core.Tracer) else float(table[int(step)])
+
+    return dict(case.arguments) | {name: functools.partial(look_up, table) for name, table in case.scheduled.items()}
 
 
-def transformation(case, dtype, **options):
+def transformation(case, **options):
     """The dialect of a case."""
-    return getattr(mo.interop, case.dialect)(**arguments(case, dtype), **options)
+    return getattr(mo.interop, case.dialect)(**arguments(case), **options)
 
 
 def run(tx, case, params, opt_state, steps, *, to_ours=lambda tree: tree, to_torch=lambda tree: tree):
@@ -34,12 +39,12 @@ def run(tx, case, params, opt_state, steps, *, to_ours=lambda tree: tree, to_tor
 
 def our_first_half(case, dtype):
     """The parameters and the state at the hand-over."""
-    return _first_half(transformation(case, dtype), case, dtype)[1:]
+    return _first_half(transformation(case), case, dtype)[1:]
 
 
 def our_run(case, dtype):
     """The recorded parameters of all steps, and the parameters and the state at the hand-over."""
-    tx = transformation(case, dtype)
+    tx = transformation(case)
     first, params, opt_state = _first_half(tx, case, dtype)
     second, _, _ = run(tx, case, params, opt_state, range(HANDOVER, STEPS))
     return np.concatenate([first, second]), params, opt_state
