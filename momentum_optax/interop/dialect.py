@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import ParamSpec
 
@@ -91,6 +92,8 @@ def dialect(function: Callable[P, Dialect]) -> Callable[P, optax.GradientTransfo
     def public(*args: P.args, **kwargs: P.kwargs) -> optax.GradientTransformationExtraArgs:
         return function(*args, **kwargs).transformation()
 
+    shown = inspect.signature(function).replace(return_annotation=optax.GradientTransformationExtraArgs)
+    public.__signature__ = shown  # type: ignore[attr-defined] # what inspect and help read
     return public
 
 
