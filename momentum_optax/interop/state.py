@@ -32,6 +32,8 @@ from .slots import (
 
 Layouts = Mapping[str, str | tuple[int, ...]]
 
+# Where a rule with a special first step is looked at again: it must have settled.
+_AGES = (2, 3, 10, 100, 1000, 100_000)
 # Where Optax keeps a velocity.
 _OPTAX_FIELDS = {
     optax.TraceState: "trace",
@@ -264,7 +266,7 @@ def from_optax(opt_state: Any, optax_state: Any, *, rule: Filter | None = None, 
     ours = read(_of_order_one(opt_state))
     source = _optax_state(optax_state)
     count = checked_steps(steps)
-    if hasattr(source, "count"):
+    if "count" in source._fields:
         if count is not None and count != int(source.count):
             raise ValueError(f"steps must be the count of optax_state, {int(source.count)}, or None, got {steps!r}")
         count = int(source.count)
@@ -320,7 +322,7 @@ def to_optax(opt_state: Any, optax_state: Any, *, steps: int | None = None) -> A
         return jnp.array(velocities[0], old.dtype)
 
     new = target._replace(**{field: jax.tree_util.tree_map_with_path(put, getattr(target, field))})
-    if hasattr(target, "count"):
+    if "count" in target._fields:
         count = checked_steps(steps)
         known = None if state.step is None else int(state.step)
         if count is None and known is None:
@@ -354,10 +356,10 @@ def change_basis(opt_state: Any, source: Filter, target: Filter, *, into: Any, s
       A state like `into`.
 
     Raises:
-      ValueError: If the rules differ in order or updates, are scheduled, or have a velocity to spare; if a state is not
-        of its rule, or `into` debiases; naming the entry, if one is missing or too many, of another shape, or pending
-        (its first step differs from the later ones in `source`, and `into` has no such first step); if `steps` is
-        needed.
+      ValueError: If the rules differ in order or updates, change after the first gradient, or have a velocity to spare;
+        if a state is not of its rule, or `into` debiases; naming the entry, if one is missing or too many, of another
+        shape, or pending (its first step differs from the later ones in `source`, and `into` has no such first step);
+        if `steps` is needed.
       TypeError: If an argument is of the wrong type.
 
     Reference:
@@ -477,9 +479,13 @@ def _settled(name: str, rule: Any) -> Filter:
         raise TypeError(f"{name} must be a Filter such as heavy_ball(0.9), got {rule!r}")
     if rule.reads_step:
         raise ValueError(f"{name} must have constant coefficients: give {name}.at(step)")
-    settled = rule.at(1, 1).pruned()
+    settled = rule.at(1, 1)
     settled.matrices()
-    return settled
+    for age in _AGES:
+        pairs: Any = zip(settled.matrices(), rule.at(age, age).matrices(), strict=True)
+        if not all(np.array_equal(x, y) for x, y in pairs):
+            raise ValueError(f"{name} must not change after the first gradient, got one that does at the {age + 1}th")
+    return settled.pruned()
 
 
 def _reachable(name: str, rule: Filter) -> np.ndarray:
