@@ -163,6 +163,18 @@ def test_a_parameter_without_a_buffer_takes_its_first_step_here(dampening):
     np.testing.assert_allclose(u["dense"]["bias"], expected, rtol=1e-6)
 
 
+def test_lions_call_their_velocity_otherwise():
+    there = torch_state()
+    theirs = {i: {"exp_avg": e["momentum_buffer"]} for i, e in there["state"].items()}
+    tx = interop.lion()
+    state = take({**there, "state": theirs}, tx=tx, key="exp_avg")
+    np.testing.assert_array_equal(mo.velocity(state)[0]["head"], theirs[2]["exp_avg"])
+    back = interop.to_torch(state, there, NAMES, layouts=LAYOUTS, key="exp_avg")
+    assert_bit_equal(back["state"], theirs)
+    with pytest.raises(ValueError, match="entry 0 of state_dict must hold momentum_buffer alone, got exp_avg too"):
+        take({**there, "state": theirs}, tx=tx)
+
+
 def test_a_pending_first_step_goes_out_as_no_buffer():
     tx = interop.torch_sgd(lr=0.1, momentum=0.9, dampening=0.5)
     state = take(torch_state(0.5, _2=None), tx=tx)
@@ -204,7 +216,7 @@ def error_cases():
     yield (
         "adam",
         {"state_dict": torch_state(_1={"momentum_buffer": bad[:, 0], "step": 3})},
-        "entry 1 of state_dict must hold a momentum_buffer alone, got step too",
+        "entry 1 of state_dict must hold momentum_buffer alone, got step too",
     )
     yield "twice", {"names": NAMES | {"head": 1}}, "names lacks the parameter 2"
     yield (

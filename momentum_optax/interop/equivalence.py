@@ -67,8 +67,8 @@ class Equivalence:
 
     Attributes:
       recipe: The target with its hyperparameters.
-      first_step: Whether the steps are the same from the first gradient of a parameter on; if not, they are the same
-        past it, apart from what it left behind.
+      first_step: Whether the steps are the same from the first gradient of a parameter on, whenever that comes; if not,
+        they are the same past it, apart from what it left behind.
       scheduled_learning_rate: Whether they stay the same when both learning rates follow one schedule, up to the
         constant factor between them.
       scheduled_momentum: Whether they stay the same when the momentum changes, and with it what the target makes of it.
@@ -148,7 +148,7 @@ def _constant(source: Recipe, target: str) -> Equivalence:
         return Equivalence(source, True, True, decays, ())
     numbers = _numbers(source)
     recipe = Recipe(target, **_tidy(target, _TARGETS[target](numbers)))
-    first = _agree(source, recipe, first=True)
+    first, late = (_agree(source, recipe, first=True, born=born) for born in (0, 3))
     rate = _agree_under_rates(source, recipe)
     decay = _agree_under_decays(source, target)
     notes = []
@@ -157,11 +157,16 @@ def _constant(source: Recipe, target: str) -> Equivalence:
             f"{source.dialect} takes the first gradient of a parameter {numbers.first:.6g} times as much as {target}: "
             "multiply it by that there, weight decay included"
         )
+    elif not late:
+        notes.append(
+            f"{source.dialect} and {target} differ in how much the first gradient of a parameter counts, where that "
+            "comes after the first step of the run: one of them dampens it"
+        )
     if not rate:
         notes.append(_rate_note(source, recipe))
     if decay is False:
         notes.append(f"when the momentum changes, {source.dialect} and {target} weigh past gradients differently")
-    return Equivalence(recipe, first, rate, decay, tuple(notes))
+    return Equivalence(recipe, first and late, rate, decay, tuple(notes))
 
 
 def _scheduled(source: Recipe, probe: Equivalence, schedule: Callable[[Any], Any]) -> Equivalence:
@@ -443,17 +448,34 @@ def _alternating(even: Recipe, odd: Recipe) -> Recipe:
     return Recipe(even.dialect, **{k: mix(v, other.get(k, v)) for k, v in even.hyperparameters.items()})
 
 
-def _agree(a: Recipe, b: Recipe, *, first: bool) -> bool:
+def _agree(a: Recipe, b: Recipe, *, first: bool, born: int = 0) -> bool:
     """Whether two recipes have the same steps, for gradients from the first one on or from the second.
 
     Where a sign or an orthogonalisation follows, the size of a step does not count.
+
+    Args:
+      a: A recipe.
+      b: Another one.
+      first: Whether the first gradient is among those looked at.
+      born: The step at which the parameter receives its first gradient.
     """
-    impulses = np.eye(_STEPS)[:, 0 if first else 1 :]
-    x, y = (recipe.filter().response(impulses) for recipe in (a, b))
+    impulses = np.eye(_STEPS)[:, born if first else born + 1 :]
+    x, y = (_response(recipe.filter(), impulses, born) for recipe in (a, b))
     d = a.description()
     if d.sign or d.learning_rate is None:
         x, y = (z / np.maximum(np.abs(z).max(1, keepdims=True), 1e-300) for z in (x, y))
     return bool(np.all(np.abs(x - y) <= 1e-9 * max(np.abs(x).max(), np.abs(y).max())))
+
+
+def _response(rule: Filter, signal: np.ndarray, born: int) -> np.ndarray:
+    """The updates for gradients of which there are none before step `born`."""
+    v = np.zeros((rule.order, signal.shape[1]))
+    out = np.zeros(signal.shape)
+    for t in range(born, len(signal)):
+        A, B, C, D = rule.at(t, t - born).matrices()
+        out[t] = C @ v + D * signal[t]
+        v = A @ v + np.multiply.outer(B, signal[t])
+    return out
 
 
 def _rate_note(source: Recipe, target: Recipe) -> str:

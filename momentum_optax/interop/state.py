@@ -50,6 +50,7 @@ def from_torch(
     *,
     layouts: Layouts | None = None,
     steps: int | None = None,
+    key: str = "momentum_buffer",
 ) -> Any:
     """The velocities of a `torch.optim.SGD` (or timm, Apex, Signum, ...) put into the state of our optimizer.
 
@@ -69,6 +70,7 @@ def from_torch(
       layouts: For paths whose axes are in another order here: "linear" (out, in to in, out), "conv1d", "conv2d",
         "conv3d" (out, in, ... to ..., in, out), or a permutation p for `theirs.transpose(p)`. Others keep their axes.
       steps: The number of updates made; needed where a schedule or the storage counts them.
+      key: What the velocity is called there; "exp_avg" in Lions.
 
     Returns:
       A state like `opt_state`.
@@ -82,11 +84,11 @@ def from_torch(
       PyTorch 2.13, `torch/optim/sgd.py` and `Optimizer.state_dict`.
     """  # noqa: E501  an example, to be copied
     groups = _torch_groups(state_dict)
-    buffers = _torch_buffers(state_dict, groups)
+    buffers = _torch_buffers(state_dict, groups, key)
     count = checked_steps(steps)
     if not has_velocity(opt_state):
         for number in buffers:
-            raise ValueError(f"entry {number!r} has a momentum_buffer, and opt_state no velocity to put it into")
+            raise ValueError(f"entry {number!r} has a {key}, and opt_state no velocity to put it into")
         return counted(opt_state, count)
     ours = read(_of_order_one(opt_state))
     chosen = _torch_numbers(names, groups, ours)
@@ -113,6 +115,7 @@ def to_torch(
     names: Mapping[str, int | str],
     *,
     layouts: Layouts | None = None,
+    key: str = "momentum_buffer",
     array: Callable[[np.ndarray], Any] = np.asarray,
 ) -> dict[str, Any]:
     """The inverse of `from_torch`: a state dictionary for PyTorch's `load_state_dict`.
@@ -122,6 +125,7 @@ def to_torch(
       state_dict: That of the PyTorch optimizer to load, new or used; its groups are kept, its state replaced.
       names: As for `from_torch`.
       layouts: As for `from_torch`, in the same direction.
+      key: As for `from_torch`.
       array: What makes a tensor of a NumPy array of its own memory: `torch.from_numpy`.
 
     Returns:
@@ -146,7 +150,7 @@ def to_torch(
             continue
         value = np.array(slot.velocities[0])
         back = tuple(int(i) for i in np.argsort(axes[path])) if path in axes else None
-        state[number] = {"momentum_buffer": array(np.array(permuted(path, number, value, back), order="C"))}
+        state[number] = {key: array(np.array(permuted(path, number, value, back), order="C"))}
     return {**state_dict, "state": dict(sorted(state.items()))}
 
 
@@ -428,19 +432,17 @@ def _torch_numbers(names: Any, groups: dict[int, Mapping[str, Any]], ours: Mappi
     return checked_names(names, ours, groups, "parameter")
 
 
-def _torch_buffers(state_dict: Mapping[str, Any], groups: Mapping[int, Any]) -> dict[int, np.ndarray]:
-    """The momentum buffers by number, where there is one."""
+def _torch_buffers(state_dict: Mapping[str, Any], groups: Mapping[int, Any], key: str) -> dict[int, np.ndarray]:
+    """The velocities by number, where there is one."""
     found = {}
     for number, entry in state_dict["state"].items():
-        extra = sorted(set(entry) - {"momentum_buffer"})
+        extra = sorted(set(entry) - {key})
         if number not in groups:
             raise ValueError(f"state_dict has state for {number!r}, which is no parameter of its groups")
         if extra:
-            raise ValueError(
-                f"entry {number!r} of state_dict must hold a momentum_buffer alone, got {', '.join(extra)} too"
-            )
-        if entry.get("momentum_buffer") is not None:
-            found[number] = as_array(number, entry["momentum_buffer"])
+            raise ValueError(f"entry {number!r} of state_dict must hold {key} alone, got {', '.join(extra)} too")
+        if entry.get(key) is not None:
+            found[number] = as_array(number, entry[key])
     return found
 
 
