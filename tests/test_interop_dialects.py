@@ -341,6 +341,23 @@ def test_a_momentum_of_zero_for_a_while_leaves_the_buffer_as_it_is(x64):
         np.testing.assert_allclose(mo.velocity(state)[0]["x"], buffer, rtol=1e-13)
 
 
+def test_a_scheduled_dampening_acts_on_nesterov_as_torchs_arithmetic_has_it(x64):
+    # PyTorch checks the pair when it is built; a group that is changed later is not refused.
+    def dampening(t):
+        return 0.5 - 0.01 * t
+
+    for momentum in (0.9, lambda t: 0.9 - 0.01 * t):
+        x, v, expected = START, None, []
+        for t in range(STEPS):
+            m = momentum(t) if callable(momentum) else momentum
+            g = gradient(x, t)
+            v = g if v is None else m * v + (1 - dampening(t)) * g
+            x = x - 0.05 * (g + m * v)
+            expected.append(x)
+        got = descend(interop.torch_sgd(0.05, momentum, dampening, nesterov=True))
+        np.testing.assert_allclose(got, expected, rtol=1e-12)
+
+
 def test_without_momentum_there_is_no_state():
     for name in ("torch_sgd", "timm_sgdw", "flash_sgd", "keras_sgd"):
         state = getattr(interop, name)().init({"x": jnp.ones(3)})

@@ -33,7 +33,7 @@ SOURCES = [
     Recipe("aggmo", lr=0.1, betas=(0.0, 0.9)),
     Recipe("accsgd", lr=0.05),
     Recipe("mass", lr=0.1),
-    Recipe("lion", lr=0.01, weight_decay=0.05),
+    Recipe("lion", lr=0.01, betas=(0.8, 0.8), weight_decay=0.05),
     Recipe("signum", lr=0.01, momentum=0.8, weight_decay=0.05),
     Recipe("signum", lr=0.01, momentum=0.8, weight_decay=0.05, weight_decouple=False),
     Recipe("muon_average", momentum=0.9),
@@ -45,6 +45,8 @@ ONE_VELOCITY = [d for d in DIALECTS if d not in ("lion", "signum", "muon_average
 
 def pairs():
     for source, target in itertools.product(SOURCES, DIALECTS):
+        if source.dialect == target:
+            continue
         try:
             yield source, equivalent_hyperparameters(source, target)
         except ValueError:
@@ -90,7 +92,7 @@ def is_same(a, b):
 
 def test_there_are_pairs_of_every_dialect():
     assert {p.values[0].dialect for p in PAIRS} == {p.values[1].recipe.dialect for p in PAIRS} == set(DIALECTS)
-    assert len(PAIRS) > 120
+    assert len(PAIRS) > 100
 
 
 @every_pair
@@ -110,6 +112,7 @@ def test_both_take_the_same_steps_or_differ_by_the_first_as_is_said(source, foun
         assert is_same(expected, run(found.recipe, first=factor))
 
 
+@functools.cache
 def changed(recipe, argument, function):
     """The recipe with an argument as a schedule."""
     value = recipe.hyperparameters.get(argument, mo.interop.equivalence._default(recipe.dialect, argument))
@@ -125,15 +128,15 @@ RATES = dict.fromkeys(DIALECTS, "lr") | dict(
 def test_a_scheduled_rate_keeps_them_the_same_if_and_only_if_it_is_said_to(source, found, x64):
     if source.dialect.startswith("muon") or not found.first_step:
         return
-    a = run(changed(source, RATES[source.dialect], rate))
-    b = run(changed(found.recipe, RATES[found.recipe.dialect], rate))
+    a = cached(changed(source, RATES[source.dialect], rate))
+    b = cached(changed(found.recipe, RATES[found.recipe.dialect], rate))
     assert is_same(a, b) == found.scheduled_learning_rate
     assert found.scheduled_learning_rate == (not any("learning rate is inside" in note for note in found.notes))
 
 
 @every_pair
 def test_a_scheduled_rate_comes_out_as_one_with_its_correction_or_is_refused(source, found, x64):
-    if source.dialect.startswith("muon") or source.dialect == found.recipe.dialect or not found.first_step:
+    if source.dialect.startswith("muon") or not found.first_step:
         return
     given = changed(source, RATES[source.dialect], rate)
     inside = source.description().rate_inside
@@ -146,7 +149,7 @@ def test_a_scheduled_rate_comes_out_as_one_with_its_correction_or_is_refused(sou
         return
     answer = equivalent_hyperparameters(given, found.recipe.dialect)
     assert answer.scheduled_learning_rate
-    assert is_same(run(given), run(answer.recipe))
+    assert is_same(cached(given), run(answer.recipe))
 
 
 @pytest.mark.parametrize("target", ["torch_sgd", "timm_sgdw", "apex_sgd", "flash_sgd", "heavyball_sgd", "tf1_momentum"])

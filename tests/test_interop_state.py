@@ -296,6 +296,12 @@ def test_names_must_give_each_parameter_once():
         take(there, NAMES | {"head": 5})
 
 
+def test_paths_that_read_the_same_are_refused():
+    params = {"a/b": jnp.zeros(2), "a": {"b": jnp.zeros(2)}}
+    with pytest.raises(ValueError, match="must have a path of its own for each parameter, got 'a/b', 'a/b'"):
+        interop.to_torch(interop.torch_sgd(momentum=0.9).init(params), torch_state(), NAMES)
+
+
 def test_to_torch_names_what_does_not_fit():
     state, there = take(), torch_state()
     with pytest.raises(ValueError, match="names lacks the path 'head'"):

@@ -54,6 +54,8 @@ def read(state: MomentumState) -> dict[str, Slot]:
     if not trees:
         raise ValueError("opt_state must hold velocities, got a rule without any")
     paths, first = by_path(trees[0])
+    if len(set(paths)) < len(paths):
+        raise ValueError(f"opt_state must have a path of its own for each parameter, got {_listed(paths)}")
     columns = [first, *(by_path(tree)[1] for tree in trees[1:])]
     ages = by_path(state.age)[1] if state.age is not None else [None] * len(paths)
     return {

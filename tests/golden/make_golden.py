@@ -1,9 +1,8 @@
 """Record the golden trajectories with the libraries themselves; writes the .npz files and versions.json beside it.
 
-    python -m venv /tmp/golden && /tmp/golden/bin/pip install -r tests/golden/requirements.txt
-    KERAS_BACKEND=jax JAX_PLATFORMS=cpu PYTHONPATH=. /tmp/golden/bin/python tests/golden/make_golden.py
+    make golden
 
-`--check` compares with the files instead. Needs torch and the rest on a CPU; the tests need none of them.
+`--check` compares with the files instead, up to 8 roundings. Needs torch and the rest on a CPU; the tests need none of them.
 """
 
 import argparse
@@ -220,7 +219,7 @@ def record(dtype):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="compare with the files, to the bit up to 4 ulps")
+    parser.add_argument("--check", action="store_true", help="compare with the files instead of writing them")
     check = parser.parse_args().check
     jax.config.update("jax_enable_x64", True)
     for dtype in ("float64", "float32"):
