@@ -677,3 +677,17 @@ def test_errors_of_a_change_of_basis():
     into = mo.scale_by_momentum(ema).init(PARAMS | {"head": jnp.zeros(3)})
     with pytest.raises(ValueError, match=r"'head' must have shape \(3,\), got \(2,\)"):
         interop.change_basis(state, ema, ema, into=into)
+
+
+def test_states_of_nnx_are_trees_too():
+    nnx = pytest.importorskip("flax.nnx")
+    model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+    there = torch_state(_2=None)
+    there["param_groups"][0]["params"] = [0, 1]
+    params = nnx.state(model, nnx.Param)
+    state = interop.torch_sgd(lr=0.1, momentum=0.9).init(params)
+    names = {"bias/value": 1, "kernel/value": 0}
+    state = interop.from_torch(state, there, names, layouts={"kernel/value": "linear"})
+    (v,) = mo.velocity(state)
+    np.testing.assert_array_equal(v["kernel"][...], there["state"][0]["momentum_buffer"].T)
+    assert_bit_equal(interop.to_torch(state, there, names, layouts={"kernel/value": "linear"})["state"], there["state"])
