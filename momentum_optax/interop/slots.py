@@ -12,6 +12,8 @@ from .. import checks
 from ..storage.full import Float32Velocity
 from ..transform import MomentumState, velocity
 
+Layouts = Mapping[str, str | tuple[int, ...]]
+
 # Axes of ours from axes of PyTorch's: `ours = theirs.transpose(axes)`.
 LAYOUTS = {"linear": (1, 0), "conv1d": (2, 1, 0), "conv2d": (2, 3, 1, 0), "conv3d": (2, 3, 4, 1, 0)}
 
@@ -62,6 +64,14 @@ def read(state: MomentumState) -> dict[str, Slot]:
         path: Slot(None, None) if _is_absent(row[0]) else Slot(row, None if age is None else int(np.max(age)))
         for path, row, age in zip(paths, zip(*columns, strict=True), ages, strict=True)
     }
+
+
+def read_one(opt_state: Any) -> dict[str, Slot]:
+    """The velocity of each parameter of the one state of `scale_by_momentum`, which has one each."""
+    state = only_state(opt_state)
+    if order_of(state) != 1:
+        raise ValueError(f"opt_state must hold one velocity per parameter, got {order_of(state)}")
+    return read(state)
 
 
 def write(opt_state: Any, slots: Mapping[str, Slot], steps: int | None, gains: tuple[float, ...] | None = None) -> Any:
@@ -131,6 +141,14 @@ def checked_names(names: Any, ours: Mapping[str, Any], theirs: Any, what: str) -
     if len(set(names.values())) < len(names):
         raise ValueError(f"names must give each {what} once, got {dict(names)!r}")
     return dict(names)
+
+
+def check_same_paths(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    """Raise unless two states have the same parameters."""
+    for missing in [p for p in ours if p not in theirs]:
+        raise ValueError(f"the other state lacks the entry {missing!r}")
+    for extra in [p for p in theirs if p not in ours]:
+        raise ValueError(f"the other state has the entry {extra!r}, which is not in opt_state")
 
 
 def checked_layouts(layouts: Any, ours: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
