@@ -48,7 +48,7 @@ def our_trajectory(name, dtype):
 
 
 def tolerance(case, dtype):
-    """What the issue is about: 1e-6 in float32, and a thousand roundings in float64.
+    """The largest relative difference: 1e-6 in float32, a thousand roundings in float64.
 
     The libraries multiply parameters by 1 - rate * decay in one float32 number. Where nothing pulls the parameters
     back (a sign has the same size everywhere), its rounding is compounded over the steps.

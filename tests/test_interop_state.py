@@ -404,6 +404,17 @@ def test_keras_velocities_have_the_rate_and_the_sign_in_them():
     assert len(out) == 3
 
 
+def test_keras_variables_may_have_their_axes_in_another_order():
+    there = keras_variables() | {"SGD/dense_kernel_momentum": np.arange(12, dtype=np.float32).reshape(3, 4)}
+    tx = interop.keras_sgd(learning_rate=0.1, momentum=0.9)
+    state = interop.from_keras(tx.init(PARAMS), there, KERAS_NAMES, layouts=LAYOUTS)
+    np.testing.assert_array_equal(mo.velocity(state)[0]["dense"]["kernel"], there["SGD/dense_kernel_momentum"].T)
+    out = interop.to_keras(state, KERAS_NAMES, layouts=LAYOUTS)
+    assert_bit_equal(out, {k: there[k] for k in out})
+    with pytest.raises(ValueError, match="names lacks the path 'head'"):
+        interop.to_keras(state, {k: v for k, v in KERAS_NAMES.items() if k != "head"})
+
+
 @pytest.mark.parametrize(
     ("changes", "names", "steps", "match"),
     [
@@ -613,13 +624,21 @@ def test_a_dampened_run_goes_on_past_its_first_step_only():
     given = (damped.filter(), plain.filter())
     got, _ = go_on(two, interop.change_basis(state, *given, into=two.init(PARAMS)), range(5, 9))
     assert_close(got, whole[5:], rtol=3e-6, atol=1e-6)
-    with pytest.raises(ValueError, match="the first step of 'dense/bias' is pending and differs in source"):
+    with pytest.raises(
+        ValueError, match="the first step of 'dense/bias' is pending, and it would be another one in target"
+    ):
         interop.change_basis(one.init(PARAMS), *given, into=two.init(PARAMS))
     # The other way the ages say that the first step is past.
     _, state = go_on(two, two.init(PARAMS), range(5))
     back = interop.change_basis(state, *given[::-1], into=one.init(PARAMS))
     whole, _ = go_on(two, two.init(PARAMS), range(9))
     assert_close(go_on(one, back, range(5, 9))[0], whole[5:], rtol=3e-6, atol=1e-6)
+    # Equal past their first steps, which differ.
+    other = Recipe("torch_sgd", lr=0.125, momentum=0.9, dampening=0.2)
+    with pytest.raises(ValueError, match="the first step of 'dense/bias' is pending"):
+        interop.change_basis(
+            one.init(PARAMS), damped.filter(), other.filter(), into=other.transformation().init(PARAMS)
+        )
     # And a pending step stays pending where both have one.
     kept = interop.change_basis(one.init(PARAMS), given[0], given[0], into=one.init(PARAMS))
     assert_bit_equal(kept, one.init(PARAMS))

@@ -37,8 +37,7 @@ def change_basis(opt_state: Any, source: Filter, target: Filter, *, into: Any, s
     Raises:
       ValueError: If the rules differ in order or updates, change after the first gradient, or have a velocity to spare;
         if a state is not of its rule, or `into` debiases; naming the entry, if one is missing or too many, of another
-        shape, or pending (its first step differs from the later ones in `source`, and `into` has no such first step);
-        if `steps` is needed.
+        shape, or still to take a first step that `target` does not have; if `steps` is needed.
       TypeError: If an argument is of the wrong type.
 
     Reference:
@@ -57,14 +56,13 @@ def change_basis(opt_state: Any, source: Filter, target: Filter, *, into: Any, s
     count = checked_steps(steps)
     if count is None and state.step is not None:
         count = int(state.step)
+    same_start = new.age is not None and equivalent(source, target, steps=8)
     ours, there = read(state), read(new)
     check_same_paths(there, ours)
     slots = {}
     for path, slot in ours.items():
-        if slot.age == 0 and new.age is None:
-            raise ValueError(
-                f"the first step of {path!r} is pending and differs in source: into has no such first step"
-            )
+        if slot.age == 0 and not same_start:
+            raise ValueError(f"the first step of {path!r} is pending, and it would be another one in target")
         if slot.velocities is None:
             slots[path] = Slot(None, 0)
             continue
