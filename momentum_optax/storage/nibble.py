@@ -172,8 +172,6 @@ def _decode(codes: jax.Array, scale: jax.Array, noise: jax.Array) -> jax.Array:
 def _encode(v: jax.Array, scale: jax.Array, begin: jax.Array, noise: jax.Array) -> jax.Array:
     inverse: jax.Array = jax.lax.optimization_barrier(jnp.where(scale > 0, 1 / scale, 0.0))
     size = jnp.abs(v)
-    # Not finite: the element starts anew. The comparison is false for NaN.
-    size = jnp.where(size <= np.finfo(np.float32).max, size, 0.0)
     scaled = size * inverse
     up = 2 * jnp.abs(noise) * np.float32(_BEYOND - 1) < scaled - 1
     whole = jnp.where(inverse > 0, jnp.where(up, np.float32(_LAST), np.float32(_BODY)), _stride(size, begin))
@@ -181,7 +179,10 @@ def _encode(v: jax.Array, scale: jax.Array, begin: jax.Array, noise: jax.Array) 
     y = jnp.where(body, jnp.sqrt(scaled) * np.float32(_BODY), whole)
     # Half way to the next code where that is not decided yet. A little less, so that a zero stays one.
     shift = jnp.where(body, np.float32(0.5 - 2.0**-25) - noise, np.float32(0.5))
-    return jnp.floor(jnp.where(v < 0, -y, y) + shift).astype(jnp.int32).astype(jnp.int4)
+    y = jnp.where(v < 0, -y, y) + shift
+    # Not finite: the element starts anew. The comparison is false for NaN.
+    y = jnp.where(size <= np.finfo(np.float32).max, y, 0.5)
+    return jnp.floor(y).astype(jnp.int32).astype(jnp.int4)
 
 
 def _stride(size: jax.Array, begin: jax.Array) -> jax.Array:

@@ -1,0 +1,134 @@
+"""What do workers lose that meet rarely?
+
+    python benchmarks/outer_quality.py
+
+Four workers train the deep autoencoder of the demo on 8x8 digits, each on batches of 32 images of its own, with
+Nesterov's rule at decay 0.9. Fully synchronous training averages their gradients at every step. The others train alone
+and meet every 20 steps, a twentieth of the messages. Held-out squared error per image after equally many local steps,
+medians of five seeds. Outer rates and momenta are the published ones, not tuned. Bytes are those that one worker sends
+or takes from others for each parameter and step: 8 for an all-reduce in float32 by rings of many, a byte from each of
+the others where the exchange is in int8. Prints a table and writes benchmarks/outer_quality.json.
+"""
+
+import argparse
+import functools
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+import momentum_optax as mo
+from momentum_optax import demo
+
+WORKERS, EVERY, RATE = 4, 20, 0.01
+WAYS = {
+    "averaging": (mo.outer.averaging(), 8 / EVERY),
+    "averaging, int8 exchange": (mo.outer.averaging(exchange="int8"), (WORKERS - 1) / EVERY),
+    "DiLoCo": (mo.outer.diloco(), 8 / EVERY),
+    "DiLoCo, int8 exchange": (mo.outer.diloco(exchange="int8"), (WORKERS - 1) / EVERY),
+    "DiLoCo, int8 velocity": (mo.outer.diloco(storage=mo.storage.int8(min_size=1)), 8 / EVERY),
+    "BMUF": (mo.outer.bmuf(WORKERS), 8 / EVERY),
+    "SlowMo": (mo.outer.slowmo(0.5), 8 / EVERY),
+}
+
+
+def settings(seeds: int, epochs: int) -> Any:
+    """Weights, images, batches of shape (rounds, EVERY, WORKERS, 32), held-out images; stacked over seeds."""
+    digits = demo.load_digits()
+    images = np.concatenate([digits.images, digits.test_images]).reshape(-1, 64)
+    found = []
+    for seed in range(seeds):
+        weights, train, order, _, test = demo._race_seed(images, epochs, (0, seed))
+        batches = order.reshape(-1, order.shape[-1])
+        batches = batches[: len(batches) // (EVERY * WORKERS) * EVERY * WORKERS]
+        found.append((weights, train, batches.reshape(-1, EVERY, WORKERS, batches.shape[-1]), test))
+    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *found)
+
+
+def inner() -> optax.GradientTransformation:
+    """Each worker's optimizer."""
+    return mo.sgd(RATE, 0.9, nesterov=True)
+
+
+def gradient(weights: Any, images: Any) -> Any:
+    """Of the mean cross-entropy."""
+    return jax.grad(lambda w: demo._errors(w, images)[0])(weights)
+
+
+def synchronous(setting: Any) -> jax.Array:
+    """The loss where gradients are averaged at every step."""
+    weights, images, batches, test = setting
+    tx = inner()
+
+    def step(carry: Any, rows: Any) -> tuple[Any, None]:
+        weights, state = carry
+        updates, state = tx.update(gradient(weights, images[rows.reshape(-1)]), state, weights)
+        return (optax.apply_updates(weights, updates), state), None
+
+    steps = batches.reshape(-1, *batches.shape[2:])
+    (weights, _), _ = jax.lax.scan(step, (weights, tx.init(weights)), steps)
+    return demo._errors(weights, test)[1]
+
+
+def rarely(outer: mo.outer.OuterMomentum, needs_rate: bool, setting: Any) -> jax.Array:
+    """The loss where workers meet after every `EVERY` steps."""
+    weights, images, batches, test = setting
+    tx = inner()
+    extra = {"inner_learning_rate": RATE} if needs_rate else {}
+
+    def step(carry: Any, rows: Any) -> tuple[Any, None]:
+        weights, state = carry
+        updates, state = tx.update(gradient(weights, images[rows]), state, weights)
+        return (optax.apply_updates(weights, updates), state), None
+
+    @functools.partial(jax.vmap, in_axes=(0, 1), axis_name="workers")
+    def go(carry: Any, rows: Any) -> Any:
+        weights, state, common = carry
+        (weights, state), _ = jax.lax.scan(step, (weights, state), rows)
+        weights, common = outer.sync(weights, common, axis_name="workers", **extra)
+        return weights, state, common
+
+    every = jax.tree.map(lambda w: jnp.stack([w] * WORKERS), weights)
+    carry = every, jax.vmap(tx.init)(every), jax.vmap(outer.init)(every)
+    (_, _, common), _ = jax.lax.scan(lambda c, rows: (go(c, rows), None), carry, batches)
+    return demo._errors(jax.tree.map(lambda x: x[0], common.anchor), test)[1]
+
+
+def main() -> None:
+    """Train every way, print the table and write the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=480, help="over all workers together")
+    output = pathlib.Path(__file__).with_suffix(".json")
+    parser.add_argument("--output", type=pathlib.Path, default=output, help="where to write the JSON")
+    arguments = parser.parse_args()
+    setting = settings(arguments.seeds, arguments.epochs)
+    runs: dict[str, Any] = {"every step": (synchronous, 8.0)}
+    for name, (outer, sent) in WAYS.items():
+        runs[name] = (functools.partial(rarely, outer, name == "SlowMo"), sent)
+    rows = []
+    for name, (run, sent) in tqdm(runs.items(), leave=False):
+        losses = np.asarray(jax.jit(jax.vmap(run))(setting))
+        rows.append({"way": name, "bytes": sent, "losses": [float(x) for x in losses]})
+    base = np.median(rows[0]["losses"])
+    print(f"{'workers meet by':28}{'bytes':>7}{'median':>9}{'range':>18}{'to every step':>16}")
+    for row in rows:
+        losses = np.asarray(row["losses"])
+        span = f"{losses.min():.3f} to {losses.max():.3f}"
+        print(f"{row['way']:28}{row['bytes']:7.2f}{np.median(losses):9.3f}{span:>18}{np.median(losses) / base:16.3f}")
+    document = {
+        "command": "python benchmarks/outer_quality.py",
+        "versions": {"jax": jax.__version__, "optax": optax.__version__},
+        "local_steps": int(np.prod(setting[2].shape[1:3])),
+        "rows": rows,
+    }
+    arguments.output.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
