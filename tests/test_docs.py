@@ -34,7 +34,9 @@ def test_the_code_of_a_page_runs_and_prints_what_it_shows(page, monkeypatch, tmp
         test = doctest.DocTestParser().get_doctest(match[1], names, name_of(page), str(page), line)
         test.globs = names  # the parser copies it
         found = []
-        doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS).run(test, out=found.append, clear_globs=False)
+        doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS).run(
+            test, out=found.append, clear_globs=False
+        )
         assert not found, "".join(found)
 
 
