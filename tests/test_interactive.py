@@ -1,4 +1,4 @@
-"""The interactive page: it loads nothing, its numbers in a real browser are those of `mo.analysis`, its sliders work."""
+"""The interactive page: it loads nothing, in a browser its numbers are those of `mo.analysis`, its sliders work."""
 
 import html
 import itertools
@@ -125,7 +125,8 @@ def test_the_address_sets_it_the_sliders_move_it_and_it_draws(tmp_path):
       const move = (id, value) => { $(id).value = value; $(id).dispatchEvent(new Event("input")); };
       move("decay", 2); const decay = [{...settings}, shown()];
       $("matched").checked = true; move("decay", 1); const matched = [{...settings}, shown()];
-      $("matched").checked = false; move("rule", "aggregated"); move("kappa", 3); const other = [{...settings}, shown()];
+      $("matched").checked = false; move("rule", "aggregated"); move("kappa", 3);
+      const other = [{...settings}, shown()];
       const presets = [...$("presets").children].map(b => { b.click(); return [{...settings}, shown()]; });
       return {first, moved: [decay, matched, other, ...presets]};
     """
@@ -149,11 +150,11 @@ def test_the_address_sets_it_the_sliders_move_it_and_it_draws(tmp_path):
 @needs_browser
 def test_what_it_says_of_basins_is_what_the_rule_does(tmp_path):
     starts = np.linspace(-1.8, 1.8, 37)
-    setting = {"rule": "heavy_ball", "decay": 0.95, "rate": 0.3}
-    ends = ask(
-        tmp_path,
-        f"const s = {json.dumps(setting)}; return {starts.tolist()}.map(x => basin(RULES[s.rule].filter(s), s.rate, x));",
-    )
+    script = f"""
+      const f = RULES.heavy_ball.filter({{ decay: 0.95 }});
+      return {starts.tolist()}.map(x => basin(f, 0.3, x));
+    """
+    ends = ask(tmp_path, script)
     x, last = starts.copy(), starts.copy()
     for _ in range(400):  # Polyak's form
         x, last = x - 0.3 * (x**3 - x + 0.12) / 8.72 + 0.95 * (x - last), x
