@@ -36,10 +36,12 @@ lint: $(VENV)/lint.stamp ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(VENV)/bench.stamp ## Measure cost, time and quality (half an hour); writes benchmarks/*.json
+bench: $(VENV)/bench.stamp ## Measure cost, time and quality, reproduce known numbers (three quarters of an hour); writes benchmarks/*.json
 	$(BIN)/python benchmarks/step_cost.py
 	$(BIN)/python benchmarks/storage_quality.py --plot docs/figures/storage_quality.png
 	$(BIN)/python benchmarks/step_time.py
+	$(BIN)/python benchmarks/published_numbers.py
+	$(BIN)/python benchmarks/suggested_settings.py
 
 # NVIDIA's compiler without the gigabytes that only a GPU needs, in an environment of its own: JAX looks for a GPU there.
 compiled-bytes: ## Count the bytes of a compiled step for TPU and H200, neither of which need be here

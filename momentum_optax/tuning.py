@@ -20,6 +20,8 @@ from .filters import Filter
 
 # Without a smallest curvature there is no theory to take a decay from; this one is the usual default.
 _DEFAULT_DECAY = 0.9
+# How often `suggest` halves and doubles a rate at most.
+_HALVINGS, _DOUBLINGS = 10, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +116,7 @@ def optimal_heavy_ball(L: float, mu: float) -> Tuning:
       ValueError: If a number is out of range.
 
     Reference:
-      Polyak, 1964. The cycle: Lessard, Recht and Packard, 2016, arXiv:1408.3595, section 4.6.
+      Polyak, 1964. The cycle: Lessard, Recht and Packard, 2016, arXiv:1408.3595.
     """
     root = math.sqrt(_condition(L, mu))
     rate = (root - 1) / (root + 1)
@@ -329,7 +331,7 @@ def estimate_curvature(
     Args:
       loss: `loss(params, batch)`, a real scalar, twice differentiable.
       params: A tree of real floating-point arrays; used in float32 at least.
-      batch: Whatever `loss` takes; its arrays may not be traced.
+      batch: Whatever `loss` takes: a tree of arrays and of anything else.
       iterations: Products at most, at least 2.
       seed: Of the random vector to start from.
 
@@ -337,8 +339,9 @@ def estimate_curvature(
       A `Curvature`.
 
     Raises:
-      TypeError: If `loss` is not callable or gives no real number, or a leaf of `params` is not real floating point.
-      ValueError: If `params` has no elements, `loss` no scalar, or a derivative is not finite.
+      TypeError: If `loss` is not callable or gives no real number, a leaf of `params` is not real floating
+        point, or a value is traced.
+      ValueError: If `params` has no elements or is not finite, `loss` is no scalar, or a derivative is not finite.
 
     Reference:
       Pearlmutter, "Fast exact multiplication by the Hessian", Neural Computation 1994. Golub and Van Loan, "Matrix
@@ -369,7 +372,7 @@ def _lanczos(problem: "_Problem", point: jax.Array, iterations: int, seed: int) 
             q = q - basis[: k + 1].T @ (basis[: k + 1] @ q)
         beside[k] = np.linalg.norm(q)
         scale = max(abs(diagonal[: k + 1]).max(), beside[:k].max(initial=0.0))
-        exhausted = k + 1 == point.size or bool(beside[k] <= 100 * precision * scale)
+        exhausted = bool(beside[k] <= 100 * precision * scale)
         if exhausted:
             count = k + 1
             break
@@ -394,12 +397,13 @@ def suggest(
 
     The rate is 1/L, L the largest curvature. The decay is the one of `smooth_nesterov` where the smallest curvature can
     be known, and 0.9 where it cannot: in a network it is negative or zero, and no estimate of it says anything about
-    training. Curvature at the start need not be that on the way, so both are measured twice: at `params`, and half way
-    and at the end of a trial of `steps` steps with what was found there. A second trial, from `params` with what the
-    way wants, decides between the two.
+    training. Curvature at the start need not be that on the way, so both are measured again, half way and at the end of
+    a trial of `steps` steps from `params` with what was found there; a second trial decides. Where curvature gives way
+    to larger steps, as it does in networks, no measurement tells how far: the rate is then doubled for as long as
+    another trial ends clearly lower. Where it grows so fast that the first trial fails, the rate is halved.
 
-    It looks at one batch: gradient noise may want a smaller rate. It costs 3 times `iterations` Hessian-vector products
-    and 2 times `steps` gradients.
+    It looks at one batch: gradient noise may want a smaller rate. It costs up to 3 times `iterations` Hessian-vector
+    products and 6 times `steps` gradients.
 
     Args:
       loss: `loss(params, batch)`, a real scalar, twice differentiable.
@@ -413,8 +417,9 @@ def suggest(
       A `Tuning`; its `rate` is None where the smallest curvature is not known.
 
     Raises:
-      TypeError: If `loss` is not callable or gives no real number, or a leaf of `params` is not real floating point.
-      ValueError: If the loss does not curve upwards at `params`, no trial lowers it, or for the reasons of
+      TypeError: If `loss` is not callable or gives no real number, a leaf of `params` is not real floating
+        point, or a value is traced.
+      ValueError: If the loss does not curve upwards at `params`, no rate tried lowers it, or for the reasons of
         `estimate_curvature`.
 
     Reference:
@@ -425,28 +430,49 @@ def suggest(
     here = _lanczos(problem, problem.start, iterations, seed)
     if not here.L > 0:
         raise ValueError(f"loss must curve upwards somewhere at params, got a largest curvature of {here.L}")
+    start_loss = problem.loss(problem.start)
     first = _from_curvature(here.L + here.L_error, here, "at params")
     half, end, first_loss = _trial(problem, first, int(steps))
-    if not first_loss < problem.loss(problem.start):
-        raise ValueError(f"a trial of {steps} steps must lower the loss, at rate {first.learning_rate:.4g} it did not")
+    for _ in range(_HALVINGS):
+        if first_loss < start_loss:
+            break
+        first = dataclasses.replace(first, learning_rate=first.learning_rate / 2, rate=None)
+        first = _because(first, f"halved, as {steps} steps at twice the rate did not lower the loss")
+        half, end, first_loss = _trial(problem, first, int(steps))
+    else:
+        raise ValueError(f"{steps} steps must lower the loss, even at rate {first.learning_rate:.4g} they did not")
     way = [_lanczos(problem, point, iterations, seed) for point in (half, end)]
+    best, loss_there = first, first_loss
     L = max(found.L + found.L_error for found in way)
-    if not L > 0:
-        return first
-    second = _from_curvature(L, way[1], f"within {steps} steps of params")
-    _, _, second_loss = _trial(problem, second, int(steps))
-    better, other = (second, first) if second_loss < first_loss else (first, second)
-    verdict = (
-        f"after {steps} steps from params the loss is {min(first_loss, second_loss):.4g}, with learning rate "
-        f"{other.learning_rate:.4g} and decay {other.decay:.4g} it is {max(first_loss, second_loss):.4g}"
-    )
-    return dataclasses.replace(better, reasons=(*better.reasons, verdict))
+    # Less is no difference: two runs that have converged differ in rounding.
+    clear = 1e-3 * (start_loss - first_loss)
+    if L > 0:
+        second = _from_curvature(L, way[1], f"within {steps} steps of params")
+        _, _, second_loss = _trial(problem, second, int(steps))
+        # What serves where the run arrives is better from there on, so a draw is in its favour.
+        if second_loss < first_loss + clear:
+            best, loss_there = second, second_loss
+        tried = [f"{other.learning_rate:.4g} with decay {other.decay:.4g}" for other in (first, second)]
+        verdict = f"after {steps} steps from params the loss is {first_loss:.4g} at rate {tried[0]}, "
+        best = _because(best, verdict + f"{second_loss:.4g} at {tried[1]}")
+    for _ in range(_DOUBLINGS):
+        doubled = dataclasses.replace(best, learning_rate=2 * best.learning_rate, rate=None)
+        _, _, doubled_loss = _trial(problem, doubled, int(steps))
+        if not doubled_loss < loss_there - clear:
+            return _because(best, f"twice the rate is no better: {doubled_loss:.4g}")
+        best, loss_there = _because(doubled, f"twice the rate is better: {doubled_loss:.4g}"), doubled_loss
+    return best
+
+
+def _because(tuning: Tuning, reason: str) -> Tuning:
+    """The same with one reason more."""
+    return dataclasses.replace(tuning, reasons=(*tuning.reasons, reason))
 
 
 def _from_curvature(L: float, found: Curvature, where: str) -> Tuning:
     """Nesterov's rule for a largest curvature of L, and the smallest one found, if that is known."""
     measured = f"largest curvature {where} {L:.4g}, so the rate is its inverse"
-    if found.mu is None or found.mu >= L:
+    if found.mu is None:
         why = "negative" if found.lowest < 0 else "not settled, or too small for rounding"
         reasons = (
             measured,
@@ -454,7 +480,7 @@ def _from_curvature(L: float, found: Curvature, where: str) -> Tuning:
             f"decay {_DEFAULT_DECAY}, the usual default: a memory of ten gradients",
         )
         return Tuning(rules.nesterov(_DEFAULT_DECAY), 1 / L, _DEFAULT_DECAY, None, reasons)
-    tuned = smooth_nesterov(L, found.mu)
+    tuned = smooth_nesterov(L, min(found.mu, L))
     seen = "the whole spectrum was seen" if found.exact else "settled, but a smaller one may be hidden"
     reasons = (
         measured,
@@ -484,46 +510,54 @@ class _Problem:
     def __init__(self, loss: Any, params: Any, batch: Any) -> None:
         if not callable(loss):
             raise TypeError(f"loss must be a function of params and batch, got {loss!r}")
-        params = jax.tree_util.tree_map_with_path(_wide, params)
-        self.start, unravel = ravel_pytree(params)
+        flattened: tuple[list[Any], Any] = jax.tree.flatten(batch)
+        leaves, treedef = flattened
+        if any(isinstance(x, jax.core.Tracer) for x in (*jax.tree.leaves(params), *leaves)):
+            raise TypeError("params and batch must have values that are known now, got traced ones")
+        self.start, unravel = ravel_pytree(jax.tree_util.tree_map_with_path(_wide, params))
         if self.start.size == 0:
             raise ValueError("params must have at least one element, got none")
-        out = jax.eval_shape(loss, params, batch)
+        if not np.all(np.isfinite(self.start)):
+            raise ValueError("params must be finite, got a NaN or an infinity")
+        # Numbers and words may say what the loss is, so only arrays become arguments of the compiled program.
+        self._arrays = [x if isinstance(x, np.ndarray | jax.Array) else None for x in leaves]
+
+        def flat(x: jax.Array, arrays: Any) -> Any:
+            filled = [leaf if array is None else array for leaf, array in zip(leaves, arrays, strict=True)]
+            return loss(unravel(x), treedef.unflatten(filled))
+
+        out = jax.eval_shape(flat, self.start, self._arrays)
         if not hasattr(out, "dtype") or not jnp.issubdtype(out.dtype, jnp.floating):
             raise TypeError(f"loss must give a real floating-point scalar, got {out}")
         if out.shape != ():
             raise ValueError(f"loss must give a scalar, got shape {out.shape}")
-        self._batch = batch
 
-        def flat(x: jax.Array, batch: Any) -> Any:
-            return loss(unravel(x), batch)
-
-        def run(x: jax.Array, v: jax.Array, batch: Any, numbers: tuple[Any, Any], steps: Any) -> Any:
+        def run(x: jax.Array, v: jax.Array, arrays: Any, numbers: tuple[Any, Any], steps: Any) -> Any:
             rate, decay = numbers
 
             def step(_: Any, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
                 x, v = state
-                g = jax.grad(flat)(x, batch)
+                g = jax.grad(flat)(x, arrays)
                 v = decay * (v + g)
                 return x - rate * (v + g), v
 
             return jax.lax.fori_loop(0, steps, step, (x, v))
 
         self._flat, self._run = jax.jit(flat), jax.jit(run)
-        self._product = jax.jit(lambda x, q, batch: jax.jvp(lambda y: jax.grad(flat)(y, batch), (x,), (q,))[1])
+        self._product = jax.jit(lambda x, q, arrays: jax.jvp(lambda y: jax.grad(flat)(y, arrays), (x,), (q,))[1])
 
     def loss(self, x: jax.Array) -> float:
         """The loss at x."""
-        return float(self._flat(x, self._batch))
+        return float(self._flat(x, self._arrays))
 
     def product(self, x: jax.Array, q: np.ndarray) -> np.ndarray:
         """The Hessian at x times q."""
-        return np.asarray(self._product(x, jnp.asarray(q, x.dtype), self._batch), np.float64)
+        return np.asarray(self._product(x, jnp.asarray(q, x.dtype), self._arrays), np.float64)
 
     def descend(self, x: jax.Array, v: jax.Array, tuning: Tuning, steps: int) -> tuple[jax.Array, jax.Array]:
         """Parameters and velocity of `rules.nesterov` after so many steps."""
         numbers = (jnp.asarray(tuning.learning_rate, x.dtype), jnp.asarray(tuning.decay, x.dtype))
-        new: tuple[jax.Array, jax.Array] = self._run(x, v, self._batch, numbers, steps)
+        new: tuple[jax.Array, jax.Array] = self._run(x, v, self._arrays, numbers, steps)
         return new
 
 

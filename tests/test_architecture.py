@@ -30,7 +30,7 @@ ALLOWED = {
 }
 FREE = {"__init__", "demo"}
 # Imported by public modules for their own use.
-HELPERS = {"look_up", "value_at", "resolve"}
+HELPERS = {"look_up", "value_at", "resolve", "reals", "Filter"}
 
 
 def room(path):
@@ -85,7 +85,7 @@ def test_every_rule_is_exported():
 
 def documented():
     """Public names: what `momentum_optax` exports, and what its public modules define."""
-    for module in (mo, schedules, mo.storage):
+    for module in (mo, schedules, mo.storage, mo.analysis, mo.tuning):
         for name, thing in vars(module).items():
             ours = getattr(thing, "__module__", "").startswith(mo.__name__)
             if not name.startswith("_") and ours and (module is mo or name not in HELPERS):

@@ -1,5 +1,6 @@
 """The README's code runs, and its numbers are those of the code."""
 
+import json
 import pathlib
 import re
 
@@ -42,3 +43,20 @@ def test_the_oldest_versions_are_those_of_the_package():
     for name in ("jax", "optax"):
         assert f"{name} {pins[name]}" in TEXT
         assert f'"{name}>={pins[name]}"' in (root / "pyproject.toml").read_text()
+
+
+def test_the_report_is_what_its_command_prints(capsys):
+    command, printed = re.search(r'```sh\npython -c "(.*?)"\n```\n\n```text\n(.*?)```', TEXT, re.S).groups()
+    exec(command, {})
+    assert capsys.readouterr().out == printed
+
+
+def test_the_worth_of_suggestions_is_that_of_the_committed_run():
+    root = pathlib.Path(__file__).parents[1]
+    rows = json.loads((root / "benchmarks" / "suggested_settings.json").read_text())["rows"]
+    *usual, worst = sorted(rows, key=lambda row: row["ratio"])
+    text = " ".join(TEXT.split())
+    assert f"{usual[0]['ratio']:.2f} to {usual[-1]['ratio']:.2f} times the steps" in text
+    assert (
+        f"in {len(usual)} of {len(rows)} cases; in one, {worst['steps']} steps instead of {worst['best_steps']}" in text
+    )

@@ -114,10 +114,11 @@ def error_curve(rule: Filter, learning_rate: Any, curvature: Any, n: int, *, poi
     v = np.zeros((rule.order, *rate.shape), curvature.dtype)
     out = np.empty((int(n) + 1, *rate.shape), curvature.dtype)
     out[0] = theta
-    now = rule.at(0)
+    now = rule
     for t in range(int(n)):
-        now = now if rule.is_constant else _numbers(rule, t)
-        A, B, C, D = now.matrices()
+        if t == 0 or not rule.is_constant:
+            now = _numbers(rule, t)
+            A, B, C, D = now.matrices()
         g = curvature * theta
         theta = theta - rate * (np.tensordot(C, v, 1) + D * g)
         v = np.tensordot(A, v, 1) + np.multiply.outer(B, g)

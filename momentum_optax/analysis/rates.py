@@ -63,7 +63,7 @@ def _limit(rule: Filter, direction: Any) -> float:
     ratio = np.convolve(open_loop, closing[::-1]) / direction
     crossings = np.roots(np.trim_zeros(ratio - np.conj(ratio[::-1]), "f"))
     # Those near the circle; too many do no harm, the loop is tested on both sides of each.
-    z = np.concatenate([[1.0, -1.0], crossings[abs(abs(crossings) - 1) < 1e-3]])
+    z = crossings[abs(abs(crossings) - 1) < 1e-3]
     z = z / abs(z)
     with np.errstate(divide="ignore", invalid="ignore"):
         rates = (-np.polyval(open_loop, z) / np.polyval(closing, z) / direction).real
@@ -159,7 +159,7 @@ def iterations(
     Raises:
       TypeError: If an argument has the wrong type.
       ValueError: If a number is out of range, `point` is another word, a coefficient follows the step and `step` is
-        None, or it takes more than 2^25 steps.
+        None, or it takes more than 2^24/(K + 1) steps.
     """
     rule = constant(rule, step)
     tolerance = reals("tolerance", tolerance, "(0, inf)")
@@ -196,7 +196,7 @@ def transient_growth(
     Raises:
       TypeError: If an argument has the wrong type.
       ValueError: If a number is out of range, `point` is another word, a coefficient follows the step and `step` is
-        None, or settling takes more than 2^25 steps.
+        None, or settling takes more than 2^24/(K + 1) steps.
 
     Reference:
       Mohammadi et al., "Transient growth of accelerated optimization algorithms", 2021, arXiv:2103.08017.

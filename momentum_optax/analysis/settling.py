@@ -4,12 +4,10 @@ $P = \sum_j M^{\top j} c\,c^\top M^j$ makes "for ever" finite: $x_t^\top P x_t =
 later y, so once it is below a level the whole future is.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
-# States are kept, so memory sets the limit.
-_LONGEST = 2**25
+# States are kept, so memory sets the limit: so many numbers.
+_LARGEST = 2**24
 
 
 def squares(M: np.ndarray, G: np.ndarray) -> np.ndarray:
@@ -44,30 +42,33 @@ def settling_time(M: np.ndarray, x: np.ndarray, c: np.ndarray, level: float) -> 
       level: Above 0.
 
     Raises:
-      ValueError: If that takes more than 2^25 steps.
+      ValueError: If that takes more than 2^24/d steps.
     """
-    states = _states(M, x, c, lambda y: level)
-    if states is None:
+    y = _until_below(M, x, c, level)
+    if y is None:
         return np.inf
-    above = np.flatnonzero(abs(states @ c) > level)
+    above = np.flatnonzero(y > level)
     return float(above[-1] + 1) if len(above) else 0.0
 
 
 def peak(M: np.ndarray, x: np.ndarray, c: np.ndarray) -> float:
-    """The largest |y_t| for all t >= 0; infinite likewise. Shapes as in `settling_time`."""
-    states = _states(M, x, c, lambda y: y.max())
-    return np.inf if states is None else float(abs(states @ c).max())
+    """The largest |y_t| for all t >= 0, where |y_0| is above 0; infinite likewise. Shapes as in `settling_time`."""
+    y = _until_below(M, x, c, abs(float(c @ x)))
+    return np.inf if y is None else float(y.max())
 
 
-def _states(M: np.ndarray, x: np.ndarray, c: np.ndarray, level: Callable[[np.ndarray], float]) -> np.ndarray | None:
-    """x_0, x_1, ... until no later |y| can exceed `level` of the |y| so far; None if M does not contract."""
+def _until_below(M: np.ndarray, x: np.ndarray, c: np.ndarray, level: float) -> np.ndarray | None:
+    """|y_0|, |y_1|, ... for so long that all later ones are at most `level`; None if M does not contract."""
     P = squares(M.T, c)
     if not np.all(np.isfinite(P)):
         return None
-    states, power = x[None, :], M
-    while states[-1] @ P @ states[-1] > level(abs(states @ c)) ** 2:
-        if len(states) > _LONGEST:
-            raise ValueError(f"the rule must settle within {_LONGEST} steps here, it takes longer")
+    powers, later = [M], M @ x  # later is the state after as many steps as the last power has
+    while later @ P @ later > level**2:
+        if len(x) << len(powers) > _LARGEST:
+            raise ValueError(f"the rule must settle within {_LARGEST // len(x)} steps here, it takes longer")
+        later = powers[-1] @ later
+        powers.append(powers[-1] @ powers[-1])
+    states = x[None, :]
+    for power in powers:
         states = np.concatenate([states, states @ power.T])
-        power = power @ power
-    return states
+    return np.asarray(abs(states @ c))
