@@ -59,6 +59,16 @@ def test_the_page_knows_the_rules_of_the_table_above():
     assert set(re.findall(r"^  (\w+): \{ label", block, re.M)) == set(RULES)
 
 
+def test_the_worst_curvature_of_its_rules_is_at_an_end():
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        s = dict(zip(("decay", "slow"), 1 - 10 ** -rng.uniform(0, 3, 2), strict=True))
+        s |= {"nu": rng.uniform(), "angle": rng.uniform(0, math.pi), "beta": rng.uniform(0, 3)}
+        rule, rate = RULES[rng.choice(list(RULES))](s).at(10**6), 10 ** rng.uniform(-4, 0.8)
+        radius = mo.analysis.spectral_radius(rule, np.geomspace(rate / 10 ** rng.uniform(0, 4), rate, 200), 1.0)
+        assert radius.max() <= max(radius[0], radius[-1]) + 1e-9, (s, rate)
+
+
 def ask(tmp_path, script, query=""):
     """What `script`, run at the end of the page in a browser, returns, by way of JSON."""
     copy = tmp_path / "page.html"
