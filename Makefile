@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 # Checks run on the CPU and leave no cache files behind in the tree.
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: help demo test test-slow test-oldest lint bench compiled-bytes notebooks docs dist clean
+.PHONY: help demo test test-slow test-oldest lint bench compiled-bytes golden notebooks docs dist clean
 .NOTPARALLEL:
 
 help: ## List the targets
@@ -51,6 +51,12 @@ compiled-bytes: ## Count the bytes of a compiled step for TPU and H200, neither 
 	  jax-cuda12-plugin==$$version jax-cuda12-pjrt==$$version nvidia-cuda-nvcc-cu12
 	.venv-compilers/bin/python benchmarks/compiled_bytes.py $(ARGS)
 
+# In an environment of its own: PyTorch's package for Linux brings CUDA along.
+golden: ## Record the trajectories of other libraries again, with the libraries themselves; ARGS=--check compares
+	$(PYTHON) -m venv .venv-golden
+	.venv-golden/bin/python -m pip --disable-pip-version-check install --quiet -r tests/golden/requirements.txt
+	PYTHONPATH=. .venv-golden/bin/python tests/golden/make_golden.py $(ARGS)
+
 notebooks: $(VENV)/notebooks.stamp ## Execute every notebook in a fresh kernel
 	$(BIN)/python -m pytest -o addopts='' --nbmake --nbmake-timeout=300 notebooks $(ARGS)
 
@@ -62,4 +68,4 @@ dist: $(VENV)/test.stamp ## Build the wheel and the source archive
 	$(BIN)/python -m build
 
 clean: ## Remove the environments and what was built
-	rm -rf $(VENV) .venv-oldest .venv-compilers build dist site *.egg-info
+	rm -rf $(VENV) .venv-oldest .venv-compilers .venv-golden build dist site *.egg-info

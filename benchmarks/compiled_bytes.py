@@ -64,7 +64,7 @@ RULES = {
     "quasi_hyperbolic": mo.quasi_hyperbolic(0.999, 0.7),
     "aggregated": mo.aggregated(),
 }
-STORAGES = ("float32", "bfloat16", "int8")
+STORAGES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5}
 
 
 class Row(NamedTuple):
@@ -100,20 +100,27 @@ def rows() -> list[Row]:
     """Every program that is counted."""
     found = [Row("optax.trace", lambda: plain(optax.trace(0.9)), LARGE, 20.0)]
     for name, rule in RULES.items():
-        for storage in STORAGES:
-            width = {"float32": 4, "bfloat16": 2, "int8": 1}[storage] * rule.pruned().order
+        for storage, width in STORAGES.items():
+            floor = 12.0 + 2 * width * rule.pruned().order
 
             def momentum(rule: mo.Filter = rule, storage: str = storage) -> Any:
                 return mo.scale_by_momentum(rule, storage=storage)
 
-            found.append(Row(f"{name}, {storage}", lambda m=momentum: plain(m()), LARGE, 12.0 + 2 * width))
-            if storage == "int8" and name in ("heavy_ball", "nesterov"):
+            found.append(Row(f"{name}, {storage}", lambda m=momentum: plain(m()), LARGE, floor))
+            if storage in ("int8", "int4") and name in ("heavy_ball", "nesterov"):
                 label = f"{name}, {storage}, weight decay and schedule"
-                found += [
-                    Row(label, lambda m=momentum: decayed(m()), shape, 12.0 + 2 * width) for shape in (LARGE, *SHAPES)
-                ]
+                found += [Row(label, lambda m=momentum: decayed(m()), shape, floor) for shape in (LARGE, *SHAPES)]
     found.append(Row("optax.adamw", lambda: optax.adamw(1e-3), LARGE, 28.0))
     found.append(Row("adamw, mu in int8", lambda: mo.compress(optax.adamw(1e-3), {"mu"}, "int8"), LARGE, 22.0))
+    found.append(
+        Row(
+            "adamw, mu in int8, nu in uint8",
+            lambda: mo.compress(optax.adamw(1e-3), {"mu": "int8", "nu": "uint8"}),
+            LARGE,
+            16.0,
+        )
+    )
+    found.append(Row("adamw, nu in uint8", lambda: mo.compress(optax.adamw(1e-3), {"nu": "uint8"}), LARGE, 22.0))
     return found
 
 

@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 import momentum_optax as mo
 
-STORAGES = ("float32", "bfloat16", "int8")
+STORAGES = ("float32", "bfloat16", "int8", "int4")
 BASELINE = "optax.sgd"
 TORCH = "torch.optim.SGD(fused)"
 LEAST_SECONDS = 0.02

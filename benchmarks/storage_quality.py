@@ -7,7 +7,7 @@ so that the length of a step along a lasting gradient stays. Beside every run an
 gradients: the relative error of the stored one is averaged over steps, per leaf and for the whole tree. Losses are
 those of held-out data after the last step: squared error per image, nats per character, nats per image.
 
-Of the autoencoder every leaf is below the size from which int8 compresses, so its row "int8" keeps float32; "int8, all
+Of the autoencoder every leaf is below the size from which int8 and int4 compress, so that these rows keep float32; "all
 leaves" switches that rule off. "reference" is what no single pass can do: each step's own maximum as scale.
 
 Seeds of the autoencoder and of the GRU train in one vectorised program and share the noise of the rounding. Prints a
@@ -37,7 +37,7 @@ from tqdm import tqdm
 import momentum_optax as mo
 from momentum_optax import demo
 
-STORAGES = ("float32", "bfloat16", "int8")
+STORAGES = ("float32", "bfloat16", "int8", "int4")
 DECAYS = (0.9, 0.99, 0.999)
 # Learning rate over 1 - decay, as tuned for decay 0.9.
 RATES = {"autoencoder": 0.1, "gru": 4.0, "cnn": 0.2}
@@ -126,7 +126,9 @@ class Tracked:
     def bytes_per_parameter(self, params: Any) -> float:
         """What the velocity takes."""
         state = jax.eval_shape(self.tx.init, params)[0]
-        total = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.velocity))
+        # An accelerator packs two of int4 into a byte.
+        width = {jnp.dtype(jnp.int4): 0.5}
+        total = sum(x.size * width.get(x.dtype, x.dtype.itemsize) for x in jax.tree.leaves(state.velocity))
         return total / sum(x.size for x in jax.tree.leaves(params))
 
 

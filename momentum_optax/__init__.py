@@ -1,7 +1,10 @@
 """Momentum for JAX and Optax: every linear momentum rule as data, run by one gradient transformation."""
 
 from . import analysis as analysis
+from . import interop as interop
+from . import outer as outer
 from . import schedules as schedules
+from . import sharding as sharding
 from . import storage as storage
 from . import tuning as tuning
 from .coefficients import ByAge as ByAge

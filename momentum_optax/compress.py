@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from .storage import Storage, resolve
-from .storage.noise import stamp_of
-from .storage.protocol import SUPPORTED, Write, second_reading
+from .storage.protocol import SUPPORTED, is_signed, write_for
 
 # Optax's fields of squares: never negative, and divided by the square root of, so that small ones must not become zero.
 SECOND_MOMENTS = frozenset(
@@ -62,7 +61,7 @@ def compress(
     """Keep chosen fields of an optimizer's state in a storage: read before each update of `tx`, written after it.
 
         mo.compress(optax.adamw(1e-3), {"mu"})                          # Adam's momentum in one byte
-        mo.compress(optax.adamw(1e-3), {"mu": "int8", "nu": "bfloat16"})
+        mo.compress(optax.adamw(1e-3), {"mu": "int8", "nu": "uint8"})   # and its squares in another
 
     A field is what a NamedTuple in the state of `tx` calls so, at any depth in chains, masks, partitions and injected
     hyperparameters, if it has the parameters' structure. Its float and complex leaves of more than one element are
@@ -88,7 +87,7 @@ def compress(
     Raises:
       TypeError: If an argument is of the wrong type.
       ValueError: If there is no such storage; at `init` if a name matches no field or the predicate no leaf, if
-        a field of squares is to be kept in a storage that is not fit, or if `tx` has a compressed state already; at
+        a field is to be kept in a storage that is not fit for it, or if `tx` has a compressed state already; at
         `update` if the state was kept in another storage (see `convert`).
 
     Reference:
@@ -111,10 +110,6 @@ def compress(
         olds = [old for _, old in pairs]
         read = treedef.unflatten([unpacked(old) if is_kept(old) else old for old in olds])
         out, inner = run.update(updates, read, params, **extra)
-        if any(is_kept(old) and hasattr(old.parts, "again") for old in olds):
-            # A reading for each result: see `second_reading`. What they share the compiler works out once.
-            again = treedef.unflatten([unpacked(old, second_reading) if is_kept(old) else old for old in olds])
-            _, inner = run.update(updates, again, params, **extra)
         news = []
         for i, ((path, old), new) in enumerate(zip(pairs, treedef.flatten_up_to(inner), strict=True)):
             news.append(_rewrite(choice.at(path), old, new, (state.step, i)) if is_kept(old) else _like(new, old))
@@ -140,12 +135,11 @@ def field_name(path: Any) -> str | None:
     return names[-1] if names else None
 
 
-def unpacked(kept: Kept, reading: Callable[[Any], Any] = lambda parts: parts) -> Any:
-    """The field as its optimizer knows it; `reading` is done to the parts of each leaf first."""
+def unpacked(kept: Kept) -> Any:
+    """The field as its optimizer knows it."""
     slots, _, treedef = slots_of(kept)
     leaves = [
-        slot.plain if is_plain(slot) else slot.parts.decode(reading(slot.parts))[0].astype(slot.plain.dtype)
-        for slot in slots
+        slot.plain if is_plain(slot) else slot.parts.decode(slot.parts)[0].astype(slot.plain.dtype) for slot in slots
     ]
     return treedef.unflatten(leaves)
 
@@ -182,8 +176,7 @@ def seeded(storage: Storage, velocities: tuple[Any, ...], *numbers: int) -> Any:
     # Copies, since a storage may keep what it is given, and the caller its own.
     velocities, parts = tuple(jnp.array(v, copy=True) for v in velocities), fresh
     for i in range(_ROUNDS):
-        stamp = stamp_of(-1 - i, *numbers) if storage.reads_step else None
-        parts = storage.encode(velocities, parts, Write(stamp=stamp, gains=_gains(sizes)))
+        parts = storage.encode(velocities, parts, write_for(storage, velocities[0], (-1 - i, *numbers), _gains(sizes)))
     # A velocity of zero has no scale yet: the next write must still be a first one.
     return (
         jax.tree.map(lambda new, old: jnp.where(some, new, old), parts, fresh)
@@ -267,8 +260,8 @@ def _keep_fields(state: Any, params: Any, choice: _Choice) -> Any:
         if chosen is None:
             return tree
         storage = choice.at(path)
-        if name in choice.second_moments and (owner, name) not in SIGNED and (choice.predicate is None or any(chosen)):
-            check_fit(storage, name)
+        if choice.predicate is None or any(chosen):
+            check_fit(storage, name, name in choice.second_moments and (owner, name) not in SIGNED)
         matched.append(name)
         asked.extend(is_chosen for is_chosen, x in zip(chosen, leaves, strict=True) if _can_be_kept(x))
         return packed(storage, tree, chosen, len(matched))
@@ -315,13 +308,18 @@ def _is_like(node: Any, params: Any) -> bool:
     return True
 
 
-def check_fit(storage: Storage, field: str) -> None:
-    """Raise unless `storage` is fit for the squares in `field`."""
-    if not getattr(storage, "nonnegative", False):
+def check_fit(storage: Storage, field: str, squares: bool) -> None:
+    """Raise unless `storage` is fit for `field`, which holds `squares` or values of either sign."""
+    if squares and not getattr(storage, "nonnegative", False):
         raise ValueError(
             f"{field!r} holds second moments, which are divided by and so need relative accuracy: its storage must be "
-            "'float32', 'bfloat16' or an object whose nonnegative is true (or its name left out of second_moments, if "
-            f"it holds something else), got {storage!r}"
+            "'float32', 'bfloat16', 'uint8' or an object whose nonnegative is true (or its name left out of "
+            f"second_moments, if it holds something else), got {storage!r}"
+        )
+    if not squares and not is_signed(storage):
+        raise ValueError(
+            f"{field!r} may hold values of either sign: its storage must keep them (or its name be among "
+            f"second_moments, if they are never negative), got {storage!r}"
         )
 
 
@@ -361,8 +359,8 @@ def _rewrite(storage: Storage, old: Kept, tree: Any, numbers: tuple[Any, int]) -
         if is_plain(slot):
             slots[i] = slot._replace(plain=_like(new, slot.plain))
         else:
-            stamp = stamp_of(*numbers, i) if storage.reads_step else None
-            slots[i] = slot._replace(parts=storage.encode((new,), slot.parts, Write(stamp=stamp, gains=(1.0,))))
+            write = write_for(storage, new, (*numbers, i), (1.0,))
+            slots[i] = slot._replace(parts=storage.encode((new,), slot.parts, write))
     return _joined(slots, layout, treedef)
 
 

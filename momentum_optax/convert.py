@@ -57,13 +57,12 @@ def convert(
       state did not count.
 
     Raises:
-      ValueError: If there is no such storage; if `opt_state` holds no such state or no such field; if a field of
-        squares would go to a storage that is not fit for them; if the result cannot be `like`.
+      ValueError: If there is no such storage; if `opt_state` holds no such state or no such field; if a field
+        would go to a storage that is not fit for it; if the result cannot be `like`.
       TypeError: If `storage` is neither of these.
     """
     wanted: Any = {k: resolve(s) for k, s in storage.items()} if isinstance(storage, Mapping) else resolve(storage)
-    for name, keep in _squares(opt_state, wanted, second_moments):
-        check_fit(keep, name)
+    _check_fit(opt_state, wanted, second_moments)
     found: set[str] = set()
     new = _converted(opt_state, wanted, found)
     missing = sorted(set(wanted) - found) if isinstance(wanted, dict) else []
@@ -93,15 +92,18 @@ def _fields_of(state: Any) -> set[str]:
     return names
 
 
-def _squares(state: Any, wanted: Any, second_moments: Collection[str]) -> list[tuple[str, Storage]]:
-    """The fields of squares that would be converted, and to what."""
-    found = []
-    for name in second_moments:
+def _check_fit(state: Any, wanted: Any, second_moments: Collection[str]) -> None:
+    """Raise unless every field goes to a storage that is fit for it."""
+    for name in sorted(_fields_of(state)):
         keep = wanted.get(name) if isinstance(wanted, dict) else wanted
+        if keep is None:
+            continue
+        if name == _VELOCITY:
+            check_fit(keep, name, squares=False)
         for path, x in optax.tree.get_all_with_path(state, name):
-            if keep is not None and is_kept(x) and (getattr(path[-1], "tuple_name", ""), name) not in SIGNED:
-                found.append((name, keep))
-    return found
+            if is_kept(x):
+                owner = getattr(path[-1], "tuple_name", "")
+                check_fit(keep, name, name in second_moments and (owner, name) not in SIGNED)
 
 
 def _converted(state: Any, wanted: Any, found: set[str]) -> Any:

@@ -58,7 +58,7 @@ def sgd(
     checks.flag("maximize", maximize)
     storage = resolve(storage)
     rule = _sgd_rule(momentum, nesterov, dampening)
-    return _in_gradient_dtype(
+    return in_gradient_dtype(
         optax.chain(
             optax.scale(-1.0) if maximize else optax.identity(),
             optax.identity() if is_zero(weight_decay) else optax.add_decayed_weights(weight_decay),
@@ -90,7 +90,7 @@ def _sgd_rule(momentum: "Scalar | Filter | None", nesterov: bool, dampening: Sca
     return heavy_ball(momentum, dampening=dampening, first_step="gradient")
 
 
-def _in_gradient_dtype(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+def in_gradient_dtype(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """`tx` with updates of the gradients' dtypes: Optax multiplies by wider hyperparameters as they are."""
     tx = optax.with_extra_args_support(tx)
 

@@ -11,8 +11,7 @@ from . import checks
 from .coefficients import is_zero, value_at
 from .filters import Filter
 from .storage import Storage, resolve
-from .storage.noise import stamp_of
-from .storage.protocol import SUPPORTED, Write, arithmetic_dtype, second_reading
+from .storage.protocol import SUPPORTED, arithmetic_dtype, is_signed, write_for
 
 
 class MomentumState(NamedTuple):
@@ -57,7 +56,7 @@ def scale_by_momentum(
 
     Args:
       rule: A `Filter`, e.g. from the functions in `rules`.
-      storage: How velocities are kept: "float32", "bfloat16" or an object from `momentum_optax.storage`.
+      storage: How velocities are kept: "float32", "bfloat16", "int8", "int4" or an object of `momentum_optax.storage`.
       debias: Divide each update by what a constant gradient of 1 would have given, so that early updates are an
         average of the gradients so far. Adam's correction, and exact under every schedule, per leaf.
 
@@ -67,8 +66,8 @@ def scale_by_momentum(
     Raises:
       TypeError: If an argument has the wrong type; at `init` if a leaf is not of a float or complex dtype; at `update`
         if a real leaf gets a complex gradient or the reverse.
-      ValueError: If there is no such storage, or `debias` is asked of a rule whose response to a constant can vanish or
-        change sign; at `update` if the gradients' tree or shapes are not those of `init`.
+      ValueError: If there is no such storage, it is for squares only, or `debias` is asked of a rule whose response to
+        a constant can vanish or change sign; at `update` if the gradients' tree or shapes are not those of `init`.
 
     Reference:
       The state-space form of Lessard, Recht and Packard, 2016, arXiv:1408.3595; debiasing after Kingma and Ba,
@@ -78,6 +77,8 @@ def scale_by_momentum(
         raise TypeError(f"rule must be a Filter such as heavy_ball(0.9), got {rule!r}")
     checks.flag("debias", debias)
     keep = resolve(storage)
+    if not is_signed(keep):
+        raise ValueError(f"storage must keep values of either sign, got {keep!r}, which is for second moments")
     rule = rule.pruned()
     if debias:
         _check_debiasable(rule)
@@ -108,9 +109,6 @@ def scale_by_momentum(
         now = rule.at(step, slot.age)
         wide = g.astype(dtype)
         u, v = _advance(now, wide, tuple(x.astype(dtype) for x in v))
-        again = second_reading(slot.velocity)
-        if again is not slot.velocity:
-            _, v = _advance(now, wide, tuple(x.astype(dtype) for x in keep.parts.decode(again)))
         gain = slot.gain
         if gain is not None:
             unit, gain = _advance(now, jnp.ones((1,) * g.ndim, jnp.finfo(dtype).dtype), gain)
@@ -118,8 +116,7 @@ def scale_by_momentum(
             u = u / jnp.where(unit == 0, 1, unit)
             gain = tuple(new.astype(old.dtype) for new, old in zip(gain, slot.gain, strict=True))
         age = None if slot.age is None else optax.safe_increment(slot.age)
-        stamp = stamp_of(step, i) if keep.reads_step else None
-        kept = keep.encode(v, slot.velocity, Write(stamp, _gains(now)))
+        kept = keep.encode(v, slot.velocity, write_for(keep, wide, (step, i), _gains(now)))
         return u.astype(g.dtype), MomentumState(kept, None, age, gain)
 
     def update(

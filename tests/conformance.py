@@ -53,7 +53,11 @@ STORAGES = {
     "float32": mo.storage.float32,
     "bfloat16": mo.storage.bfloat16,
     "int8": partial(mo.storage.int8, min_size=1),  # bytes for the small leaves of the tests too
+    "int4": partial(mo.storage.int4, min_size=1),
 }
+
+# Storages that keep no velocities: squares, through `compress`.
+SQUARES = {"uint8"}
 
 # Rules whose response to a constant vanishes or changes sign somewhere, at the arguments above.
 NOT_DEBIASABLE = {"complex_heavy_ball"}

@@ -25,8 +25,11 @@ ALLOWED = {
     "transform": {"checks", "coefficients", "filters", "storage"},
     "compress": {"storage"},
     "convert": {"compress", "storage", "transform"},
+    "sharding": {"checks"},
+    "outer": {"checks", "optimizers", "rules", "storage", "transform"},
     "tuning": {"analysis", "checks", "filters", "rules"},
     "optimizers": {"checks", "coefficients", "filters", "rules", "storage", "transform"},
+    "interop": {"checks", "coefficients", "filters", "optimizers", "rules", "schedules", "storage", "transform"},
 }
 FREE = {"__init__", "demo"}
 # Imported by public modules for their own use.
@@ -74,6 +77,14 @@ def test_init_holds_public_names_and_nothing_else():
             assert all(alias.asname == alias.name for alias in node.names)
 
 
+def test_other_libraries_are_imported_nowhere():
+    for path in MODULES:
+        for node in ast.walk(ast.parse((PACKAGE / path).read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            assert not {name.split(".")[0] for name in names} & {"torch", "keras", "tensorflow"}
+
+
 def test_there_is_no_room_for_odds_and_ends():
     assert not [p for p in MODULES if p.stem in ("utils", "util", "helpers", "common", "misc")]
 
@@ -85,7 +96,7 @@ def test_every_rule_is_exported():
 
 def documented():
     """Public names: what `momentum_optax` exports, and what its public modules define."""
-    for module in (mo, schedules, mo.storage, mo.analysis, mo.tuning):
+    for module in (mo, schedules, mo.storage, mo.analysis, mo.tuning, mo.interop, mo.sharding, mo.outer):
         for name, thing in vars(module).items():
             ours = getattr(thing, "__module__", "").startswith(mo.__name__)
             if not name.startswith("_") and ours and (module is mo or name not in HELPERS):

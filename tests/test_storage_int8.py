@@ -10,9 +10,17 @@ import momentum_optax as mo
 SHAPE = (8, 512)  # eight rows, each with its own scale
 EIGHT = mo.storage.int8(min_size=1)
 TEXT = " ".join(mo.storage.int8.__doc__.split())
-# The levels of the tail in scales, and of a first step in numbers: written out again, in float64.
-TAIL = (1 + np.arange(12.0) ** 2 / 155) ** 32
-FIRST = 2.0**-112 * (1 + np.arange(127.0) ** 2 / 155) ** 32
+
+
+def levels(count):
+    """Levels that lie t^2 quarters of an octave up, evenly by nine each from the ninth on: written out in float64."""
+    quarters = [t * t if t < 9 else 9 * t for t in range(count)]
+    return np.asarray([2.0 ** (q // 4) * (1 + q % 4 / 4) for q in quarters])
+
+
+# Of the tail in scales, and of a first step in numbers.
+TAIL = levels(12)
+FIRST = 2.0**-126 * levels(113)
 
 
 def write(velocity, stamp, scale=None):

@@ -6,11 +6,19 @@ from typing import Any
 from .byte import int8 as int8
 from .full import float32 as float32
 from .half import bfloat16 as bfloat16
+from .nibble import int4 as int4
 from .protocol import Parts as Parts
 from .protocol import Storage as Storage
 from .protocol import Write as Write
+from .unsigned import uint8 as uint8
 
-_BY_NAME: dict[str, Callable[[], Storage]] = {"float32": float32, "bfloat16": bfloat16, "int8": int8}
+_BY_NAME: dict[str, Callable[[], Storage]] = {
+    "float32": float32,
+    "bfloat16": bfloat16,
+    "int8": int8,
+    "int4": int4,
+    "uint8": uint8,
+}
 
 
 def resolve(storage: Any) -> Storage:

@@ -8,10 +8,12 @@ the variance of ordinary stochastic rounding. Zero stays zero.
 
 The scale must be known before the maximum is. It is a multiple of the largest value of the steps before, which is read
 off the codes themselves: a maximum over bytes that are written anyway costs no pass, one over float32 would. Values
-beyond the scale take the codes above K, which stand for $s\,(1 + t^2/155)^{32}$, t = 0, 1, ..., and are rounded between
-them at random. While a leaf has no scale at all, every code is such a code, above a scale too small to matter.
+beyond the scale take the codes above K, which stand for steps up from the scale in the bits of a float32, 1, 1.25, 2,
+5, 16, 80, ... scales, and are rounded between them at random. While a leaf has no scale at all every code is such a
+code, from the least float32 up.
 
-What is here was chosen by what XLA makes of it: a handful of operations more, and a compiled step takes two passes.
+What is here was chosen by what XLA makes of it: a handful of operations, or one more array or number that a step reads
+besides its large ones, decide whether it is compiled into one pass.
 """
 
 import dataclasses
@@ -23,19 +25,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import checks
-from .noise import mix, stamp_of
+from .noise import stamp_of
 from .protocol import Write, arithmetic_dtype
+from .rows import next_margin, row_axes, row_hashes, row_largest, row_noise
 
-# Axes are joined into rows until a scale serves as many elements as this.
-_ROW = 512
 # Codes up to K are square roots, those from K + 1 to 127 the tail.
 _BODY, _LAST = 115, 127
-# The tail's levels are (1 + t^2/155)^32 scales: 1, 1.2, 2.3, 6, 23, ..., 1e8 for the 12 codes beyond the square roots.
-_BEND, _SQUARINGS = 155.0, 5
-# The scale of a leaf that has none: from here 127 tail codes reach to 2^102.
-_FINEST = 2.0**-112
+# The t-th level of the tail is t^2 quarters of an octave up, and from here on it goes up by equal steps.
+_QUARTER, _LINEAR = 1 << 21, 9
+# Where the tail starts, in the bits of a float32: at one scale; for a leaf that has none, at the least float32.
+_ONE, _LEAST_BITS = 0x3F800000, 0x00800000
+# Between these a scale, its inverse and every level of it are floats.
+_SMALLEST, _GREATEST = 2.0**-110, 2.0**102
 # The scale is `margin` times the largest recent value. `margin` follows the share of rows that outgrew theirs.
-_FORGET, _MARGIN, _LEAST, _MOST, _PUSH, _OUTGROWN = 0.9, 2.0, 1.1, 4.0, 0.2, 0.005
+_FORGET, _MARGIN, _OUTGROWN = 0.9, 2.0, 0.005
 
 
 class Int8Velocity(NamedTuple):
@@ -65,16 +68,11 @@ class Int8Velocity(NamedTuple):
         if not parts.codes or parts.codes[0].dtype != jnp.int8:
             return parts.codes
         (scale,), (first,), (stamp,) = parts.scale, parts.first, parts.stamp
-        hashes = _hashes(parts.codes[0].shape)
+        hashes = row_hashes(parts.codes[0].shape)
         return tuple(
-            _decode(codes, scale * gain, first, _noise(hashes, stamp, k))
+            _decode(codes, scale * gain, first, row_noise(hashes, stamp, k))
             for k, (codes, gain) in enumerate(zip(parts.codes, parts.gain, strict=True))
         )
-
-    @staticmethod
-    def again(parts: "Int8Velocity") -> "Int8Velocity":
-        """The same, one scalar of it behind a barrier, which is enough; TPUs want as little of it twice as can be."""
-        return parts._replace(first=jax.lax.optimization_barrier(parts.first))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +91,7 @@ class Int8:
         full = arithmetic_dtype(leaf.dtype)
         small = math.prod(leaf.shape) < self.min_size or not leaf.shape or jnp.issubdtype(full, jnp.complexfloating)
         one = (1,) * len(leaf.shape)
-        row = one if small else tuple(1 if d in _row_axes(leaf.shape) else n for d, n in enumerate(leaf.shape))
+        row = one if small else tuple(1 if d in row_axes(leaf.shape) else n for d, n in enumerate(leaf.shape))
         dtype = full if small else jnp.int8
         return Int8Velocity(
             codes=tuple(jnp.zeros_like(leaf, dtype=dtype) for _ in range(order)),
@@ -121,22 +119,22 @@ class Int8:
         known = jnp.max(reach, keepdims=True) > 0
         # A row that looks silent may yet wake up: keep it within reach of the tail.
         scale = jnp.maximum(margin * reach, jnp.max(reach, keepdims=True) * 2.0**-24)
-        scale = jnp.where(known, jnp.maximum(scale, _FINEST), _FINEST)
+        scale = jnp.where(known, jnp.clip(scale, _SMALLEST, _GREATEST), np.float32(1))
         first = jnp.where(known, np.float32(_BODY + 1), np.float32(1))
         gain = tuple(jnp.full(one, g, jnp.float32) for g in write.gains)
-        stamp, hashes = stamp_of(self.seed, write.stamp).reshape(one), _hashes(shape)
+        stamp, hashes = stamp_of(self.seed, write.stamp).reshape(one), row_hashes(shape)
         codes = tuple(
-            _encode(v.astype(jnp.float32), scale * g, first, _noise(hashes, stamp, k))
+            _encode(v.astype(jnp.float32), scale * g, first, row_noise(hashes, stamp, k))
             for k, (v, g) in enumerate(zip(velocities, gain, strict=True))
         )
-        largest = _level(_largest(codes), scale, first)
+        largest = _level(row_largest(codes), scale, first)
         return Int8Velocity(
             codes,
             gain,
             (scale,),
             (first,),
             (jnp.maximum(largest, _FORGET * reach),),
-            (jnp.where(known, _next_margin(margin, largest > scale), np.float32(_MARGIN)),),
+            (jnp.where(known, next_margin(margin, largest > scale, _OUTGROWN), np.float32(_MARGIN)),),
             (stamp,),
         )
 
@@ -176,110 +174,46 @@ def int8(seed: int = 0, *, min_size: int = 4096) -> Int8:
     return Int8(int(seed), int(min_size))
 
 
-def _row_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The trailing axes that share a scale: as many as give a row at least `_ROW` elements."""
-    axes: list[int] = []
-    for axis in reversed(range(len(shape))):
-        axes.append(axis)
-        if math.prod(shape[axis:]) >= _ROW:
-            break
-    return tuple(axes)
+def _start(first: jax.Array) -> jax.Array:
+    """The bits of the tail's lowest level, in scales."""
+    return jnp.where(first > 1, np.int32(_ONE), np.int32(_LEAST_BITS))
 
 
-def _position(shape: tuple[int, ...], axes: tuple[int, ...]) -> jax.Array:
-    """The running index over `axes`, with all other axes of size 1."""
-    index = jnp.zeros((1,) * len(shape), jnp.uint32)
-    stride = 1
-    for axis in sorted(axes, reverse=True):
-        line = tuple(n if d == axis else 1 for d, n in enumerate(shape))
-        index = index + jax.lax.broadcasted_iota(jnp.uint32, line, axis) * np.uint32(stride % 2**32)
-        stride *= shape[axis]
-    return index
-
-
-def _hashes(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """A hash of an element's row and one of its place in it: small arrays, so that the rest is a handful of operations.
-
-    Behind a barrier, since XLA would work them out again for every element.
-    """
-    inner = _row_axes(shape)
-    outer = tuple(d for d in range(len(shape)) if d not in inner)
-    row = mix(_position(shape, outer) * np.uint32(0x85EBCA77) + np.uint32(0x2545F491))
-    column = mix(_position(shape, inner) * np.uint32(0x9E3779B1) + np.uint32(0x3C6EF372))
-    return jax.lax.optimization_barrier((mix(row), column))  # type: ignore[no-any-return]
-
-
-def _noise(hashes: tuple[jax.Array, jax.Array], stamp: jax.Array, k: int) -> jax.Array:
-    """Uniform in [-1/2, 1/2): a random odd multiple of an element's hash plus a random number, both from the stamp."""
-    row, column = hashes
-    here = stamp_of(stamp, k)
-    here, factor = jax.lax.optimization_barrier((here, mix(here ^ np.uint32(0x68BC21EB)) | np.uint32(1)))
-    bits = ((row ^ column) + here) * factor
-    return jax.lax.bitcast_convert_type(bits, jnp.int32).astype(jnp.float32) * np.float32(2.0**-32)
-
-
-def _power(x: jax.Array, squarings: int = _SQUARINGS) -> jax.Array:
-    for _ in range(squarings):
-        x = x * x
-    return x
+def _tail_level(t: jax.Array, start: jax.Array) -> jax.Array:
+    """The t-th level of the tail, in scales."""
+    steps = (t * jnp.minimum(t, np.float32(_LINEAR))).astype(jnp.int32)
+    return jax.lax.bitcast_convert_type(start + steps * np.int32(_QUARTER), jnp.float32)
 
 
 def _decode(codes: jax.Array, scale: jax.Array, first: jax.Array, noise: jax.Array) -> jax.Array:
-    scale, unit = jax.lax.optimization_barrier((scale, scale * np.float32(1 / _BODY**2)))
+    unit: jax.Array = jax.lax.optimization_barrier(scale * np.float32(1 / _BODY**2))
     code = codes.astype(jnp.float32)
     size = jnp.abs(code)
-    t = size - first
-    # One squaring short, and the scale in between: the last one alone would leave the range of float32.
-    root = _power(1 + t * t * np.float32(1 / _BEND), _SQUARINGS - 1)
-    tail = root * scale * root
-    body = size * (code + 2 * noise) * unit
-    return jnp.where(t >= 0, jnp.where(code < 0, -tail, tail), body)
+    tail = _tail_level(size - first, _start(first)) * np.float32(_BODY**2)
+    return unit * jnp.where(size >= first, jnp.where(code < 0, -tail, tail), size * (code + 2 * noise))
 
 
 def _encode(v: jax.Array, scale: jax.Array, first: jax.Array, noise: jax.Array) -> jax.Array:
+    inverse, start = jax.lax.optimization_barrier(1 / scale), _start(first)
     size = jnp.abs(v)
-    # Not finite: the element starts anew. The comparison is false for NaN.
-    size = jnp.where(size <= np.finfo(np.float32).max, size, 0.0)
-    inverse, body = jax.lax.optimization_barrier((jax.lax.rsqrt(scale), first - 1))
-    root = jnp.sqrt(size) * inverse
-    y = jnp.where(root < 1, root * body, jnp.minimum(_tail(root, noise) + first, np.float32(_LAST)))
-    # Half way to the next code: a tail code is written as it is.
-    shift = jnp.where(root < 1, 0.5 - noise, 0.5)
+    # In scales. Not finite: the element starts anew. The comparison is false for NaN.
+    size = jnp.where(size <= np.finfo(np.float32).max, size * inverse, 0.0)
+    bits = jax.lax.bitcast_convert_type(size, jnp.int32)
+    body = bits < start
+    quarters = (bits - start).astype(jnp.float32) * np.float32(1 / _QUARTER)
+    root = jnp.sqrt(jnp.where(body, size, quarters))
+    # Whichever of the two ways up is the longer: up to `_LINEAR` they are the same.
+    t = jnp.floor(jnp.maximum(jnp.minimum(root, np.float32(_LINEAR)), quarters * np.float32(1 / _LINEAR)))
+    low, high = _tail_level(t, start), _tail_level(t + 1, start)
+    t = jnp.where((noise + 0.5) * (high - low) < size - low, t + 1, t)
+    y = jnp.where(body, root * np.float32(_BODY), jnp.minimum(t + first, np.float32(_LAST)))
+    # Half way to the next code: a tail code is written as it is. A little less, so that a zero stays one.
+    shift = jnp.where(body, np.float32(0.5 - 2.0**-25) - noise, np.float32(0.5))
     # By way of int32: XLA's CPU backend converts floats to bytes slowly.
     return jnp.floor(jnp.where(v < 0, -y, y) + shift).astype(jnp.int32).astype(jnp.int8)
 
 
-def _tail(root: jax.Array, noise: jax.Array) -> jax.Array:
-    """Which of the two levels around root^2 scales, as t; at random so that the mean is exact."""
-    fraction = root
-    for _ in range(_SQUARINGS - 1):
-        fraction = jnp.sqrt(fraction)
-    t = jnp.floor(jnp.sqrt(jnp.maximum(fraction * np.float32(_BEND) - np.float32(_BEND), 0.0)))
-    # In multiples of the level below, which stay within float32.
-    below = 1 / (1 + t * t * np.float32(1 / _BEND))
-    above = _power((1 + (t + 1) * (t + 1) * np.float32(1 / _BEND)) * below)
-    return t + jnp.where((noise + 0.5) * (above - 1) < _power(fraction * below) - 1, 1.0, 0.0)
-
-
-def _largest(codes: tuple[jax.Array, ...]) -> jax.Array:
-    """The largest |code| of each row over all velocities, as a float."""
-    most = jnp.abs(codes[0].astype(jnp.float32))
-    for code in codes[1:]:
-        most = jnp.maximum(most, jnp.abs(code.astype(jnp.float32)))
-    return jnp.max(most, _row_axes(most.shape), keepdims=True)
-
-
 def _level(size: jax.Array, scale: jax.Array, first: jax.Array) -> jax.Array:
     """What a code of that size stands for, noise apart."""
-    t = size - first
-    root = _power(1 + t * t * np.float32(1 / _BEND), _SQUARINGS - 1)
-    return jnp.where(t >= 0, root * scale * root, size * size * (scale * np.float32(1 / _BODY**2)))
-
-
-def _next_margin(margin: jax.Array, outgrown: jax.Array) -> jax.Array:
-    """More room where more rows than one in 200 outgrew their scale, less where fewer did."""
-    # Counted in whole numbers: their sum is the same on every mesh.
-    share = jnp.sum(outgrown, dtype=jnp.int32, keepdims=True).astype(jnp.float32) * np.float32(
-        1 / max(outgrown.size, 1)
-    )
-    return jnp.clip(margin * (1 + _PUSH * (share - _OUTGROWN)), _LEAST, _MOST)
+    tail = _tail_level(size - first, _start(first))
+    return scale * jnp.where(size >= first, tail, size * size * np.float32(1 / _BODY**2))

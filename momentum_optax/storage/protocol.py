@@ -19,14 +19,15 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from .noise import stamp_of
+
 SUPPORTED = ("bfloat16", "float16", "float32", "float64", "complex64", "complex128")
 
 
 class Parts(Protocol):
     """The stored form of the velocities: a NamedTuple class, each field a tuple with one array (or tree) per velocity.
 
-    The class alone suffices to decode, so that velocities can be read from a state without its transformation. It may
-    have a second static method, `again(parts)`: see `second_reading`.
+    The class alone suffices to decode, so that velocities can be read from a state without its transformation.
     """
 
     @staticmethod
@@ -48,7 +49,11 @@ class Write(NamedTuple):
 
 
 class Storage(Protocol):
-    """A way to keep velocities; see the module's text for the laws that it obeys."""
+    """A way to keep velocities; see the module's text for the laws that it obeys.
+
+    It may also have `nonnegative = True`: fit for second moments too, which are never negative and need relative
+    accuracy; and `signed = False`: fit for nothing else. See `is_signed` and `compress`.
+    """
 
     @property
     def parts(self) -> Any:
@@ -84,12 +89,31 @@ def arithmetic_dtype(*dtypes: Any) -> Any:
     return jnp.result_type(jnp.float32, *dtypes)
 
 
-def second_reading(parts: Any) -> Any:
-    """The parts of one leaf for a second reading that XLA takes for another; `parts` itself where that gains nothing.
+def is_signed(storage: Any) -> bool:
+    """Whether values of either sign can be kept."""
+    return bool(getattr(storage, "signed", True))
 
-    A velocity is read for two results, the update and what is written. Where both share one reading of bytes, XLA's GPU
-    backend weighs working it out twice against writing it out in full, 8 bytes per parameter, and which one it takes
-    hangs on a single operation. With a reading for each there is nothing to share. Parts that want it say how: `again`.
+
+def write_for(storage: Any, leaf: Any, numbers: tuple[Any, ...], gains: tuple[Any, ...]) -> Write:
+    """What `encode` may look at when `leaf` is written; `numbers` stand for the step and the leaf.
+
+    Raises:
+      ValueError: If the noise would hang on the mesh, since `leaf` is one shard of an array under `shard_map`.
     """
-    again = getattr(type(parts), "again", None)
-    return parts if again is None else again(parts)
+    if not storage.reads_step:
+        return Write(None, gains)
+    axes = _split_over(leaf)
+    if axes:
+        raise ValueError(
+            f"under shard_map a velocity must be the same along every mesh axis for storage {storage!r}, got one that "
+            f"varies along {', '.join(map(repr, axes))}: shapes are local there, and noise and scales would depend on "
+            "the mesh. Use jit with shardings, or storage 'float32' or bfloat16('nearest')"
+        )
+    return Write(stamp_of(*numbers), gains)
+
+
+def _split_over(leaf: Any) -> list[str]:
+    """The mesh axes of an enclosing `shard_map` along which `leaf` may differ."""
+    kind: Any = jax.typeof(leaf)
+    varying = kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying
+    return sorted(map(str, varying))

@@ -1,0 +1,133 @@
+"""Live velocities to and from the states of Optax' own transformations."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ..filters import Filter
+from .slots import Slot, as_array, by_path, check_same_paths, checked_steps, only_state, path_name, read_one, write
+
+# Where Optax keeps a velocity.
+_OPTAX_FIELDS = {
+    optax.TraceState: "trace",
+    optax.EmaState: "ema",
+    optax.ScaleByLionState: "mu",
+    optax.ScaleByAdamState: "mu",
+}
+
+
+def from_optax(opt_state: Any, optax_state: Any, *, rule: Filter | None = None, steps: int | None = None) -> Any:
+    """The velocity of `optax.trace`, `ema`, `scale_by_lion` or `scale_by_adam` put into the state of our optimizer.
+
+    In the basis of `heavy_ball` (also `sgd` and `torch_sgd`, without dampening) for `TraceState.trace`, of `ema` for
+    `EmaState.ema` and `ScaleByAdamState.mu`, and of `lion_mix` for `ScaleByLionState.mu`.
+
+    Args:
+      opt_state: What `init` of our optimizer gave, velocities in float32.
+      optax_state: Any state that holds exactly one of these.
+      rule: The rule of `opt_state`; needed only where it debiases.
+      steps: The number of updates made, if `optax_state` does not count them and something here does.
+
+    Returns:
+      A state like `opt_state`.
+
+    Raises:
+      ValueError: Naming the entry, if one is missing, too many, or of another shape; if there is not exactly one state
+        with a velocity; if `steps` or `rule` is needed, or `steps` is not the count.
+      TypeError: If an argument or entry is of the wrong type.
+
+    Reference:
+      Optax 0.2.8, `optax/transforms/_accumulation.py` and `optax/_src/transform.py`.
+    """
+    ours = read_one(opt_state)
+    source = _optax_state(optax_state)
+    count = checked_steps(steps)
+    if "count" in source._fields:
+        if count is not None and count != int(source.count):
+            raise ValueError(f"steps must be the count of optax_state, {int(source.count)}, or None, got {steps!r}")
+        count = int(source.count)
+    paths, leaves = by_path(getattr(source, _OPTAX_FIELDS[type(source)]))
+    there = dict(zip(paths, leaves, strict=True))
+    check_same_paths(ours, there)
+    gains = None
+    if only_state(opt_state).gain is not None:
+        if not isinstance(rule, Filter) or count is None:
+            raise ValueError(f"rule and the number of steps must be given, since opt_state debiases; got {rule!r}")
+        gains = _gains(rule, count)
+    slots = {
+        path: Slot(None, 0) if not hasattr(x, "shape") else Slot((as_array(path, x),), 1 if count is None else count)
+        for path, x in there.items()
+    }
+    return write(opt_state, slots, count, gains)
+
+
+def to_optax(opt_state: Any, optax_state: Any, *, steps: int | None = None) -> Any:
+    """The inverse of `from_optax`: `optax_state` with our velocity in place of its own, in its dtypes.
+
+    Everything else in it, such as Adam's second moment, stays.
+
+    Args:
+      opt_state: Of our optimizer, velocities in any storage, in the basis that `from_optax` says.
+      optax_state: What `init` of the Optax optimizer gave; holds exactly one state with a velocity.
+      steps: The number of updates made; needed if that state counts them and ours does not.
+
+    Returns:
+      A state like `optax_state`.
+
+    Raises:
+      ValueError: Naming the entry, if one is missing, too many, or of another shape; if there is not exactly one state
+        with a velocity; if `steps` is needed, or is not what our state has counted.
+      TypeError: If an argument is of the wrong type.
+
+    Reference:
+      As for `from_optax`.
+    """
+    ours, target, state = read_one(opt_state), _optax_state(optax_state), only_state(opt_state)
+    field = _OPTAX_FIELDS[type(target)]
+    check_same_paths(ours, dict(zip(*by_path(getattr(target, field)), strict=True)))
+
+    def put(path: Any, old: Any) -> Any:
+        velocities = ours[path_name(path)].velocities
+        if velocities is None or not hasattr(old, "shape"):
+            return old
+        if velocities[0].shape != old.shape:
+            raise ValueError(
+                f"the velocity for {path_name(path)!r} must have shape {old.shape}, got {velocities[0].shape}"
+            )
+        return jnp.array(velocities[0], old.dtype)
+
+    new = target._replace(**{field: jax.tree_util.tree_map_with_path(put, getattr(target, field))})
+    if "count" in target._fields:
+        count = checked_steps(steps)
+        known = None if state.step is None else int(state.step)
+        if count is None and known is None:
+            raise ValueError("steps must be given, since optax_state counts them and opt_state does not; got None")
+        if count is not None and known is not None and count != known:
+            raise ValueError(f"steps must be what opt_state has counted, {known}, or None, got {steps!r}")
+        new = new._replace(count=jnp.asarray(known if count is None else count, jnp.int32))
+    return jax.tree.map(lambda x: new if x is target else x, optax_state, is_leaf=_is_optax)
+
+
+def _is_optax(x: Any) -> bool:
+    return type(x) in _OPTAX_FIELDS
+
+
+def _optax_state(optax_state: Any) -> Any:
+    found = [x for x in jax.tree.leaves(optax_state, is_leaf=_is_optax) if _is_optax(x)]
+    if len(found) != 1:
+        kinds = ", ".join(kind.__name__ for kind in _OPTAX_FIELDS)
+        raise ValueError(f"optax_state must hold one state of {kinds}, got {len(found)}")
+    return found[0]
+
+
+def _gains(rule: Filter, steps: int) -> tuple[float, ...]:
+    """The velocities of a gradient that was always 1, after `steps` steps."""
+    rule = rule.pruned()
+    v = np.zeros(rule.order)
+    for t in range(steps):
+        A, B, _, _ = rule.at(t).matrices()
+        v = A @ v + B
+    return tuple(v.tolist())

@@ -1,0 +1,237 @@
+"""Dialects of PyTorch and of the libraries that follow its `SGD`: their own argument names, defaults and errors."""
+
+from collections.abc import Callable
+
+from .. import checks
+from ..coefficients import Coefficient, Scalar, at_first, is_zero, lift
+from ..filters import Filter
+from ..storage import Storage
+from .dialect import Dialect, dialect
+
+
+@dialect
+def torch_sgd(
+    lr: Scalar = 1e-3,
+    momentum: Scalar = 0.0,
+    dampening: Scalar = 0.0,
+    weight_decay: Scalar = 0.0,
+    nesterov: bool = False,
+    *,
+    maximize: bool = False,
+    storage: str | Storage = "float32",
+) -> Dialect:
+    r"""`torch.optim.SGD`, step for step.
+
+    $$ g \leftarrow \pm g + \lambda\theta, \quad v' = \mu v + (1 - \tau) g \;(\text{first: } v' = g), \quad
+       u = v' \;\text{or}\; g + \mu v', \quad \theta' = \theta - \eta u $$
+
+    The first gradient that a parameter receives becomes its buffer undampened, whenever it comes. A parameter whose
+    gradient is None is skipped: no decay of its velocity, no weight decay. Under a schedule, a momentum of 0 leaves the
+    buffer as it is, as in PyTorch.
+
+    Args:
+      lr: eta, a number in [0, inf), a scalar array or a schedule, as all numbers here.
+      momentum: mu in [0, inf); the number 0 keeps no state.
+      dampening: tau, finite. Without momentum it does nothing, in PyTorch too; here it is then refused.
+      weight_decay: lambda in [0, inf), coupled; `update` then needs `params`.
+      nesterov: u = g + mu v'.
+      maximize: Ascend; the sign is turned before the weight decay is added.
+      storage: How the velocity is kept, see `scale_by_momentum`.
+
+    Raises:
+      ValueError: If a number is out of range; for `nesterov` without a momentum or with dampening, as in PyTorch; for
+        dampening with a momentum that is 0 or a schedule that starts at 0: PyTorch's buffer would begin only later.
+      TypeError: If an argument is of the wrong type.
+
+    Reference:
+      PyTorch 2.13, `torch/optim/sgd.py`. `foreach`, `fused` and `differentiable` do not change the numbers and are no
+      arguments here.
+    """
+    rule = _checked_rule(lr, momentum, dampening, weight_decay, nesterov)
+    return Dialect(rule, lr, l2=weight_decay, maximize=maximize, storage=storage)
+
+
+@dialect
+def timm_sgdw(
+    lr: Scalar = 1e-3,
+    momentum: Scalar = 0.0,
+    dampening: Scalar = 0.0,
+    weight_decay: Scalar = 0.0,
+    nesterov: bool = False,
+    *,
+    maximize: bool = False,
+    storage: str | Storage = "float32",
+) -> Dialect:
+    r"""The `SGDW` of timm: PyTorch's rule with decoupled weight decay, $\theta' = (1 - \eta\lambda)\theta - \eta u$.
+
+    timm's factory name "sgdw" means `nesterov=True` and momentum 0.9.
+
+    Args:
+      lr: eta.
+      momentum: mu in [0, inf).
+      dampening: tau, see `torch_sgd`.
+      weight_decay: lambda in [0, inf), decoupled; `update` then needs `params`.
+      nesterov: u = g + mu v'.
+      maximize: Ascend.
+      storage: How the velocity is kept.
+
+    Raises:
+      ValueError: As `torch_sgd`.
+      TypeError: If an argument is of the wrong type. `caution` and `corrected_weight_decay` are no arguments here: the
+        first looks at the gradient, the second at the constructor's rate.
+
+    Reference:
+      timm 1.0.31, `timm/optim/sgdw.py`; Loshchilov and Hutter, ICLR 2019, arXiv:1711.05101.
+    """
+    rule = _checked_rule(lr, momentum, dampening, weight_decay, nesterov)
+    return Dialect(rule, lr, decoupled=weight_decay, maximize=maximize, storage=storage)
+
+
+@dialect
+def apex_sgd(  # noqa: PLR0917  the order of the library
+    lr: Scalar,
+    momentum: Scalar = 0.0,
+    dampening: Scalar = 0.0,
+    weight_decay: Scalar = 0.0,
+    nesterov: bool = False,
+    wd_after_momentum: bool = False,
+    *,
+    storage: str | Storage = "float32",
+) -> Dialect:
+    r"""NVIDIA Apex's `FusedSGD`: PyTorch's rule, its first step that of the run.
+
+    Only the first step of the run is undampened: a parameter whose first gradient comes later starts from zero. Apex
+    takes that flag from the last parameter of a group, so that a late last parameter resets the whole group there;
+    here it does not.
+
+    Args:
+      lr: eta.
+      momentum: mu in [0, inf).
+      dampening: tau, see `torch_sgd`.
+      weight_decay: lambda in [0, inf); `update` then needs `params`.
+      nesterov: u = g + mu v'.
+      wd_after_momentum: Add $\lambda\theta$ to the update, past momentum and Nesterov, instead of to the gradient.
+      storage: How the velocity is kept.
+
+    Raises:
+      ValueError: As `torch_sgd`; for `wd_after_momentum` without weight decay, where it would do nothing.
+      TypeError: If an argument is of the wrong type.
+
+    Reference:
+      NVIDIA Apex, `apex/optimizers/fused_sgd.py` and `csrc/multi_tensor_sgd_kernel.cu`.
+    """
+    checks.flag("wd_after_momentum", wd_after_momentum)
+    if wd_after_momentum and is_zero(weight_decay):
+        raise ValueError("wd_after_momentum must be False without a weight_decay, got True")
+    rule = _checked_rule(lr, momentum, dampening, weight_decay, nesterov, intake=_at_step_zero)
+    after, before = (weight_decay, 0.0) if wd_after_momentum else (0.0, weight_decay)
+    return Dialect(rule, lr, l2=before, decoupled=after, storage=storage)
+
+
+@dialect
+def flash_sgd(
+    lr: Scalar = 1e-3,
+    momentum: Scalar = 0.0,
+    dampening: Scalar = 0.0,
+    weight_decay: Scalar = 0.0,
+    nesterov: bool = False,
+    *,
+    storage: str | Storage = "float32",
+) -> Dialect:
+    r"""FlashOptim's `FlashSGD`: PyTorch's rule with a buffer that starts at zero, so that every step is dampened.
+
+    Args:
+      lr: eta.
+      momentum: mu in [0, inf).
+      dampening: tau, finite; from the first step on.
+      weight_decay: lambda in [0, inf), coupled; `update` then needs `params`.
+      nesterov: u = g + mu v'.
+      storage: How the velocity is kept; what `quantize` asks for there.
+
+    Raises:
+      ValueError: As `torch_sgd`.
+      TypeError: If an argument is of the wrong type.
+
+    Reference:
+      flashoptim 0.1.4, `flashoptim/optimizers.py`.
+    """
+    rule = _checked_rule(lr, momentum, dampening, weight_decay, nesterov, intake=lambda first, then: then)
+    return Dialect(rule, lr, l2=weight_decay, storage=storage)
+
+
+@dialect
+def heavyball_sgd(
+    lr: Scalar = 0.0025,
+    beta: Scalar = 0.9,
+    weight_decay: Scalar = 0.0,
+    *,
+    storage: str | Storage = "float32",
+) -> Dialect:
+    r"""HeavyBall's `SGD`: $v' = \beta v + g$, $\theta' = (1 - \eta\lambda)\theta - \eta v'$.
+
+    Args:
+      lr: eta.
+      beta: In [0, 1).
+      weight_decay: lambda in [0, inf), decoupled; `update` then needs `params`.
+      storage: How the velocity is kept; what `storage_dtype` asks for there.
+
+    Raises:
+      ValueError: If a number is out of range.
+      TypeError: If an argument is of the wrong type. Caution, MARS, clipping and error correction are no arguments
+        here.
+
+    Reference:
+      heavyball 3.2.1, `heavyball/__init__.py` and `chainable.py`.
+    """
+    checks.within("lr", lr, "[0, inf)")
+    checks.within("beta", beta, "[0, 1)")
+    checks.within("weight_decay", weight_decay, "[0, inf)")
+    return Dialect(Filter(A=beta, B=1.0, C=beta, D=1.0), lr, decoupled=weight_decay, storage=storage)
+
+
+def _checked_rule(
+    lr: Scalar,
+    momentum: Scalar,
+    dampening: Scalar,
+    weight_decay: Scalar,
+    nesterov: bool,
+    *,
+    intake: Callable[[Coefficient, Coefficient], Coefficient] = at_first,
+) -> Filter | None:
+    """PyTorch's rule after PyTorch's checks; `intake(first, then)` says what a first step is."""
+    for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
+        checks.within(name, value, "[0, inf)")
+    checks.finite("dampening", dampening)
+    checks.flag("nesterov", nesterov)
+    damped = not is_zero(dampening)
+    if nesterov and (is_zero(momentum) or (damped and checks.is_number(dampening))):
+        raise ValueError(f"nesterov needs a momentum above 0 and dampening 0, got {momentum!r} and {dampening!r}")
+    if damped and (is_zero(momentum) or _starts_at_zero(momentum)):
+        raise ValueError(f"dampening must be 0 where the momentum is 0 or starts at 0, got {dampening!r}")
+    if is_zero(momentum):
+        return None
+    taken = lift(lambda tau: 1 - tau, dampening)
+    return sgd_rule(momentum, intake(1.0, taken) if damped else taken, nesterov)
+
+
+def sgd_rule(momentum: Scalar, intake: Coefficient, nesterov: bool) -> Filter:
+    """The rule v' = momentum v + intake g, u = v' or g + momentum v'; where the momentum is 0, v' = v and u = g."""
+    keep: Coefficient = momentum
+    if not checks.is_number(momentum):
+        keep = lift(lambda m: m + (m == 0), momentum)
+        intake = lift(lambda m, b: (m != 0) * b, momentum, intake)
+    if nesterov:
+        direct = lift(lambda m, b: 1 + m * b, momentum, intake)
+        return Filter(A=keep, B=intake, C=lift(lambda m: m * m, momentum), D=direct)
+    return Filter(A=keep, B=intake, C=momentum, D=lift(lambda m, b: b + (m == 0), momentum, intake))
+
+
+def _at_step_zero(first: Coefficient, then: Coefficient) -> Coefficient:
+    """`first` at the first step of the run."""
+    coefficient: Coefficient = lift(lambda a, b, t: (t == 0) * a + (t > 0) * b, first, then, lambda step: step)
+    return coefficient
+
+
+def _starts_at_zero(momentum: Scalar) -> bool:
+    """Whether a schedule is known to be 0 at step 0."""
+    return callable(momentum) and is_zero(momentum(0))

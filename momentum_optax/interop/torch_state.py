@@ -1,0 +1,174 @@
+"""Live velocities to and from the state dictionaries of PyTorch's optimizers.
+
+Nothing here imports PyTorch: plain dictionaries of arrays, or of its tensors on any device, suffice.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from .slots import (
+    Layouts,
+    Slot,
+    as_array,
+    checked_layouts,
+    checked_names,
+    checked_steps,
+    counted,
+    has_velocity,
+    only_state,
+    permuted,
+    read_one,
+    write,
+)
+
+
+def from_torch(
+    opt_state: Any,
+    state_dict: Mapping[str, Any],
+    names: Mapping[str, int | str],
+    *,
+    layouts: Layouts | None = None,
+    steps: int | None = None,
+    key: str = "momentum_buffer",
+) -> Any:
+    """The velocities of a `torch.optim.SGD` (or timm, Apex, Signum, ...) put into the state of our optimizer.
+
+        tx = mo.interop.torch_sgd(lr=0.1, momentum=0.9)
+        state = mo.interop.from_torch(tx.init(params), torch_optimizer.state_dict(), {"dense/kernel": 0, "dense/bias": 1},
+                                      layouts={"dense/kernel": "linear"})
+
+    A parameter that PyTorch has no buffer for has had no gradient yet; its first step is still to come here too.
+    The velocities are in the basis of the dialect's own function (`torch_sgd`, `timm_sgdw`, ...), or of `sgd` with the
+    same numbers; for another rule, `change_basis` afterwards. For another storage, `convert` afterwards.
+
+    Args:
+      opt_state: What `init` of our optimizer gave, velocities in float32.
+      state_dict: That of the PyTorch optimizer; its tensors may be arrays.
+      names: For every parameter, from its path here ("dense/kernel") to its number in PyTorch's optimizer, or to its
+        name where the state dictionary has `param_names`. Not looked at where there is no momentum, and so no velocity.
+      layouts: For paths whose axes are in another order here: "linear" (out, in to in, out), "conv1d", "conv2d",
+        "conv3d" (out, in, ... to ..., in, out), or a permutation p for `theirs.transpose(p)`. Others keep their axes.
+      steps: The number of updates made; needed where a schedule or the storage counts them.
+      key: What the velocity is called there; "exp_avg" in Lions.
+
+    Returns:
+      A state like `opt_state`.
+
+    Raises:
+      ValueError: Naming the entry, if one is missing, too many, of another shape or kind; if the first step of a
+        parameter is pending and undampened there, which the state here cannot express; if `steps` is needed.
+      TypeError: If an argument or entry is of the wrong type.
+
+    Reference:
+      PyTorch 2.13, `torch/optim/sgd.py` and `Optimizer.state_dict`.
+    """  # noqa: E501  an example, to be copied
+    groups = _torch_groups(state_dict)
+    buffers = _torch_buffers(state_dict, groups, key)
+    count = checked_steps(steps)
+    if not has_velocity(opt_state):
+        for number in buffers:
+            raise ValueError(f"entry {number!r} has a {key}, and opt_state no velocity to put it into")
+        return counted(opt_state, count)
+    ours = read_one(opt_state)
+    chosen = _torch_numbers(names, groups, ours)
+    axes = checked_layouts(layouts, ours)
+    slots = {}
+    for path, number in chosen.items():
+        buffer = buffers.get(number)
+        if buffer is None:
+            pending_ok = only_state(opt_state).age is not None or ours[path].velocities is None
+            if groups[number].get("dampening", 0) and not pending_ok:
+                raise ValueError(
+                    f"entry {number!r} for {path!r} has had no gradient yet, and its first one will enter undampened "
+                    "there: the rule of opt_state has no such first step"
+                )
+            slots[path] = Slot(None, 0)
+        else:
+            slots[path] = Slot((permuted(path, number, buffer, axes.get(path)),), max(count or 1, 1))
+    return write(opt_state, slots, count)
+
+
+def to_torch(
+    opt_state: Any,
+    state_dict: Mapping[str, Any],
+    names: Mapping[str, int | str],
+    *,
+    layouts: Layouts | None = None,
+    key: str = "momentum_buffer",
+    array: Callable[[np.ndarray], Any] = np.asarray,
+) -> dict[str, Any]:
+    """The inverse of `from_torch`: a state dictionary for PyTorch's `load_state_dict`.
+
+    Args:
+      opt_state: Of our optimizer, velocities in any storage, in the basis that `from_torch` says.
+      state_dict: That of the PyTorch optimizer to load, new or used; its groups are kept, its state replaced.
+      names: As for `from_torch`.
+      layouts: As for `from_torch`, in the same direction.
+      key: As for `from_torch`.
+      array: What makes a tensor of a NumPy array of its own memory: `torch.from_numpy`.
+
+    Returns:
+      A new dictionary. A parameter whose first step is pending has no buffer in it, as in PyTorch.
+
+    Raises:
+      ValueError: Naming the entry, if one is missing or too many, or a layout does not fit.
+      TypeError: If an argument is of the wrong type.
+
+    Reference:
+      As for `from_torch`.
+    """
+    groups = _torch_groups(state_dict)
+    if not has_velocity(opt_state):
+        return {**state_dict, "state": {}}
+    ours = read_one(opt_state)
+    axes = checked_layouts(layouts, ours)
+    state = {}
+    for path, number in _torch_numbers(names, groups, ours).items():
+        slot = ours[path]
+        if slot.velocities is None or slot.age == 0:
+            continue
+        value = np.array(slot.velocities[0])
+        back = tuple(int(i) for i in np.argsort(axes[path])) if path in axes else None
+        state[number] = {key: array(np.array(permuted(path, number, value, back), order="C"))}
+    return {**state_dict, "state": dict(sorted(state.items()))}
+
+
+def _torch_groups(state_dict: Any) -> dict[int, Mapping[str, Any]]:
+    """The group of each parameter, by number."""
+    if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
+        raise TypeError(
+            f"state_dict must be that of a PyTorch optimizer, with state and param_groups, got {state_dict!r}"
+        )
+    return {number: group for group in state_dict["param_groups"] for number in group["params"]}
+
+
+def _torch_numbers(names: Any, groups: dict[int, Mapping[str, Any]], ours: Mapping[str, Any]) -> dict[str, int]:
+    """From paths to the numbers of PyTorch's parameters."""
+    called: dict[Any, int] = {}
+    for group in {id(g): g for g in groups.values()}.values():
+        called.update(zip(group.get("param_names", ()), group["params"], strict=False))
+    if isinstance(names, Mapping):
+        for path, name in names.items():
+            if isinstance(name, str) and name not in called:
+                known = ", ".join(map(repr, called)) or "none: give its number"
+                raise ValueError(
+                    f"names[{path!r}] must be a parameter of state_dict, which names {known}, got {name!r}"
+                )
+        names = {path: called.get(name, name) if isinstance(name, str) else name for path, name in names.items()}
+    return checked_names(names, ours, groups, "parameter")
+
+
+def _torch_buffers(state_dict: Mapping[str, Any], groups: Mapping[int, Any], key: str) -> dict[int, np.ndarray]:
+    """The velocities by number, where there is one."""
+    found = {}
+    for number, entry in state_dict["state"].items():
+        extra = sorted(set(entry) - {key})
+        if number not in groups:
+            raise ValueError(f"state_dict has state for {number!r}, which is no parameter of its groups")
+        if extra:
+            raise ValueError(f"entry {number!r} of state_dict must hold {key} alone, got {', '.join(extra)} too")
+        if entry.get(key) is not None:
+            found[number] = as_array(number, entry[key])
+    return found

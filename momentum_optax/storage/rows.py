@@ -1,0 +1,77 @@
+"""Rows: the elements that share a scale; and noise for them that costs a handful of operations an element."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .noise import mix, stamp_of
+
+# Axes are joined into rows until a scale serves as many elements as this.
+_ROW = 512
+# How far apart scales and the values that they were made for may be, and how fast that is learned.
+_LEAST, _MOST, _PUSH = 1.1, 4.0, 0.2
+
+
+def row_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The trailing axes that share a scale: as many as give a row at least `_ROW` elements."""
+    axes: list[int] = []
+    for axis in reversed(range(len(shape))):
+        axes.append(axis)
+        if math.prod(shape[axis:]) >= _ROW:
+            break
+    return tuple(axes)
+
+
+def _position(shape: tuple[int, ...], axes: tuple[int, ...]) -> jax.Array:
+    """The running index over `axes`, with all other axes of size 1."""
+    index = jnp.zeros((1,) * len(shape), jnp.uint32)
+    stride = 1
+    for axis in sorted(axes, reverse=True):
+        line = tuple(n if d == axis else 1 for d, n in enumerate(shape))
+        index = index + jax.lax.broadcasted_iota(jnp.uint32, line, axis) * np.uint32(stride % 2**32)
+        stride *= shape[axis]
+    return index
+
+
+def row_hashes(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """A hash of an element's row and one of its place in it: small arrays, so that the rest is a handful of operations.
+
+    The places' are behind a barrier, since XLA would work them out again for every element.
+    """
+    inner = row_axes(shape)
+    outer = tuple(d for d in range(len(shape)) if d not in inner)
+    row = mix(_position(shape, outer) * np.uint32(0x85EBCA77) + np.uint32(0x2545F491))
+    column = mix(mix(_position(shape, inner) * np.uint32(0x9E3779B1) + np.uint32(0x3C6EF372)))
+    return row, jax.lax.optimization_barrier(column)
+
+
+def row_bits(hashes: tuple[jax.Array, jax.Array], stamp: jax.Array, k: int) -> jax.Array:
+    """Random uint32, one per element: the hash of its place times an odd number from the stamp and its row."""
+    row, column = hashes
+    odd: jax.Array = jax.lax.optimization_barrier(mix(row ^ stamp_of(stamp, k)) | np.uint32(1))
+    return odd * column
+
+
+def row_noise(hashes: tuple[jax.Array, jax.Array], stamp: jax.Array, k: int) -> jax.Array:
+    """Uniform in [-1/2, 1/2)."""
+    bits = row_bits(hashes, stamp, k)
+    return jax.lax.bitcast_convert_type(bits, jnp.int32).astype(jnp.float32) * np.float32(2.0**-32)
+
+
+def row_largest(codes: tuple[jax.Array, ...]) -> jax.Array:
+    """The largest |code| of each row over all velocities, as a float."""
+    most = jnp.abs(codes[0].astype(jnp.float32))
+    for code in codes[1:]:
+        most = jnp.maximum(most, jnp.abs(code.astype(jnp.float32)))
+    return jnp.max(most, row_axes(most.shape), keepdims=True)
+
+
+def next_margin(margin: jax.Array, outgrown: jax.Array, target: float) -> jax.Array:
+    """More room where more than the `target` share of rows outgrew their scale, less where fewer did."""
+    # Counted in whole numbers: their sum is the same on every mesh.
+    share = jnp.sum(outgrown, dtype=jnp.int32, keepdims=True).astype(jnp.float32) * np.float32(
+        1 / max(outgrown.size, 1)
+    )
+    return jnp.clip(margin * (1 + _PUSH * (share - np.float32(target))), _LEAST, _MOST)
