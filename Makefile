@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 # Checks run on the CPU and leave no cache files behind in the tree.
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: help demo test test-slow test-oldest lint bench compiled-bytes golden notebooks dist clean
+.PHONY: help demo test test-slow test-oldest lint bench compiled-bytes golden notebooks docs dist clean
 .NOTPARALLEL:
 
 help: ## List the targets
@@ -60,8 +60,12 @@ golden: ## Record the trajectories of other libraries again, with the libraries 
 notebooks: $(VENV)/notebooks.stamp ## Execute every notebook in a fresh kernel
 	$(BIN)/python -m pytest -o addopts='' --nbmake --nbmake-timeout=300 notebooks $(ARGS)
 
+# The variable silences a notice of the theme about the next MkDocs; warnings of the build stay errors.
+docs: $(VENV)/docs.stamp ## Build the documentation into site/, offline; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 dist: $(VENV)/test.stamp ## Build the wheel and the source archive
 	$(BIN)/python -m build
 
 clean: ## Remove the environments and what was built
-	rm -rf $(VENV) .venv-oldest .venv-compilers .venv-golden build dist *.egg-info
+	rm -rf $(VENV) .venv-oldest .venv-compilers .venv-golden build dist site *.egg-info

@@ -1,0 +1,129 @@
+"""The documentation: its code runs and shows what it says, its names are complete, its site would fetch nothing."""
+
+import ast
+import doctest
+import importlib.util
+import inspect
+import json
+import pathlib
+import re
+
+import pytest
+
+import momentum_optax as mo
+
+ROOT = pathlib.Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+WITH_CODE = [page for page in PAGES if "```python" in page.read_text()]
+
+
+def name_of(page):
+    return page.relative_to(DOCS).as_posix()
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
+def test_the_code_of_a_page_runs_and_prints_what_it_shows(page, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for match in re.finditer(r"^```python\n(.*?)^```", page.read_text(), re.S | re.M):
+        line = page.read_text()[: match.start()].count("\n") + 1
+        if ">>> " not in match[1]:
+            exec(compile("\n" * line + match[1], str(page), "exec"), names)
+            continue
+        test = doctest.DocTestParser().get_doctest(match[1], names, name_of(page), str(page), line)
+        test.globs = names  # the parser copies it
+        found = []
+        doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS).run(
+            test, out=found.append, clear_globs=False
+        )
+        assert not found, "".join(found)
+
+
+def exported(module):
+    """The public names of a module: what a package re-exports, what a plain module defines."""
+    if hasattr(module, "__path__"):
+        tree = ast.parse(inspect.getsource(module))
+        imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+        return {alias.asname for node in imports for alias in node.names if alias.asname}
+    ours = {n: x for n, x in vars(module).items() if getattr(x, "__module__", "") == module.__name__}
+    return {n for n, x in ours.items() if n[0] != "_" and (inspect.isfunction(x) or inspect.isclass(x))}
+
+
+def public():
+    for name in exported(mo):
+        thing = getattr(mo, name)
+        if not inspect.ismodule(thing):
+            yield name
+        else:
+            yield from (f"{name}.{inner}" for inner in exported(thing))
+
+
+def test_every_public_name_is_in_the_api_and_nothing_else_is():
+    text = "".join(page.read_text() for page in sorted((DOCS / "api").glob("*.md")))
+    listed = re.findall(r"^::: momentum_optax\.(\S+)$", text, re.M)
+    assert len(listed) == len(set(listed))
+    missing, unknown = set(public()) - set(listed), set(listed) - set(public())
+    assert not missing, f"add a line ::: momentum_optax.NAME to a page of docs/api/ for {sorted(missing)}"
+    assert not unknown, f"docs/api/ names what there is not: {sorted(unknown)}"
+
+
+def test_every_rule_has_a_place_on_a_page_of_its_group():
+    rules = {n for n, f in vars(mo).items() if getattr(f, "__module__", "") == "momentum_optax.rules"}
+    index = (DOCS / "rules" / "index.md").read_text()
+    table = index[index.index("## The groups") :]
+    for row in re.findall(r"^\| \[.*?\]\((\S+?)\) \| (.*) \|$", table, re.M):
+        text = (DOCS / "rules" / row[0]).read_text()
+        for name in re.findall(r"`(\w+)`", row[1]):
+            rules.discard(name)
+            assert re.search(rf"`mo\.{name}\b|mo\.{name}\(", text), f"{row[0]} says nothing of {name}"
+    assert not rules, f"docs/rules/index.md leaves out {sorted(rules)}"
+
+
+def test_the_table_of_normal_forms_is_computed():
+    text = (DOCS / "rules" / "index.md").read_text()
+    rows = re.findall(r"^\| (`[^|]*\)`) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", text, re.M)
+    assert len(rows) == 11
+    late = 10**6  # past every special first step
+    for calls, *numbers in rows:
+        for call in re.findall(r"`([^`]+)`", calls):
+            form = eval(f"mo.{call}", {"mo": mo}).at(late).normal_form()
+            assert [f"{x:.4g}" for x in form] == numbers, call
+
+
+def schedules_listed():
+    return set(re.findall(r"^\| `mo\.schedules\.(\w+)", (DOCS / "schedules.md").read_text(), re.M))
+
+
+def test_every_schedule_has_a_row():
+    assert schedules_listed() == exported(mo.schedules)
+
+
+def test_every_notebook_is_listed_by_the_question_that_it_asks():
+    rows = re.findall(r"^\| (.*\?) \| `notebooks/(\S+)` \|$", (DOCS / "notebooks.md").read_text(), re.M)
+    asked = []
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        first = json.loads(path.read_text())["cells"][0]["source"]
+        asked.append((first[0].strip().removeprefix("# "), path.name))
+    assert sorted(rows) == sorted(asked)
+
+
+def test_the_navigation_has_every_page_and_every_page_is_there():
+    nav = (ROOT / "mkdocs.yml").read_text()
+    nav = nav[nav.index("\nnav:") :]
+    assert sorted(re.findall(r"\S+\.md\b", nav)) == sorted(map(name_of, PAGES))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="mkdocs is not installed: see `make docs`")
+def test_a_site_that_would_fetch_something_is_refused(tmp_path):
+    spec = importlib.util.spec_from_file_location("hooks", DOCS / "hooks.py")
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    page = tmp_path / "index.html"
+    page.write_text('<a href="https://example.org">a link to follow</a><script src="local.js"></script>')
+    hooks.on_post_build(config={"site_dir": tmp_path})
+    page.write_text('<script async src="https://example.org/x.js"></script>')
+    with pytest.raises(hooks.PluginError, match="elsewhere"):
+        hooks.on_post_build(config={"site_dir": tmp_path})
+    equation = '<p><span class="arithmatex">\\(a &lt; b_1\\)</span></p>'
+    assert "<msub>" in hooks.on_page_content(equation)

@@ -1,0 +1,174 @@
+"""The interactive page: it loads nothing, in a browser its numbers are those of `mo.analysis`, its sliders work."""
+
+import html
+import itertools
+import json
+import math
+import pathlib
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+import momentum_optax as mo
+
+PAGE = pathlib.Path(__file__).parents[1] / "docs" / "interactive" / "momentum.html"
+TEXT = PAGE.read_text()
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="needs Chromium or Chrome on the path")
+
+RULES = {
+    "descent": lambda s: mo.heavy_ball(0.0),
+    "heavy_ball": lambda s: mo.heavy_ball(s["decay"]),
+    "ema": lambda s: mo.ema(s["decay"]),
+    "nesterov": lambda s: mo.nesterov(s["decay"]),
+    "quasi_hyperbolic": lambda s: mo.quasi_hyperbolic(s["decay"], s["nu"]),
+    "aggregated": lambda s: mo.aggregated((0.0, s["decay"], s["slow"])),
+    "complex_heavy_ball": lambda s: mo.complex_heavy_ball(s["decay"], s["angle"]),
+    "optimistic": lambda s: mo.optimistic(1.0, s["beta"]),
+}
+# Rates and decays are odd so that no two roots of a loop meet, where float64 has half its digits only.
+CASES = [
+    {
+        "rule": rule,
+        "decay": decay,
+        "nu": 0.37,
+        "slow": 0.9931,
+        "angle": 0.83,
+        "beta": 0.61,
+        "rate": rate,
+        "kappa": kappa,
+    }
+    for rule, decay, rate, kappa in itertools.product(
+        RULES, (0.0, 0.413, 0.907, 0.9893), (0.00713, 0.231, 1.17), (1, 173.0)
+    )
+]
+STEPS = 40
+
+
+def test_the_page_is_one_file_that_loads_nothing():
+    assert not re.findall(
+        r"https?:|//[a-z]|@import|url\(|\b(?:src|href)=|fetch\(|XMLHttpRequest|WebSocket|import\(", TEXT
+    )
+
+
+def test_the_page_knows_the_rules_of_the_table_above():
+    block = TEXT[TEXT.index("const RULES = {") : TEXT.index("// ---- Small matrices")]
+    assert set(re.findall(r"^  (\w+): \{ label", block, re.M)) == set(RULES)
+
+
+def test_the_worst_curvature_of_its_rules_is_at_an_end():
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        s = dict(zip(("decay", "slow"), 1 - 10 ** -rng.uniform(0, 3, 2), strict=True))
+        s |= {"nu": rng.uniform(), "angle": rng.uniform(0, math.pi), "beta": rng.uniform(0, 3)}
+        rule, rate = RULES[rng.choice(list(RULES))](s).at(10**6), 10 ** rng.uniform(-4, 0.8)
+        radius = mo.analysis.spectral_radius(rule, np.geomspace(rate / 10 ** rng.uniform(0, 4), rate, 200), 1.0)
+        assert radius.max() <= max(radius[0], radius[-1]) + 1e-9, (s, rate)
+
+
+def ask(tmp_path, script, query=""):
+    """What `script`, run at the end of the page in a browser, returns, by way of JSON."""
+    copy = tmp_path / "page.html"
+    answer = (
+        f"JSON.stringify((() => {{ {script} }})(), (_, x) => typeof x === 'number' && !isFinite(x) ? String(x) : x)"
+    )
+    shown = f"let answer; try {{ answer = {answer}; }} catch (e) {{ answer = JSON.stringify(String(e.stack)); }}"
+    out = "document.body.insertAdjacentHTML('beforeend', '<pre id=answer></pre>'); $('answer').textContent = answer;"
+    copy.write_text(TEXT.replace("</body>", f"<script>{shown} {out}</script></body>"))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    command = [BROWSER, *options, f"{copy.as_uri()}{query}"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    found = re.search(r'<pre id="answer">(.*?)</pre>', run.stdout, re.S)
+    assert found, run.stderr[-2000:]
+    return json.loads(html.unescape(found[1]))
+
+
+def expected(case):
+    rule, rate, mu = RULES[case["rule"]](case).at(10**6), case["rate"], 1 / case["kappa"]
+    worst = float(mo.analysis.convergence_rate(rule, rate, mu, 1.0))
+    return {
+        "dc_gain": mo.analysis.dc_gain(rule),
+        "effective_learning_rate": mo.analysis.effective_learning_rate(rule, rate),
+        "half_life": mo.analysis.half_life(rule),
+        "mean_lag": mo.analysis.mean_lag(rule),
+        "noise_gain": mo.analysis.noise_gain(rule),
+        "stability_limit": mo.analysis.stability_limit(rule, 1.0),
+        "radius_at_L": mo.analysis.spectral_radius(rule, rate, 1.0),
+        "radius_at_mu": mo.analysis.spectral_radius(rule, rate, mu),
+        "convergence_rate": worst,
+        "iterations": float(mo.analysis.asymptotic_iterations(worst)),
+    }
+
+
+@needs_browser
+def test_its_numbers_are_those_of_the_analysis(tmp_path):
+    script = f"""
+      const cases = {json.dumps(CASES)};
+      return cases.map(s => {{
+        const f = RULES[s.rule].filter(s);
+        return [numbers(s), impulse(f, {STEPS}), run(f, s.rate, ([x]) => [0.8 * x], [1], {STEPS}).map(p => p[0])];
+      }});
+    """
+    answers = ask(tmp_path, script)
+    assert len(answers) == len(CASES)
+    for case, (found, impulse, path) in zip(CASES, answers, strict=True):
+        rule = RULES[case["rule"]](case).at(10**6)
+        wanted = expected(case)
+        assert found.keys() == wanted.keys()
+        for name, value in wanted.items():
+            assert float(found[name]) == pytest.approx(float(value), rel=1e-9, abs=1e-9), (case, name)
+        np.testing.assert_allclose(impulse, mo.analysis.impulse_response(rule, STEPS), rtol=1e-9, atol=1e-12)
+        curve = mo.analysis.error_curve(rule, case["rate"], 0.8, STEPS)
+        np.testing.assert_allclose(path, curve, rtol=1e-9, atol=1e-9 * abs(curve).max())
+
+
+@needs_browser
+def test_the_address_sets_it_the_sliders_move_it_and_it_draws(tmp_path):
+    script = """
+      const shown = () => Object.fromEntries(CARDS.map(([name]) => [name, Number($(name).dataset.value)]));
+      const ink = id => { const c = $(id), d = c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
+        return new Set(Array.from({length: d.length / 4}, (_, i) => d.slice(4 * i, 4 * i + 4).join())).size; };
+      const first = [{...settings}, shown(), ["impulse", "bowl", "basins", "map"].map(ink)];
+      const move = (id, value) => { $(id).value = value; $(id).dispatchEvent(new Event("input")); };
+      move("decay", 2); const decay = [{...settings}, shown()];
+      $("matched").checked = true; move("decay", 1); const matched = [{...settings}, shown()];
+      $("matched").checked = false; move("rule", "aggregated"); move("kappa", 3);
+      const other = [{...settings}, shown()];
+      const presets = [...$("presets").children].map(b => { b.click(); return [{...settings}, shown()]; });
+      return {first, moved: [decay, matched, other, ...presets]};
+    """
+    found = ask(tmp_path, script, "?rule=heavy_ball&decay=0.95&rate=0.2&kappa=50&start=-1&nu=none&beta=1e9")
+    settings, numbers, colors = found["first"]
+    given = {"rule": "heavy_ball", "decay": 0.95, "rate": 0.2, "kappa": 50, "start": -1, "nu": 0.7, "beta": 3}
+    assert given.items() <= settings.items()
+    assert min(colors) > 5
+    for at, shown in [(settings, numbers), *found["moved"]]:
+        for name, value in expected(at).items():
+            # Some presets are at critical damping, where two roots meet.
+            tolerance = 1e-6 if name in ("radius_at_L", "radius_at_mu", "convergence_rate", "iterations") else 1e-9
+            text = math.inf if shown[name] is None else float(shown[name])
+            assert text == pytest.approx(float(value), rel=tolerance, abs=tolerance), (at, name)
+    (_, decay), (at, matched) = found["moved"][:2]
+    assert decay["dc_gain"] == pytest.approx(100)
+    assert matched["effective_learning_rate"] == pytest.approx(20)
+    assert at["rate"] == pytest.approx(2)
+
+
+@needs_browser
+def test_what_it_says_of_basins_is_what_the_rule_does(tmp_path):
+    starts = np.linspace(-1.8, 1.8, 37)
+    script = f"""
+      const f = RULES.heavy_ball.filter({{ decay: 0.95 }});
+      return {starts.tolist()}.map(x => basin(f, 0.3, x));
+    """
+    ends = ask(tmp_path, script)
+    x, last = starts.copy(), starts.copy()
+    for _ in range(400):  # Polyak's form
+        x, last = x - 0.3 * (x**3 - x + 0.12) / 8.72 + 0.95 * (x - last), x
+    for _ in range(4000):
+        x = x - 0.5 * (x**3 - x + 0.12) / 8.72
+    np.testing.assert_array_equal(ends, np.sign(x))
+    assert (np.sign(x) != np.sign(starts)).any()
