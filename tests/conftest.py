@@ -11,3 +11,22 @@ def x64():
     jax.config.update("jax_enable_x64", True)
     yield
     jax.config.update("jax_enable_x64", False)
+
+
+# Fast tests run these rules with int4, and with int8 where a test takes a second; the other rows are slow tests. The two
+# share their layout and their runner, and what a rule does to its velocity ends before a storage begins.
+BYTE_RULES = {"heavy_ball", "nesterov", "aggregated", "complex_heavy_ball", "schedule_free", "adan_mix"}
+SECONDS = {
+    "test_a_compiled_step_donates_its_state_compiles_once_and_shares_no_buffer",
+    "test_state_and_update_keep_their_types_in_64_bits",
+    "test_a_missing_gradient_keeps_its_leaf_to_the_bit_and_moves_the_others",
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        values = item.callspec.params if hasattr(item, "callspec") else {}
+        rare = values.get("storage") == "int4" or (values.get("storage") == "int8" and item.originalname in SECONDS)
+        if rare and values.get("rule", "heavy_ball") not in BYTE_RULES:
+            item.add_marker(pytest.mark.slow)
