@@ -13,8 +13,8 @@ def x64():
     jax.config.update("jax_enable_x64", False)
 
 
-# Fast tests run these rules with int4, and with int8 where a test takes a second; the other rows are slow tests. The two
-# share their layout and their runner, and what a rule does to its velocity ends before a storage begins.
+# Fast tests run these rules with int4, and with int8 where a test takes a second; the other rows are slow tests. The
+# two share their layout and their runner, and what a rule does to its velocity ends before a storage begins.
 BYTE_RULES = {"heavy_ball", "nesterov", "aggregated", "complex_heavy_ball", "schedule_free", "adan_mix"}
 SECONDS = {
     "test_a_compiled_step_donates_its_state_compiles_once_and_shares_no_buffer",

@@ -17,7 +17,6 @@ besides its large ones, decide whether it is compiled into one pass.
 """
 
 import dataclasses
-import math
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -26,8 +25,8 @@ import numpy as np
 
 from .. import checks
 from .noise import stamp_of
-from .protocol import Write, arithmetic_dtype
-from .rows import next_margin, row_axes, row_hashes, row_largest, row_noise
+from .protocol import Write
+from .rows import layout_of, next_margin, row_hashes, row_largest, row_noise
 
 # Codes up to K are square roots, those from K + 1 to 127 the tail.
 _BODY, _LAST = 115, 127
@@ -88,22 +87,18 @@ class Int8:
 
     def init(self, leaf: Any, order: int) -> Int8Velocity:
         """Zeros; each array made on its own, since two that shared a buffer could not be donated."""
-        full = arithmetic_dtype(leaf.dtype)
-        small = math.prod(leaf.shape) < self.min_size or not leaf.shape or jnp.issubdtype(full, jnp.complexfloating)
-        one = (1,) * len(leaf.shape)
-        row = one if small else tuple(1 if d in row_axes(leaf.shape) else n for d, n in enumerate(leaf.shape))
-        dtype = full if small else jnp.int8
+        layout = layout_of(leaf, self.min_size, jnp.int8)
         return Int8Velocity(
-            codes=tuple(jnp.zeros_like(leaf, dtype=dtype) for _ in range(order)),
-            gain=tuple(jnp.ones(one, jnp.float32) for _ in range(order)),
+            codes=layout.codes(leaf, order),
+            gain=tuple(jnp.ones(layout.one, jnp.float32) for _ in range(order)),
             **{
                 name: tuple(jnp.zeros(shape, dtype) for _ in range(min(order, 1)))
                 for name, shape, dtype in (
-                    ("scale", row, jnp.float32),
-                    ("first", one, jnp.float32),
-                    ("reach", row, jnp.float32),
-                    ("margin", one, jnp.float32),
-                    ("stamp", one, jnp.uint32),
+                    ("scale", layout.row, jnp.float32),
+                    ("first", layout.one, jnp.float32),
+                    ("reach", layout.row, jnp.float32),
+                    ("margin", layout.one, jnp.float32),
+                    ("stamp", layout.one, jnp.uint32),
                 )
             },
         )

@@ -1,17 +1,41 @@
 """Rows: the elements that share a scale; and noise for them that costs a handful of operations an element."""
 
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .noise import mix, stamp_of
+from .protocol import arithmetic_dtype
 
 # Axes are joined into rows until a scale serves as many elements as this.
 _ROW = 512
 # How far apart scales and the values that they were made for may be, and how fast that is learned.
 _LEAST, _MOST, _PUSH = 1.1, 4.0, 0.2
+
+
+class Layout(NamedTuple):
+    """How a leaf is kept: the dtype of its codes, and the shapes of parts with an entry per row and with one entry."""
+
+    dtype: Any
+    row: tuple[int, ...]
+    one: tuple[int, ...]
+
+    def codes(self, leaf: Any, order: int) -> tuple[jax.Array, ...]:
+        """Zeros; each array made on its own, since two that shared a buffer could not be donated."""
+        return tuple(jnp.zeros_like(leaf, dtype=self.dtype) for _ in range(order))
+
+
+def layout_of(leaf: Any, min_size: int, codes: Any) -> Layout:
+    """In `codes`, or in full where the leaf has fewer elements than `min_size`, counted globally, or is complex."""
+    full = arithmetic_dtype(leaf.dtype)
+    one = (1,) * len(leaf.shape)
+    if math.prod(leaf.shape) < min_size or not leaf.shape or jnp.issubdtype(full, jnp.complexfloating):
+        return Layout(full, one, one)
+    inner = row_axes(leaf.shape)
+    return Layout(codes, tuple(1 if d in inner else n for d, n in enumerate(leaf.shape)), one)
 
 
 def row_axes(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -10,7 +10,6 @@ that of a whole distance between levels. Small values are never rounded to zero:
 """
 
 import dataclasses
-import math
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -19,8 +18,8 @@ import numpy as np
 
 from .. import checks
 from .noise import stamp_of
-from .protocol import Write, arithmetic_dtype
-from .rows import row_axes, row_bits, row_hashes
+from .protocol import Write
+from .rows import layout_of, row_axes, row_bits, row_hashes
 
 # In the bits of a float32, of which a quarter of an octave is 2^21.
 _OCTAVE, _QUARTER, _STRIDE, _ONE = 1 << 23, 1 << 21, 1 << 24, 0x3F800000
@@ -72,14 +71,13 @@ class Uint8:
 
     def init(self, leaf: Any, order: int) -> Uint8Velocity:
         """Zeros; each array made on its own, since two that shared a buffer could not be donated."""
-        full = arithmetic_dtype(leaf.dtype)
-        small = math.prod(leaf.shape) < self.min_size or not leaf.shape or jnp.issubdtype(full, jnp.complexfloating)
-        one = (1,) * len(leaf.shape)
-        row = one if small else tuple(1 if d in row_axes(leaf.shape) else n for d, n in enumerate(leaf.shape))
-        dtype = full if small else jnp.uint8
+        layout = layout_of(leaf, self.min_size, jnp.uint8)
         return Uint8Velocity(
-            tuple(jnp.zeros_like(leaf, dtype=dtype) for _ in range(order)),
-            *(tuple(jnp.zeros(shape, jnp.uint32) for _ in range(order)) for shape in (row, one, row)),
+            layout.codes(leaf, order),
+            *(
+                tuple(jnp.zeros(shape, jnp.uint32) for _ in range(order))
+                for shape in (layout.row, layout.one, layout.row)
+            ),
         )
 
     def encode(self, velocities: tuple[jax.Array, ...], previous: Any, write: Write) -> Uint8Velocity:
