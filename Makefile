@@ -41,6 +41,7 @@ bench: $(VENV)/bench.stamp ## Measure cost, time and quality, reproduce known nu
 	$(BIN)/python benchmarks/storage_quality.py --plot docs/figures/storage_quality.png
 	$(BIN)/python benchmarks/step_time.py
 	$(BIN)/python benchmarks/published_numbers.py
+	$(BIN)/python benchmarks/outer_quality.py
 	$(BIN)/python benchmarks/suggested_settings.py
 
 # NVIDIA's compiler without the gigabytes that only a GPU needs, in an environment of its own: JAX looks for a GPU there.

@@ -4,17 +4,21 @@ import json
 import pathlib
 import re
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 import momentum_optax as mo
 
-TEXT = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+ROOT = pathlib.Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
 
 
 def test_the_code_blocks_run_and_show_what_their_comments_say():
-    (block,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+    block, _ = re.findall(r"```python\n(.*?)```", TEXT, re.S)
     names = {}
     exec(compile(block, "README.md", "exec"), names)
     assert names["rule"].dc_gain() == pytest.approx(1.0, rel=1e-12)
@@ -22,6 +26,39 @@ def test_the_code_blocks_run_and_show_what_their_comments_say():
     assert mo.equivalent(mo.heavy_ball(0.9), mo.ema(0.9), learning_rates=(0.01, 0.1))
     (velocity,) = mo.velocity(names["state"])
     assert velocity["w"].dtype == jnp.float32
+
+
+def test_the_code_for_many_devices_runs():
+    _, block = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+    states, workers = block.split("\n\n")
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    params = {"w": jnp.ones((8, 4))}
+    split = {"w": NamedSharding(mesh, PartitionSpec("data"))}
+    names = {"mo": mo, "jax": jax, "mesh": mesh, "params": params, "params_shardings": split, "tx": mo.sgd(0.1)}
+    exec(states, names)
+    assert mo.velocity(names["state"])[0]["w"].sharding.is_equivalent_to(split["w"], 2)
+    spread = jax.jit(names["tx"].init)({"w": jax.device_put(params["w"], NamedSharding(mesh, PartitionSpec()))})
+    assert mo.velocity(spread)[0]["w"].sharding.is_equivalent_to(split["w"], 2)
+
+    def meet(params):
+        exec(workers.splitlines()[0], names)
+        here = names | {"params": params, "outer_state": names["outer"].init(params)}
+        exec(workers.splitlines()[1], here)
+        return here["params"]
+
+    np.testing.assert_array_equal(jax.vmap(meet, axis_name="workers")({"w": jnp.ones((2, 8, 4))})["w"], 1)
+
+
+def test_the_table_of_workers_is_that_of_the_committed_file():
+    rows = json.loads((ROOT / "benchmarks" / "outer_quality.json").read_text())["rows"]
+    for row in rows:
+        losses = np.array(row["losses"])
+        cells = (
+            f"{row['way']} | {row['bytes']:.2f} | {np.median(losses):.3f} ({losses.min():.3f} to {losses.max():.3f})"
+        )
+        assert f"| {cells} |" in TEXT
+    medians = {row["way"]: np.median(row["losses"]) for row in rows}
+    assert medians["DiLoCo"] <= 1.05 * medians["every step"], "what rare meetings may cost"
 
 
 def test_the_diff_at_the_top_is_code():
