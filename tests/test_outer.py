@@ -66,8 +66,7 @@ def loop(move, count=12, inner=5, weights=None):
 
 
 def assert_follows(kind, move, **arguments):
-    with jax.enable_x64(True):
-        found = rounds(kind, **arguments)[0]
+    found = rounds(kind, **arguments)[0]
     expected = loop(move, weights=arguments.get("weights"))
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-13)
 
@@ -78,18 +77,17 @@ class Velocity:
     value = 0.0
 
 
-def test_averaging_is_the_mean_and_with_one_step_each_the_synchronous_gradient_step():
+def test_averaging_is_the_mean_and_with_one_step_each_the_synchronous_gradient_step(x64):
     assert_follows(outer.averaging(), lambda x, mean, t: mean)
     curvature, minimum = problem()
-    with jax.enable_x64(True):
-        found = rounds(outer.averaging(), inner=1)[0]
+    found = rounds(outer.averaging(), inner=1)[0]
     x = np.ones((3, 5))
     for anchor in found:
         x = x - RATE * (curvature * (x - minimum)).mean(0)
         np.testing.assert_allclose(anchor, x, rtol=1e-12)
 
 
-def test_diloco_is_nesterov_on_pseudo_gradients():
+def test_diloco_is_nesterov_on_pseudo_gradients(x64):
     v = Velocity()
 
     def move(x, mean, t):
@@ -100,20 +98,19 @@ def test_diloco_is_nesterov_on_pseudo_gradients():
     assert_follows(outer.diloco(), move)
 
 
-def test_slowmo_divides_by_the_inner_rate_of_each_round():
+def test_slowmo_divides_by_the_inner_rate_of_each_round(x64):
     v, rates = Velocity(), 0.1 / np.arange(1.0, 13)
 
     def move(x, mean, t):
         v.value = 0.5 * v.value + (x - mean) / rates[t]
         return x - 0.8 * rates[t] * v.value
 
-    with jax.enable_x64(True):
-        found = rounds(outer.slowmo(0.5, 0.8), extra={"inner_learning_rate": rates})[0]
+    found = rounds(outer.slowmo(0.5, 0.8), extra={"inner_learning_rate": rates})[0]
     np.testing.assert_allclose(found, loop(move), rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_bmuf_filters_blocks(nesterov):
+def test_bmuf_filters_blocks(nesterov, x64):
     v, decay = Velocity(), 1 - 1 / WORKERS
     point = Velocity()
 
@@ -127,7 +124,7 @@ def test_bmuf_filters_blocks(nesterov):
     assert_follows(outer.bmuf(WORKERS, 0.9, nesterov=nesterov), move)
 
 
-def test_workers_join_leave_and_count_for_what_they_say():
+def test_workers_join_leave_and_count_for_what_they_say(x64):
     rng = np.random.default_rng(1)
     weights = rng.integers(0, 3, size=(12, WORKERS)).astype(float)
     weights[4] = 0  # nobody is there
@@ -189,7 +186,7 @@ def test_the_outer_velocity_in_any_storage(storage):
 
 @pytest.mark.parametrize("fragments", [1, 2, 3])
 @pytest.mark.parametrize("delay", [0, 2])
-def test_fragments_that_arrive_late(fragments, delay):
+def test_fragments_that_arrive_late(fragments, delay, x64):
     """One fragment is exchanged in each round and adopted `delay` rounds later, half of it the worker's own."""
     rng = np.random.default_rng(2)
     targets = rng.normal(size=(WORKERS, 3))
@@ -197,29 +194,28 @@ def test_fragments_that_arrive_late(fragments, delay):
     names = ["a", "b", "c"]
     parts = [[n for i, n in enumerate(names) if i % fragments == k] for k in range(fragments)]
 
-    with jax.enable_x64(True):
-        params = {n: jnp.zeros((WORKERS, 1)) for n in names}
-        state = jax.vmap(kind.init)(params)
+    params = {n: jnp.zeros((WORKERS, 1)) for n in names}
+    state = jax.vmap(kind.init)(params)
 
-        chosen = [{n: n in part for n in names} for part in parts]
-        x = {n: np.zeros((WORKERS, 1)) for n in names}
-        anchor, v = {n: 0.0 for n in names}, {n: 0.0 for n in names}
-        for t in range(9):
-            params = {n: p - 0.3 * (p - targets[:, i : i + 1]) for i, (n, p) in enumerate(params.items())}
-            x = {n: p - 0.3 * (p - targets[:, i : i + 1]) for i, (n, p) in enumerate(x.items())}
-            now, then = t % fragments, (t - delay) % fragments
-            exchange = functools.partial(kind.exchange, axis_name="workers", only=chosen[now])
-            state = jax.vmap(exchange, axis_name="workers")(params, state)
-            if t >= delay:
-                params = kind.adopt(params, state, keep=0.5, only=chosen[then])
-            for n in parts[now]:
-                gone = anchor[n] - x[n].mean()
-                v[n] = 0.9 * v[n] + gone
-                anchor[n] = anchor[n] - 0.7 * (gone + 0.9 * v[n])
-            for n in parts[then] if t >= delay else ():
-                x[n] = 0.5 * anchor[n] + 0.5 * x[n]
-            for n in names:
-                np.testing.assert_allclose(params[n], x[n], rtol=1e-12, atol=1e-14)
+    chosen = [{n: n in part for n in names} for part in parts]
+    x = {n: np.zeros((WORKERS, 1)) for n in names}
+    anchor, v = {n: 0.0 for n in names}, {n: 0.0 for n in names}
+    for t in range(9):
+        params = {n: p - 0.3 * (p - targets[:, i : i + 1]) for i, (n, p) in enumerate(params.items())}
+        x = {n: p - 0.3 * (p - targets[:, i : i + 1]) for i, (n, p) in enumerate(x.items())}
+        now, then = t % fragments, (t - delay) % fragments
+        exchange = functools.partial(kind.exchange, axis_name="workers", only=chosen[now])
+        state = jax.vmap(exchange, axis_name="workers")(params, state)
+        if t >= delay:
+            params = kind.adopt(params, state, keep=0.5, only=chosen[then])
+        for n in parts[now]:
+            gone = anchor[n] - x[n].mean()
+            v[n] = 0.9 * v[n] + gone
+            anchor[n] = anchor[n] - 0.7 * (gone + 0.9 * v[n])
+        for n in parts[then] if t >= delay else ():
+            x[n] = 0.5 * anchor[n] + 0.5 * x[n]
+        for n in names:
+            np.testing.assert_allclose(params[n], x[n], rtol=1e-12, atol=1e-14)
 
 
 def test_workers_on_a_mesh_are_those_under_vmap():
