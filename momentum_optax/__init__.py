@@ -42,5 +42,7 @@ from .transform import apply_updates as apply_updates
 from .transform import eval_params as eval_params
 from .transform import scale_by_momentum as scale_by_momentum
 from .transform import velocity as velocity
+from .wrappers import GuardedState as GuardedState
+from .wrappers import guarded as guarded
 
 __version__ = "0.1.0"

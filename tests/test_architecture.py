@@ -24,7 +24,8 @@ ALLOWED = {
     "transform": {"checks", "coefficients", "filters", "storage"},
     "compress": {"storage"},
     "convert": {"compress", "storage", "transform"},
-    "optimizers": {"checks", "coefficients", "filters", "rules", "storage", "transform"},
+    "wrappers": {"checks", "coefficients", "filters", "storage", "transform"},
+    "optimizers": {"checks", "coefficients", "filters", "rules", "schedules", "storage", "transform", "wrappers"},
 }
 FREE = {"__init__", "demo"}
 # Imported by public modules for their own use.
