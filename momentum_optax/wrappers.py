@@ -4,7 +4,7 @@ None of it is a linear filter, so none of it is an option of `scale_by_momentum`
 transformation, or a transformation of its own to put into a chain.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,12 @@ import jax.numpy as jnp
 import optax
 
 from . import checks
+from .coefficients import is_zero
+from .filters import Filter
+from .schedules import restarted
+from .storage import Storage
+from .storage.protocol import arithmetic_dtype
+from .transform import MomentumState, scale_by_momentum, velocity
 
 SCOPES = ("tree", "leaf")
 
@@ -73,19 +79,203 @@ def guarded(tx: optax.GradientTransformation, scope: str = "tree") -> optax.Grad
         updates: optax.Updates, state: GuardedState, params: Any = None, **extra: Any
     ) -> tuple[optax.Updates, GuardedState]:
         leaves = _Leaves(updates)
-        each = [None if _absent(g) else jnp.all(jnp.isfinite(g)) for g in leaves.values]
+        each = [True if _absent(g) else jnp.all(jnp.isfinite(g)) for g in leaves.values]
         whole = _all(each)
         if scope == "tree":
-            each = [None if ok is None else whole for ok in each]
-        shared = whole if scope == "tree" or len(each) == 1 else None
+            each = [whole] * len(each)
+        shared = whole if scope == "tree" or len(each) == 1 else True
         out, inner = run.update(updates, state.inner, params, **extra)
         kept = leaves.select(each, shared, inner, state.inner)
-        out = leaves.map(lambda u, ok: u if ok is None else jnp.where(ok, u, jnp.zeros_like(u)), out, each)
-        finite = whole if scope == "tree" else leaves.map(_flag_like, state.finite, each)
-        skipped = jax.tree.map(lambda n, ok: jnp.where(ok, n, optax.safe_increment(n)), state.skipped, finite)
+        pairs = zip(each, leaves.of(out), strict=True)
+        out = leaves.treedef.unflatten([u if _absent(u) else _where(ok, u, jnp.zeros_like(u)) for ok, u in pairs])
+        finite = whole if scope == "tree" else leaves.treedef.unflatten(each)
+        finite = jax.tree.map(lambda old, ok: jnp.broadcast_to(ok, old.shape), state.finite, finite)
+        skipped = jax.tree.map(lambda n, ok: _counted(n, ~ok), state.skipped, finite)
         return out, GuardedState(kept, skipped, finite)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+class RestartState(NamedTuple):
+    """State of `adaptive_restart` and `scheduled_restart`.
+
+    Attributes:
+      inner: The state of the transformation that restarts.
+      restarts: int32: the number of restarts so far, a scalar; with `scope="leaf"` a tree with one entry for each leaf,
+        of the leaf's rank and shape (1, ..., 1).
+      last: For the function test, the loss at the step before; for scheduled restarts, int32, the number of updates
+        made; None for the gradient test.
+    """
+
+    inner: Any
+    restarts: Any
+    last: Any
+
+
+def adaptive_restart(
+    rule: Filter, test: str = "gradient", scope: str = "tree", *, storage: str | Storage = "float32"
+) -> optax.GradientTransformationExtraArgs:
+    r"""`scale_by_momentum(rule)` that drops its velocity where the momentum works against descent.
+
+    With x the point that `eval_params` gives, $x_{t+1} - x_t = -\eta d_t$ with $d = u - \ell' v' + \ell v$: for the
+    heavy ball d is v', for Nesterov's rule v + g.
+
+    * `"gradient"`: where $\langle g, d \rangle < 0$, the step was uphill. Then the stored point becomes x and the
+      state that of `init`: $u \leftarrow u - \ell' v'$, $v' \leftarrow 0$.
+    * `"function"`: where the loss given to `update` as `value=` is above the one before, the state becomes that of
+      `init` before the gradient is used. The paper's loss is that at x, `loss(eval_params(...))`; at the stored
+      parameters it is the usual approximation.
+
+    The state of `init` also means step 0, so that `nesterov(schedules.fista())` begins anew. The test assumes that the
+    learning rate follows in the chain.
+
+    Args:
+      rule: A `Filter`.
+      test: `"gradient"` or `"function"`.
+      scope: `"tree"`: one test for all parameters. `"leaf"`, for the gradient test: each leaf has its own and restarts
+        alone; the step that schedules read is shared and goes on.
+      storage: How velocities are kept, see `scale_by_momentum`.
+
+    Returns:
+      A transformation whose state is a `RestartState`. A leaf whose gradient is None takes no part and keeps its
+      velocity. A test of NaN is not met.
+
+    Raises:
+      TypeError: If `rule` is no `Filter`; at `update` if the function test gets no `value`.
+      ValueError: If there is no such test, scope or storage, or the function test is asked of a leaf; at `update` if
+        `value` has axes.
+
+    Reference:
+      O'Donoghue and Candes, "Adaptive restart for accelerated gradient schemes", Found. Comput. Math. 2015,
+      arXiv:1204.3982.
+    """
+    tx = scale_by_momentum(rule, storage=storage)
+    checks.choice("test", test, ("gradient", "function"))
+    checks.choice("scope", scope, SCOPES if test == "gradient" else ("tree",))
+    return _gradient_restart(tx, rule.pruned(), scope) if test == "gradient" else _function_restart(tx)
+
+
+def scheduled_restart(
+    tx: optax.GradientTransformation, at: int | Sequence[int]
+) -> optax.GradientTransformationExtraArgs:
+    """Begin `tx` anew at given steps: from there it goes on as if it had just been made.
+
+    Everything in the state of `tx` begins anew, the counters of its schedules too. To restart a schedule of the
+    momentum alone, see `schedules.restarted`.
+
+    Args:
+      tx: Any transformation.
+      at: A period of at least 1, or the increasing steps, of at least 1, before which it restarts.
+
+    Returns:
+      A transformation whose state is a `RestartState`. A leaf whose gradient is None at a restart keeps its velocity.
+
+    Raises:
+      TypeError: If `tx` is no transformation or `at` holds something else than whole numbers.
+      ValueError: If `at` is out of range, empty or not increasing.
+
+    Reference:
+      O'Donoghue and Candes, Found. Comput. Math. 2015, arXiv:1204.3982, section 3.1 (fixed restarting).
+    """
+    run = _checked_transformation("tx", tx)
+    age = restarted(lambda step: step, at)
+
+    def init(params: optax.Params) -> RestartState:
+        return RestartState(tx.init(params), jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32))
+
+    def update(
+        updates: optax.Updates, state: RestartState, params: Any = None, **extra: Any
+    ) -> tuple[optax.Updates, RestartState]:
+        begin = jnp.logical_and(age(state.last) == 0, state.last > 0)
+        leaves = _Leaves(updates)
+        fresh = tx.init(leaves.standing() if params is None else params)
+        inner = leaves.select([False if _absent(g) else begin for g in leaves.values], begin, fresh, state.inner)
+        out, inner = run.update(updates, inner, params, **extra)
+        return out, RestartState(inner, _counted(state.restarts, begin), optax.safe_increment(state.last))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _function_restart(tx: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+    """`adaptive_restart` by the loss, before the gradient is used."""
+
+    def init(params: optax.Params) -> RestartState:
+        return RestartState(tx.init(params), jnp.zeros([], jnp.int32), jnp.array(jnp.inf, jnp.result_type(float)))
+
+    def update(
+        updates: optax.Updates, state: RestartState, params: Any = None, *, value: Any = None, **extra: Any
+    ) -> tuple[optax.Updates, RestartState]:
+        if value is None:
+            raise TypeError("value must be the loss, a scalar given to update for the function test, got None")
+        if jnp.shape(value) != ():
+            raise ValueError(f"value must be a scalar, got shape {jnp.shape(value)}")
+        loss = jnp.asarray(value, state.last.dtype)
+        uphill = loss > state.last
+        leaves = _Leaves(updates)
+        each = [False if _absent(g) else uphill for g in leaves.values]
+        inner = leaves.select(each, uphill, tx.init(leaves.standing()), state.inner)
+        out, inner = tx.update(updates, inner, params, value=value, **extra)
+        return out, RestartState(inner, _counted(state.restarts, uphill), loss)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _gradient_restart(
+    tx: optax.GradientTransformationExtraArgs, rule: Filter, scope: str
+) -> optax.GradientTransformationExtraArgs:
+    """`adaptive_restart` by the gradient, after it was used."""
+
+    def init(params: optax.Params) -> RestartState:
+        return RestartState(tx.init(params), _flags(scope, params, 0, jnp.int32), None)
+
+    def update(
+        updates: optax.Updates, state: RestartState, params: Any = None, **extra: Any
+    ) -> tuple[optax.Updates, RestartState]:
+        leaves = _Leaves(updates)
+        out, inner = tx.update(updates, state.inner, params, **extra)
+        step = 0 if inner.step is None else state.inner.step
+        before = _displacements(rule.at(jnp.maximum(step - 1, 0)), leaves, state.inner)
+        after = _displacements(rule.at(step), leaves, inner)
+        landed = [None if _absent(u) else u - x for u, x in zip(leaves.of(out), after, strict=True)]
+        slopes = [
+            None if d is None else _inner_product(g, d + x)
+            for g, d, x in zip(leaves.values, landed, before, strict=True)
+        ]
+        if scope == "tree":
+            total = sum((x for x in slopes if x is not None), jnp.float32(0))
+            slopes = [None if x is None else total for x in slopes]
+        uphill = [False if x is None else x < 0 for x in slopes]
+        shared = _any(uphill) if scope == "tree" or len(uphill) == 1 else False
+        inner = leaves.select(uphill, shared, tx.init(leaves.standing()), inner)
+        pairs = zip(leaves.of(out), landed, uphill, strict=True)
+        out = leaves.treedef.unflatten([u if d is None else _where(up, d, u) for u, d, up in pairs])
+        fired = shared if scope == "tree" else leaves.treedef.unflatten(uphill)
+        return out, RestartState(inner, jax.tree.map(_counted, state.restarts, fired), None)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _displacements(rule: Filter, leaves: "_Leaves", state: MomentumState) -> list[Any]:
+    """The vector l . v from the stored point to x, over the learning rate, for each leaf."""
+    if all(is_zero(weight) for weight in rule.lookahead):
+        return [0.0] * len(leaves.values)
+    rows = zip(*(leaves.of(tree) for tree in velocity(state)), strict=True)
+    return [None if _absent(row[0]) else _weighted(rule.lookahead, row) for row in rows]
+
+
+def _weighted(weights: tuple[Any, ...], arrays: tuple[Any, ...]) -> Any:
+    terms = [jnp.asarray(w, jnp.finfo(x.dtype).dtype) * x for w, x in zip(weights, arrays, strict=True)]
+    return sum(terms[1:], terms[0])
+
+
+def _inner_product(a: Any, b: Any) -> jax.Array:
+    """The real inner product of two leaves, in float32 or wider."""
+    dtype = arithmetic_dtype(a.dtype, b.dtype)
+    return jnp.sum(jnp.real(jnp.conj(a.astype(dtype)) * b.astype(dtype)))
+
+
+def _counted(count: Any, happened: Any) -> Any:
+    return jnp.where(happened, optax.safe_increment(count), count)
 
 
 class _Leaves:
@@ -96,30 +286,34 @@ class _Leaves:
         self.values, treedef = jax.tree.flatten(updates, is_leaf=_absent)
         self.treedef = treedef
 
-    def map(self, function: Callable[..., Any], tree: Any, each: list[Any]) -> Any:
-        """`function(leaf, entry)` for each leaf of `tree` and entry of `each`; what is absent stays."""
-        pairs = zip(self.treedef.flatten_up_to(tree), each, strict=True)
-        return self.treedef.unflatten([x if _absent(x) else function(x, entry) for x, entry in pairs])
+    def of(self, tree: Any) -> list[Any]:
+        """The leaves of a tree of the same structure."""
+        found: list[Any] = self.treedef.flatten_up_to(tree)
+        return found
 
-    def select(self, each: list[Any], shared: Any, yes: Any, no: Any) -> Any:
-        """The state `yes` where the condition of a leaf holds, else `no`, with all that belongs to the leaf.
+    def standing(self) -> Any:
+        """The gradients with a scalar for each None: what a state of full structure can be made of."""
+        return self.treedef.unflatten([jnp.zeros([]) if g is None else g for g in self.values])
 
-        A subtree of the parameters' structure belongs to the leaves, everything else to `shared`. A condition of None
-        takes `yes`.
+    def select(self, each: list[Any], shared: Any, new: Any, old: Any) -> Any:
+        """The state `new` where the condition of a leaf holds, else `old`, with all that belongs to the leaf.
+
+        A subtree of the parameters' structure belongs to the leaves, everything else to `shared`. A condition of True
+        or False, known now, looks at no value.
         """
 
         def pick(path: Any, a: Any, b: Any) -> Any:
             if self._is_ours(a):
-                pairs = zip(self.treedef.flatten_up_to(a), each, self.treedef.flatten_up_to(b), strict=True)
-                return self.treedef.unflatten([x if _absent(x) else _where(ok, x, y) for x, ok, y in pairs])
-            if shared is None and jnp.ndim(a) > 0:
+                rows = zip(each, self.of(b), self.of(a), strict=True)
+                return self.treedef.unflatten([x if _absent(x) else _where(ok, y, x) for ok, y, x in rows])
+            if isinstance(shared, bool) and jnp.ndim(a) > 0:
                 raise ValueError(
                     f"scope must be 'tree' for a state with arrays that belong to no single leaf, got 'leaf' and "
                     f"state{jax.tree_util.keystr(path)} of shape {jnp.shape(a)}"
                 )
-            return _where(shared, a, b)
+            return _where(shared, b, a)
 
-        return jax.tree_util.tree_map_with_path(pick, yes, no, is_leaf=self._is_ours)
+        return jax.tree_util.tree_map_with_path(pick, old, new, is_leaf=self._is_ours)
 
     def _is_ours(self, node: Any) -> bool:
         structure: Any = jax.tree.structure(node, is_leaf=_absent)
@@ -131,17 +325,20 @@ def _absent(x: Any) -> bool:
     return x is None or isinstance(x, optax.MaskedNode)
 
 
-def _where(condition: Any, yes: Any, no: Any) -> Any:
-    """`yes` or `no`, of the dtype of `no`; `yes` without a condition."""
-    if condition is None:
-        return yes
-    return jnp.where(condition, yes if yes.dtype == no.dtype else yes.astype(no.dtype), no)
+def _where(condition: Any, new: Any, old: Any) -> Any:
+    """`new` or `old`, of the dtype of `old`."""
+    if condition is False:
+        return old
+    new = new if new.dtype == old.dtype else new.astype(old.dtype)
+    return new if condition is True else jnp.where(condition, new, old)
 
 
 def _all(conditions: list[Any]) -> jax.Array:
-    """Whether all conditions hold; those of None do."""
-    known = [c for c in conditions if c is not None]
-    return jnp.all(jnp.stack(known)) if known else jnp.array(True)
+    return jnp.all(jnp.array(conditions, jnp.bool_))
+
+
+def _any(conditions: list[Any]) -> jax.Array:
+    return jnp.any(jnp.array(conditions, jnp.bool_))
 
 
 def _flags(scope: str, params: Any, value: Any, dtype: Any) -> Any:
@@ -149,11 +346,6 @@ def _flags(scope: str, params: Any, value: Any, dtype: Any) -> Any:
     if scope == "tree":
         return jnp.full([], value, dtype)
     return jax.tree.map(lambda x: jnp.full((1,) * jnp.ndim(x), value, dtype), params)
-
-
-def _flag_like(old: Any, new: Any) -> Any:
-    """`new` of the shape of `old`; True where there is none."""
-    return jnp.ones_like(old) if new is None else jnp.broadcast_to(new, old.shape)
 
 
 def _checked_transformation(name: str, tx: Any) -> optax.GradientTransformationExtraArgs:

@@ -24,7 +24,7 @@ ALLOWED = {
     "transform": {"checks", "coefficients", "filters", "storage"},
     "compress": {"storage"},
     "convert": {"compress", "storage", "transform"},
-    "wrappers": {"checks", "coefficients", "filters", "storage", "transform"},
+    "wrappers": {"checks", "coefficients", "filters", "schedules", "storage", "transform"},
     "optimizers": {"checks", "coefficients", "filters", "rules", "schedules", "storage", "transform", "wrappers"},
 }
 FREE = {"__init__", "demo"}
