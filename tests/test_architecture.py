@@ -28,8 +28,9 @@ ALLOWED = {
     "sharding": {"checks"},
     "outer": {"checks", "optimizers", "rules", "storage", "transform"},
     "tuning": {"analysis", "checks", "filters", "rules"},
-    "optimizers": {"checks", "coefficients", "filters", "rules", "storage", "transform"},
     "interop": {"checks", "coefficients", "filters", "optimizers", "rules", "schedules", "storage", "transform"},
+    "wrappers": {"checks", "coefficients", "filters", "schedules", "storage", "transform"},
+    "optimizers": {"checks", "coefficients", "filters", "rules", "schedules", "storage", "transform", "wrappers"},
 }
 FREE = {"__init__", "demo"}
 # Imported by public modules for their own use.

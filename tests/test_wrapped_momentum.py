@@ -1,0 +1,459 @@
+"""Guards, restarts, cautious masks and directions, each against the published form in NumPy float64, or a fresh run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conformance import STORAGES, assert_bit_equal, avals, every_storage, gradients, runner
+
+import momentum_optax as mo
+
+LIKE = {"a": jnp.zeros((2, 3)), "b": jnp.zeros((4,))}
+SIGNAL = [gradients(LIKE, seed) for seed in range(8)]
+
+
+def steps(tx, signal, params=None, **extra):
+    """The updates of a step compiled once, and the last state."""
+    params = LIKE if params is None else params
+    state, step, out = tx.init(params), jax.jit(tx.update), []
+    begin = avals(state)
+    for g in signal:
+        u, state = step(g, state, params, **extra)
+        assert avals(state) == begin
+        out.append(u)
+    return out, state
+
+
+def spoiled(gradient, name, value=jnp.nan):
+    """`gradient` with one bad element in one leaf."""
+    return {**gradient, name: gradient[name].at[(0,) * gradient[name].ndim].set(value)}
+
+
+# Guarded steps.
+
+
+# Schedules of the step and of ages, several velocities, a window; then the other storages.
+ROWS = [(rule, "float32") for rule in ("adan_mix", "aggregated", "chebyshev", "grokfast_average", "nadam_mix")] + [
+    ("aggregated", storage) for storage in STORAGES if storage != "float32"
+]
+
+
+@pytest.mark.parametrize(("rule", "storage"), ROWS)
+def test_a_guarded_run_is_the_run_without_the_bad_steps(rule, storage):
+    tx = mo.guarded(runner(rule, storage))
+    step = jax.jit(tx.update)
+    bad = {1: spoiled(SIGNAL[1], "b"), 4: spoiled(SIGNAL[4], "a", -jnp.inf)}
+    state = clean = tx.init(LIKE)
+    for i in range(6):
+        u, state = step(bad.get(i, SIGNAL[i]), state)
+        if i in bad:
+            assert_bit_equal(u, LIKE)
+            assert not state.finite
+        else:
+            expected, clean = step(SIGNAL[i], clean)
+            assert_bit_equal(u, expected)
+        assert_bit_equal(state.inner, clean.inner)
+    assert (state.skipped, clean.skipped) == (2, 0)
+    assert avals(state) == avals(tx.init(LIKE))
+
+
+@every_storage
+@pytest.mark.parametrize(("rule", "debias"), [("ema", True)])
+def test_guarded_by_leaf_is_a_gradient_of_none_for_the_bad_leaves(rule, debias, storage):
+    tx = runner(rule, storage, debias)
+    bad = {1: jnp.inf, 3: jnp.nan}
+    out, state = steps(
+        mo.guarded(tx, "leaf"), [spoiled(SIGNAL[i], "b", bad[i]) if i in bad else SIGNAL[i] for i in range(4)]
+    )
+    whole, part, plain = jax.jit(tx.update), jax.jit(tx.update), tx.init(LIKE)
+    for i, u in enumerate(out):
+        expected, plain = part({**SIGNAL[i], "b": None}, plain) if i in bad else whole(SIGNAL[i], plain)
+        expected["b"] = np.zeros(4) if i in bad else expected["b"]
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7), u, expected)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7), state.inner, plain)
+    assert_bit_equal(state.skipped, {"a": jnp.array([[0]]), "b": jnp.array([2])})
+    assert_bit_equal(state.finite, {"a": jnp.array([[True]]), "b": jnp.array([False])})
+
+
+def test_a_guarded_optimizer_leaves_parameters_and_schedules_alone():
+    params = jax.tree.map(lambda x: x + 1.0, LIKE)
+    rate = optax.linear_schedule(1.0, 0.0, 4)
+    tx = mo.guarded(mo.sgd(rate, weight_decay=0.1))
+    out, state = steps(tx, [SIGNAL[0], spoiled(SIGNAL[1], "a"), SIGNAL[2]], params)
+    assert_bit_equal(out[1], LIKE)
+    v = np.float64(SIGNAL[0]["b"]) + 0.1
+    np.testing.assert_allclose(out[0]["b"], -1.0 * v, rtol=1e-6)
+    np.testing.assert_allclose(out[2]["b"], -0.75 * (0.9 * v + np.float64(SIGNAL[2]["b"]) + 0.1), rtol=1e-5)
+    assert state.skipped == 1
+
+
+def test_float16_gradients_that_overflowed_are_skipped_and_reported():
+    tx = mo.guarded(mo.scale_by_momentum(mo.heavy_ball(0.5)))
+    state = tx.init(jnp.ones(3, jnp.float16))
+    scale, scales = 2.0**15, []
+    for _ in range(4):
+        scaled = jnp.full(3, 8, jnp.float16) * jnp.float16(scale)
+        u, state = tx.update(scaled.astype(jnp.float32) / scale, state)
+        scale = scale if state.finite else scale / 2
+        scales.append(scale)
+    # 8 * 2^15, 2^14 and 2^13 overflow float16, whose largest is 65504; 8 * 2^12 does not.
+    assert scales == [2.0**14, 2.0**13, 2.0**12, 2.0**12]
+    np.testing.assert_array_equal(u, [8, 8, 8])
+    np.testing.assert_array_equal(mo.velocity(state)[0], [8, 8, 8])
+    assert state.skipped == 3
+
+
+@pytest.mark.parametrize("scope", ["tree", "leaf"])
+def test_guards_see_through_masks_partitions_and_missing_gradients(scope):
+    inner = optax.chain(
+        optax.masked(mo.scale_by_momentum(mo.heavy_ball(0.5)), {"a": True, "b": False}),
+        optax.partition(
+            {"x": mo.scale_by_momentum(mo.ema(0.5), storage=STORAGES["int8"]()), "y": optax.identity()},
+            {"a": "y", "b": "x"},
+        ),
+    )
+    tx = mo.guarded(inner, scope)
+    out, state = steps(tx, [SIGNAL[0], spoiled(SIGNAL[1], "b"), SIGNAL[2]])
+    assert np.all(np.isfinite(out[2]["b"]))
+    good = [0, 2] if scope == "tree" else [0, 1, 2]
+    expected, _ = steps(mo.scale_by_momentum(mo.heavy_ball(0.5)), [SIGNAL[i] for i in good])
+    np.testing.assert_array_equal(out[2]["a"], expected[-1]["a"])
+    before = mo.velocity(state)
+    none, after = tx.update({"a": None, "b": SIGNAL[3]["b"] * jnp.nan}, state)
+    assert none["a"] is None
+    assert_bit_equal(mo.velocity(after), before)
+    masked, _ = steps(optax.masked(tx, {"a": True, "b": True}), SIGNAL[:1])
+    assert_bit_equal(masked[0], out[0])
+
+
+@pytest.mark.parametrize("scope", ["tree", "leaf"])
+def test_guards_vmap_and_scan(scope):
+    tx = mo.guarded(mo.scale_by_momentum(mo.nesterov(0.9)), scope)
+    batch = jnp.stack([SIGNAL[0]["b"], SIGNAL[1]["b"].at[2].set(jnp.nan)])
+    state = jax.vmap(tx.init)(batch)
+
+    def step(state, g):
+        u, state = jax.vmap(tx.update)(g, state)
+        return state, u
+
+    state, out = jax.lax.scan(step, state, jnp.stack([batch, batch]))
+    np.testing.assert_array_equal(jnp.ravel(state.skipped), [0, 2])
+    np.testing.assert_array_equal(out[:, 1], np.zeros((2, 4)))
+    np.testing.assert_allclose(out[0, 0], 1.9 * batch[0], rtol=1e-6)
+
+
+def test_what_cannot_be_guarded_is_refused():
+    with pytest.raises(ValueError, match="scope must be one of 'tree', 'leaf', got 'row'"):
+        mo.guarded(optax.identity(), "row")
+    with pytest.raises(TypeError, match=r"tx must be a transformation with init and update, got 0\.9"):
+        mo.guarded(0.9)
+    flat = mo.guarded(optax.flatten(mo.scale_by_momentum(mo.ema(0.9))), "leaf")
+    with pytest.raises(ValueError, match=r"scope must be 'tree' .* got 'leaf' and state.* of shape \(10,\)"):
+        flat.update(SIGNAL[0], flat.init(LIKE))
+
+
+# Restarts.
+
+KAPPA, SIZE = 1e4, 200
+BEST = (np.sqrt(KAPPA) - 1) / (np.sqrt(KAPPA) + 1)
+
+
+def iterations(tx, rule, with_value=False):
+    """Steps at rate 1/L until f(x) <= 1e-10 f(x_0), x the evaluation point, on a quadratic; and the last state."""
+    curvature = jnp.geomspace(1 / KAPPA, 1.0, SIZE)
+    start = jnp.asarray(np.random.default_rng(0).normal(size=SIZE))
+
+    def f(x):
+        return 0.5 * jnp.sum(curvature * x * x)
+
+    def step(carry, _):
+        y, state = carry
+        value = f(mo.eval_params(rule, state, y, 1.0))
+        u, state = tx.update(curvature * y, state, value=value) if with_value else tx.update(curvature * y, state)
+        return (y - u, state), f(mo.eval_params(rule, state, y - u, 1.0))
+
+    (_, state), losses = jax.jit(lambda: jax.lax.scan(step, (start, tx.init(start)), length=7000))()
+    return int(np.argmax(np.asarray(losses) <= 1e-10 * f(start))) + 1, state
+
+
+def test_restarts_take_the_iterations_of_the_two_sequence_method(x64):
+    # The counts of O'Donoghue and Candes' algorithm 1 as two sequences x, y in a NumPy loop, on the same instance.
+    fista, constant = mo.nesterov(mo.schedules.fista()), mo.nesterov(BEST)
+    assert iterations(mo.scale_by_momentum(constant), constant)[0] == 799
+    assert iterations(mo.scale_by_momentum(fista), fista)[0] == 6414
+    count, state = iterations(mo.adaptive_restart(fista), fista)
+    assert count == 1347
+    assert state.restarts >= 2
+    # The paper's loop, which restarts from x before it takes the next gradient, needs 1351.
+    count, state = iterations(mo.adaptive_restart(fista, "function"), fista, with_value=True)
+    assert count == function_restart()
+    assert abs(count - 1351) < 0.05 * 1351
+    assert state.restarts >= 2
+
+
+def function_restart():
+    """The iterations of FISTA that begins anew from y where the last step of x went uphill, in two sequences."""
+    curvature = np.geomspace(1 / KAPPA, 1.0, SIZE)
+    x = y = np.random.default_rng(0).normal(size=SIZE)
+    t, last, first = 1.0, np.inf, 0.5 * np.sum(curvature * x * x)
+    for count in range(7000):
+        loss = 0.5 * np.sum(curvature * x * x)
+        if loss <= 1e-10 * first:
+            return count
+        if loss > last:
+            x, t = y, 1.0
+        new, t_new = y - curvature * y, (1 + np.sqrt(1 + 4 * t * t)) / 2
+        x, y, t, last = new, new + (t - 1) / t_new * (new - x), t_new, loss
+    return None
+
+
+def two_sequences(mu, signal):
+    """Gradient restart of x' = y - g, y' = x' + mu (x' - x) for given gradients: the moves of y, and the restarts."""
+    y = x = np.zeros_like(signal[0])
+    moves, restarts = [], 0
+    for g in signal:
+        ahead = y - g
+        uphill = np.sum(g * (ahead - x)) > 0
+        new = ahead if uphill else ahead + mu * (ahead - x)
+        moves.append(y - new)
+        y, x, restarts = new, ahead, restarts + uphill
+    return moves, restarts
+
+
+# Gradients that turn round, in the two leaves at different steps.
+TURNING = [
+    {"a": SIGNAL[i]["a"] * 0.3 + 2 * a, "b": SIGNAL[i]["b"] * 0.3 + b}
+    for i, (a, b) in enumerate([(1, 1), (1, 1), (-0.6, 1), (-1, -1.5), (-1, -1), (0.6, -1), (1, -1), (1, 1)])
+]
+
+
+def heavy_ball_restart(mu, signal):
+    """Gradient restart of the heavy ball: x' = x - v', and v' = 0 where g points along the move."""
+    v, moves, restarts = 0.0, [], 0
+    for g in signal:
+        v = mu * v + g
+        moves.append(v)
+        uphill = np.sum(g * -v) > 0
+        v, restarts = v * (not uphill), restarts + uphill
+    return moves, restarts
+
+
+@pytest.mark.parametrize("scope", ["tree", "leaf"])
+@pytest.mark.parametrize(
+    ("rule", "loop"),
+    [
+        (mo.nesterov(0.9), two_sequences),
+        (mo.torch_nesterov(0.9), two_sequences),
+        (mo.heavy_ball(0.9), heavy_ball_restart),
+    ],
+    ids=["nesterov", "torch", "heavy ball"],
+)
+def test_gradient_restart_follows_the_published_form(rule, loop, scope):
+    out, state = steps(mo.adaptive_restart(rule, scope=scope), TURNING)
+    flat = [np.concatenate([np.ravel(np.float64(x)) for x in jax.tree.leaves(g)]) for g in TURNING]
+    parts = [slice(0, 10)] if scope == "tree" else [slice(0, 6), slice(6, 10)]
+    for part, restarts in zip(parts, jax.tree.leaves(state.restarts), strict=True):
+        moves, expected = loop(0.9, [g[part] for g in flat])
+        got = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(u)])[part] for u in out]
+        np.testing.assert_allclose(got, moves, rtol=1e-5, atol=1e-5)
+        assert restarts.item() == expected
+        assert 1 <= expected <= 4
+
+
+@every_storage
+def test_every_storage_restarts_to_its_state_at_init(storage):
+    plain = mo.scale_by_momentum(mo.nesterov(0.9), storage=STORAGES[storage]())
+    tx = mo.adaptive_restart(mo.nesterov(0.9), storage=STORAGES[storage]())
+    step, plain_step = jax.jit(tx.update), jax.jit(plain.update)
+    state = begin = tx.init(LIKE)
+    restarts = 0
+    for g in TURNING:
+        (v,) = mo.velocity(state)
+        u, ordinary = plain_step(g, state.inner)
+        (ahead,) = mo.velocity(ordinary)
+        got, state = step(g, state)
+        slope = sum(np.sum(np.float64(g[k]) * (np.float64(g[k]) + v[k])) for k in LIKE)
+        restarts += slope < 0
+        assert state.restarts == restarts
+        if slope < 0:
+            assert_bit_equal(state.inner, begin.inner)
+            u = jax.tree.map(jnp.subtract, u, ahead)
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), got, u)
+    assert restarts >= 1
+    assert avals(state) == avals(begin)
+
+
+def test_a_scheduled_restart_goes_on_as_a_fresh_run():
+    # Everything that counts: a schedule of the momentum, ages, the learning rate's schedule.
+    inner = optax.chain(
+        mo.scale_by_momentum(mo.nesterov(mo.schedules.fista()), debias=True),
+        mo.scale_by_momentum(mo.nadam_mix(0.9)),
+        optax.scale_by_learning_rate(optax.linear_schedule(1.0, 0.1, 5)),
+    )
+    for at, begins in ((3, [0, 3, 6]), ([2, 7], [0, 2, 7])):
+        out, state = steps(mo.scheduled_restart(inner, at), SIGNAL)
+        parts = [SIGNAL[i:j] for i, j in zip(begins, [*begins[1:], None], strict=True)]
+        fresh = [steps(inner, part) for part in parts]
+        expected = [u for updates, _ in fresh for u in updates]
+        for u, e in zip(out, expected, strict=True):
+            jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-6, atol=1e-7), u, e)
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-6, atol=1e-7), state.inner, fresh[-1][1])
+        assert (state.restarts, state.last) == (2, 8)
+
+
+@pytest.mark.parametrize("storage", ["float32", "int8"])
+def test_a_leaf_without_a_gradient_keeps_its_velocity_through_a_restart(storage):
+    keep = STORAGES[storage]()
+    tests = [
+        (mo.adaptive_restart(mo.heavy_ball(0.9), storage=keep), {}),
+        (mo.adaptive_restart(mo.heavy_ball(0.9), "function", storage=keep), {"value": jnp.float32(2.0)}),
+        (mo.scheduled_restart(mo.scale_by_momentum(mo.heavy_ball(0.9), storage=keep), 1), {}),
+    ]
+    for tx, extra in tests:
+        first = jax.tree.map(lambda x: x / 2, extra)
+        _, state = tx.update(SIGNAL[0], tx.init(LIKE), **first)
+        u, after = tx.update({"a": -0.1 * SIGNAL[0]["a"], "b": None}, state, **extra)
+        assert u["b"] is None
+        assert after.restarts == 1
+        assert_bit_equal(mo.velocity(after)[0]["b"], mo.velocity(state)[0]["b"])
+        assert not np.allclose(mo.velocity(after)[0]["a"], 0.8 * mo.velocity(state)[0]["a"], rtol=0.2)
+        masked, _ = steps(optax.masked(tx, {"a": True, "b": False}), SIGNAL[:1], **first)
+        assert_bit_equal(masked[0]["b"], SIGNAL[0]["b"])
+
+
+def test_complex_leaves_restart_by_the_real_inner_product_and_restarts_vmap():
+    tx = mo.adaptive_restart(mo.heavy_ball(0.5))
+    g = jnp.array([[1 + 1j, 2.0], [1j, 1.0]], jnp.complex64)
+    state = jax.vmap(tx.init)(g)
+    _, state = jax.vmap(tx.update)(g, state)
+    # Against the first row's velocity; across the second's, whose inner product with its turn by 90 degrees is zero.
+    second = jnp.stack([-0.25 * g[0], 0.25j * g[1]])
+    _, state = jax.vmap(tx.update)(second, state)
+    np.testing.assert_array_equal(state.restarts, [1, 0])
+    np.testing.assert_allclose(mo.velocity(state)[0], [[0, 0], (0.5 + 0.25j) * g[1]], rtol=1e-6)
+
+
+def test_what_cannot_restart_is_refused():
+    with pytest.raises(ValueError, match="test must be one of 'gradient', 'function', got 'speed'"):
+        mo.adaptive_restart(mo.heavy_ball(0.9), "speed")
+    with pytest.raises(ValueError, match="scope must be one of 'tree', got 'leaf'"):
+        mo.adaptive_restart(mo.heavy_ball(0.9), "function", "leaf")
+    with pytest.raises(ValueError, match="scope must be one of 'tree', 'leaf', got None"):
+        mo.adaptive_restart(mo.heavy_ball(0.9), scope=None)
+    with pytest.raises(TypeError, match="rule must be a Filter"):
+        mo.adaptive_restart(mo.scale_by_momentum(mo.heavy_ball(0.9)))
+    with pytest.raises(ValueError, match="at must be at least 1, got 0"):
+        mo.scheduled_restart(optax.identity(), 0)
+    with pytest.raises(TypeError, match="tx must be a transformation"):
+        mo.scheduled_restart(mo.heavy_ball(0.9), 3)
+    tx = mo.adaptive_restart(mo.heavy_ball(0.9), "function")
+    with pytest.raises(TypeError, match=r"value must be the loss, .* got None"):
+        tx.update(LIKE, tx.init(LIKE))
+    with pytest.raises(ValueError, match=r"value must be a scalar, got shape \(2,\)"):
+        tx.update(LIKE, tx.init(LIKE), value=jnp.ones(2))
+
+
+# Cautious updates. The formulas are those of the projects' code, in NumPy.
+
+
+def c_optim_lion(u, g):
+    mask = (u * g > 0).astype(np.float64)
+    return u * mask * (mask.size / (mask.sum() + 1))
+
+
+def timm(u, g):
+    mask = (u * g > 0).astype(np.float64)
+    return u * (mask / np.maximum(mask.mean(), 1e-3))
+
+
+def heavyball(u, g):
+    masked = np.signbit(u) ^ np.signbit(g)
+    scale = masked.size / max(masked.size - masked.sum(), 1)
+    return np.where(masked, 0, u) * scale
+
+
+CAUTIOUS = {"count": c_optim_lion, "mean": timm, "sign_bit": heavyball}
+
+
+@pytest.mark.parametrize("scaling", CAUTIOUS)
+def test_cautious_updates_are_those_of_the_published_code(scaling):
+    rule = mo.heavy_ball(0.9)
+    # Leaves of their own scale; zeros of either sign; one leaf with no agreement at all.
+    turned = [
+        {**g, "none": jnp.full(2000, float(s))} for g, s in zip(TURNING, (1, -0.1, 0.1, 1, -0.1, 1, 1, -1), strict=True)
+    ]
+    turned[1]["b"] = turned[1]["b"].at[:2].set(jnp.array([0.0, -0.0]))
+    like = {**LIKE, "none": jnp.zeros(2000)}
+    out, state = steps(mo.cautious(mo.scale_by_momentum(rule), scaling), turned, like)
+    velocity, dropped = jax.tree.map(lambda x: np.zeros(x.shape), like), 0
+    for u, g in zip(out, turned, strict=True):
+        for name in like:
+            velocity[name] = 0.9 * velocity[name] + np.float64(g[name])
+            expected = CAUTIOUS[scaling](velocity[name], np.float64(g[name]))
+            np.testing.assert_allclose(u[name], expected, rtol=1e-5, atol=1e-6)
+            dropped += np.sum(expected == 0)
+    assert dropped > 2000
+    assert_bit_equal(state, steps(mo.scale_by_momentum(rule), turned, like)[1])
+
+
+def fixed(u):
+    """A transformation whose update is `u`."""
+    return optax.stateless(lambda g, p: u)
+
+
+@pytest.mark.parametrize("scaling", CAUTIOUS)
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_cautious_masks_hold_for_tiny_numbers_zeros_and_every_dtype(scaling, dtype):
+    tiny = 1e-4 if dtype == jnp.float16 else 1e-30
+    u = jnp.array([1, -1, 0.0, -0.0, 2, tiny, tiny, -0.0], dtype)
+    g = jnp.array([1, 1, 1.0, 1.0, 0, tiny, -tiny, -1], dtype)
+    got, _ = mo.cautious(fixed(u), scaling).update(g, optax.EmptyState())
+    expected = CAUTIOUS[scaling](np.float64(u), np.float64(g))
+    assert got.dtype == dtype
+    np.testing.assert_allclose(np.float64(got), expected, rtol=2 * float(jnp.finfo(dtype).eps))
+    empty, _ = mo.cautious(optax.identity(), scaling).update(jnp.zeros((0, 3), dtype), optax.EmptyState())
+    assert empty.shape == (0, 3)
+    none, _ = mo.cautious(optax.identity(), scaling).update({"a": g, "b": None}, optax.EmptyState())
+    assert none["b"] is None
+    rows, _ = jax.vmap(lambda u, g: mo.cautious(fixed(u), scaling).update(g, optax.EmptyState()))(
+        jnp.stack([u, g]), jnp.stack([g, g])
+    )
+    np.testing.assert_array_equal(rows[0], got)
+
+
+@pytest.mark.parametrize("agreement", ["product", "sign_bit"])
+def test_cautious_weight_decay_is_that_of_the_published_code(agreement):
+    u = np.array([1.0, 1, -1, -1, 0, 0, -0.0, -0.0, 2])
+    p = np.array([3.0, -3, 3, -3, 3, -3, 3, -3, 0])
+    mask = u * p >= 0 if agreement == "product" else ~(np.signbit(u) ^ np.signbit(p))
+    tx = mo.add_cautious_weight_decay(optax.linear_schedule(0.1, 0.3, 2), agreement)
+    signal = {"a": jnp.asarray(u, jnp.float32), "b": jnp.asarray(u, jnp.bfloat16)}
+    out, state = steps(tx, [signal] * 3, {"a": jnp.asarray(p, jnp.float32), "b": jnp.asarray(p, jnp.float32)})
+    for got, rate in zip(out, (0.1, 0.2, 0.3), strict=True):
+        np.testing.assert_allclose(got["a"], u + rate * mask * p, rtol=1e-6)
+        np.testing.assert_allclose(np.float64(got["b"]), u + rate * mask * p, rtol=2**-8)
+        assert got["b"].dtype == jnp.bfloat16
+    assert state.step == 3
+    constant = mo.add_cautious_weight_decay(0.1, agreement)
+    assert jax.tree.leaves(constant.init(signal)) == []
+    none, _ = constant.update({"a": None, "b": optax.MaskedNode()}, constant.init(signal), signal)
+    assert none == {"a": None, "b": optax.MaskedNode()}
+
+
+def test_what_cannot_be_cautious_is_refused():
+    with pytest.raises(ValueError, match="scaling must be one of 'count', 'mean', 'sign_bit', got 'sum'"):
+        mo.cautious(optax.identity(), "sum")
+    with pytest.raises(TypeError, match="tx must be a transformation"):
+        mo.cautious(mo.heavy_ball(0.9), "count")
+    with pytest.raises(TypeError, match=r"params\['z'\] must be real, got complex64"):
+        mo.cautious(optax.identity(), "count").update({"z": jnp.ones(2, jnp.complex64)}, optax.EmptyState())
+    with pytest.raises(ValueError, match="agreement must be one of 'product', 'sign_bit', got 'mean'"):
+        mo.add_cautious_weight_decay(0.1, "mean")
+    with pytest.raises(ValueError, match="weight_decay must be in"):
+        mo.add_cautious_weight_decay(-0.1, "product")
+    tx = mo.add_cautious_weight_decay(0.1, "product")
+    with pytest.raises(ValueError, match="params must be given"):
+        tx.update(LIKE, tx.init(LIKE))
+    with pytest.raises(TypeError, match=r"params\['z'\] must be real"):
+        tx.update({"z": jnp.ones(2, jnp.complex64)}, tx.init(LIKE), {"z": jnp.ones(2, jnp.complex64)})
