@@ -210,6 +210,16 @@ def test_zero1_adds_to_how_parameters_are_split():
     assert_close(params, alone("float32")[0])
 
 
+def test_zero1_cuts_along_the_first_axis_that_its_devices_divide():
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    params = {"w": jnp.ones((12, 8)), "b": jnp.ones((6,))}
+    tx = zero1(optax.trace(0.9), mesh, "data", {"w": P("model"), "b": P()})
+    trace = jax.jit(tx.init)(params).trace
+    # Twelve rows go into two, not into eight.
+    assert trace["w"].sharding.spec == P("model", "data")
+    assert trace["b"].sharding.is_fully_replicated
+
+
 def test_a_state_in_the_hosts_memory_and_back():
     tx = OPTIMIZERS["int8"]()
     _, shardings = placed("data")

@@ -212,6 +212,13 @@ def test_velocities_of_different_sizes_share_a_scale_times_their_gains():
     assert slow[200:].mean() < 0.6
 
 
+def test_the_tail_ends_where_its_text_says():
+    kept = decoded(write(jnp.full((1, 512), -1e12), jnp.uint32(1), 1.0))
+    np.testing.assert_allclose(kept, -TAIL[11], rtol=1e-6)
+    assert f"{TAIL[11]:.1e}" == "2.9e+07"
+    assert "2.9e7 times its row's scale is cut" in TEXT
+
+
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
 def test_a_non_finite_gradient_restarts_its_element_and_touches_no_other(bad):
     signal = normal(30, *SHAPE, seed=4)

@@ -135,6 +135,18 @@ def test_rows_that_wake_up_keep_relative_accuracy():
     assert np.all(np.sqrt(((np.sqrt(last) - 1) ** 2).mean(1)) < 0.18), "each row, down to 1e-14 in the gradient"
 
 
+def test_a_row_of_zeros_holds_what_a_leaf_of_large_values_wakes_it_with():
+    before = SQUARES.init(jnp.zeros(SHAPE), 1)
+    for t in range(2):
+        before = SQUARES.encode(
+            (jnp.full(SHAPE, 1e20).at[1].set(0.0),), before, mo.storage.Write(jnp.uint32(t), (1.0,))
+        )
+    awake = SQUARES.encode((jnp.full(SHAPE, 4e20),), before, mo.storage.Write(jnp.uint32(2), (1.0,)))
+    ratio = decoded(awake)[1] / 4e20
+    assert "up to 2^12 times the largest one of its leaf" in TEXT
+    assert np.all((ratio > 1 / 4.01) & (ratio < 4.01))
+
+
 def test_small_values_of_a_row_become_the_smallest_that_it_has():
     values = jnp.ones((1, 512)).at[0, :100].set(1e-30)
     kept = decoded(write(values, jnp.uint32(3), 1.0))
