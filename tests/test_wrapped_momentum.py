@@ -457,3 +457,169 @@ def test_what_cannot_be_cautious_is_refused():
         tx.update(LIKE, tx.init(LIKE))
     with pytest.raises(TypeError, match=r"params\['z'\] must be real"):
         tx.update({"z": jnp.ones(2, jnp.complex64)}, tx.init(LIKE), {"z": jnp.ones(2, jnp.complex64)})
+
+
+# Directions and the optimizers made of them.
+
+
+@pytest.mark.parametrize("scope", ["tree", "leaf"])
+@pytest.mark.parametrize(
+    ("tx", "form"),
+    [
+        (mo.scale_to_unit_norm, lambda u, n: u / n),
+        (lambda scope: mo.saturate(0.3, scope), lambda u, n: u / np.sqrt(1 + 0.3 * n * n)),
+    ],
+    ids=["unit", "saturated"],
+)
+def test_directions_by_norm_are_their_formulas_at_any_scale(tx, form, scope):
+    for size in (1.0, 1e-30, 1e30):
+        u = {"a": SIGNAL[0]["a"] * size, "b": SIGNAL[0]["b"] * size, "c": None, "d": jnp.zeros((0, 2))}
+        got, _ = jax.jit(tx(scope).update)(u, optax.EmptyState())
+        exact = {name: np.float64(u[name]) for name in ("a", "b")}
+        norms = {name: np.sqrt(np.sum(x * x)) for name, x in exact.items()}
+        for name, x in exact.items():
+            norm = norms[name] if scope == "leaf" else np.hypot(*norms.values())
+            np.testing.assert_allclose(np.float64(got[name]), form(x, norm), rtol=1e-6, atol=0)
+        assert got["c"] is None
+    zero, _ = tx(scope).update({"a": jnp.zeros(3, jnp.bfloat16), "b": jnp.zeros(2, jnp.complex64)}, optax.EmptyState())
+    assert_bit_equal(zero, {"a": jnp.zeros(3, jnp.bfloat16), "b": jnp.zeros(2, jnp.complex64)})
+    mixed, _ = tx(scope).update({"a": jnp.ones(1), "b": jnp.array([2j], jnp.complex64)}, optax.EmptyState())
+    np.testing.assert_allclose(mixed["b"], [1j * form(2.0, 2.0 if scope == "leaf" else 5**0.5)], rtol=1e-6)
+    half = jnp.array([3e4, 4e4], jnp.float16)
+    got, _ = tx(scope).update(half, optax.EmptyState())
+    assert got.dtype == jnp.float16
+    np.testing.assert_allclose(np.float64(got), form(np.array([3e4, 4e4]), 5e4), rtol=2e-3)
+
+
+MATRICES = {"tall": jnp.zeros((16, 5)), "wide": jnp.zeros((6, 12))}
+HUNDRED = [gradients(MATRICES, seed) for seed in range(100)]
+
+
+def final(tx, params=None):
+    """The parameters after a hundred steps, from ones."""
+    params = jax.tree.map(jnp.ones_like, MATRICES) if params is None else params
+
+    def step(carry, g):
+        params, state = carry
+        u, state = tx.update(g, state, params)
+        return (optax.apply_updates(params, u), state), None
+
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *HUNDRED)
+    return jax.jit(lambda: jax.lax.scan(step, (params, tx.init(params)), stacked)[0][0])()
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (mo.lion(0.01, 0.8, 0.95, weight_decay=0.1), optax.lion(0.01, 0.8, 0.95, weight_decay=0.1)),
+        (mo.lion(0.01), optax.lion(0.01)),
+        (mo.signum(0.01, 0.8), optax.signum(0.01, 0.8)),
+        (mo.signum(optax.linear_schedule(0.1, 0.0, 50)), optax.signum(optax.linear_schedule(0.1, 0.0, 50))),
+    ],
+    ids=["lion", "lion's defaults", "signum", "signum's defaults"],
+)
+def test_sign_methods_are_optax_s_over_a_hundred_steps(ours, theirs):
+    # Signs are the same or not: a single one that differed would be 0.02 here. Then at most 4 ulps of the sums.
+    got, expected = final(ours), final(theirs)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=4 * 2**-23), got, expected)
+
+
+def test_muon_with_optax_s_debiasing_is_optax_s_over_a_hundred_steps():
+    ours = final(mo.muon(0.02, mo.nadam_mix(0.9, psi=1e6), weight_decay=0.1))
+    theirs = final(optax.contrib.muon(0.02, beta=0.9, weight_decay=0.1))
+    # Parameters are about 1, so that this is 8 ulps.
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=8 * 2**-23), ours, theirs)
+
+
+def newton_schulz(G):
+    """The reference code's iteration, for (outputs, inputs), in float64."""
+    X = G / (np.linalg.norm(G) + 1e-7)
+    X = X.T if G.shape[0] > G.shape[1] else X
+    for _ in range(5):
+        A = X @ X.T
+        X = 3.4445 * X + (-4.7750 * A + 2.0315 * A @ A) @ X
+    return X.T if G.shape[0] > G.shape[1] else X
+
+
+def test_muon_is_the_reference_code_s_on_transposed_weights():
+    params = final(mo.muon(0.02))
+    for name in MATRICES:
+        weight, buffer = np.ones(MATRICES[name].shape[::-1]), 0.0
+        for g in HUNDRED:
+            G = np.float64(g[name]).T
+            buffer = 0.95 * buffer + 0.05 * G
+            update = newton_schulz(0.05 * G + 0.95 * buffer)
+            weight -= 0.02 * max(1, weight.shape[0] / weight.shape[1]) ** 0.5 * update
+        np.testing.assert_allclose(params[name], weight.T, rtol=0, atol=5e-6)
+
+
+def test_normalised_scheduled_restart_and_relativistic_runs_follow_their_papers():
+    start = {name: np.ones(x.shape) for name, x in MATRICES.items()}
+    normalised, saturated = (jax.tree.map(np.copy, start) for _ in range(2))
+    ahead = x = jax.tree.map(np.copy, start)
+    m = w = jax.tree.map(np.zeros_like, start)
+    k = 1
+    for g in [jax.tree.map(np.float64, gradient) for gradient in HUNDRED]:
+        m = {n: 0.9 * m[n] + 0.1 * g[n] for n in m}
+        length = np.sqrt(sum(np.sum(a * a) for a in m.values()))
+        normalised = {n: p - 0.1 * m[n] / length for n, p in normalised.items()}
+        # The momentum (k - 1) / (k + 2), k from 1, and 1 again after R = 7 steps.
+        new = {n: ahead[n] - 0.1 * g[n] for n in x}
+        ahead = {n: new[n] + (k - 1) / (k + 2) * (new[n] - x[n]) for n in x}
+        x, k = new, 1 if k >= 7 else k + 1
+        w = {n: 0.8 * w[n] - 0.05 * g[n] for n in w}
+        speed = np.sqrt(1 + 2.0 * sum(np.sum(a * a) for a in w.values()))
+        saturated = {n: p + w[n] / speed for n, p in saturated.items()}
+    for tx, expected in (
+        (mo.normalized_sgd(0.1), normalised),
+        (mo.srsgd(0.1, 7), ahead),
+        (mo.relativistic(0.05, 0.8, 2.0), saturated),
+    ):
+        got = final(tx)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, expected)
+
+
+OPTIMIZERS = {
+    "lion": mo.lion,
+    "muon": mo.muon,
+    "normalized_sgd": mo.normalized_sgd,
+    "relativistic": mo.relativistic,
+    "signum": mo.signum,
+    "srsgd": lambda rate, **options: mo.srsgd(rate, 5, **options),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_finished_optimizers_keep_types_and_take_every_storage_and_a_missing_gradient(name):
+    params = {"x": jnp.ones((4, 8), jnp.bfloat16), "y": jnp.ones((3, 2))}
+    tx = OPTIMIZERS[name](optax.constant_schedule(0.1), storage=STORAGES["int8"]())
+    state, step = tx.init(params), jax.jit(tx.update)
+    for _ in range(2):
+        u, after = step(gradients(params), state, params)
+        assert avals(after) == avals(state)
+        state = after
+    assert step._cache_size() == 1
+    assert (u["x"].dtype, u["y"].dtype) == (jnp.bfloat16, jnp.float32)
+    assert len(mo.velocity(state)) == 1
+    none, after = jax.jit(tx.update)({**gradients(params), "x": None}, state, {**params, "x": None})
+    assert none["x"] is None
+    assert_bit_equal(mo.velocity(after)[0]["x"], mo.velocity(state)[0]["x"])
+    with pytest.raises(ValueError, match="learning_rate must be in"):
+        OPTIMIZERS[name](-1.0)
+
+
+def test_what_is_no_direction_is_refused():
+    with pytest.raises(ValueError, match="scope must be one of 'tree', 'leaf', got 'row'"):
+        mo.scale_to_unit_norm("row")
+    with pytest.raises(ValueError, match=r"delta must be in \[0, inf\), got -1"):
+        mo.saturate(-1)
+    with pytest.raises(TypeError, match="delta must be a number or a scalar array, got the schedule"):
+        mo.saturate(optax.constant_schedule(1.0))
+    with pytest.raises(TypeError, match=r"steps must be a whole number, got 2\.5"):
+        mo.orthogonalize(2.5)
+    with pytest.raises(ValueError, match=r"params\['b'\] must be a matrix, got shape \(4,\)"):
+        mo.orthogonalize().update(SIGNAL[0], optax.EmptyState())
+    with pytest.raises(ValueError, match="weight_decay must be in"):
+        mo.lion(0.1, weight_decay=-1.0)
+    with pytest.raises(ValueError, match="at must be at least 1, got 0"):
+        mo.srsgd(0.1, 0)
