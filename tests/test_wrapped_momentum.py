@@ -30,12 +30,18 @@ def spoiled(gradient, name, value=jnp.nan):
     return {**gradient, name: gradient[name].at[(0,) * gradient[name].ndim].set(value)}
 
 
+# Read in one compiled piece: operation by operation, compressed velocities take seconds.
+velocity = jax.jit(mo.velocity)
+
+
 # Guarded steps.
 
 
 # Schedules of the step and of ages, several velocities, a window; then the other storages.
-ROWS = [(rule, "float32") for rule in ("adan_mix", "aggregated", "chebyshev", "grokfast_average", "nadam_mix")] + [
-    ("aggregated", storage) for storage in STORAGES if storage != "float32"
+ROWS = [(rule, "float32") for rule in ("adan_mix", "chebyshev", "grokfast_average", "nadam_mix")] + [
+    ("aggregated", "bfloat16"),
+    ("nesterov", "int8"),
+    ("nesterov", "int4"),
 ]
 
 
@@ -58,15 +64,15 @@ def test_a_guarded_run_is_the_run_without_the_bad_steps(rule, storage):
     assert avals(state) == avals(tx.init(LIKE))
 
 
-@every_storage
-@pytest.mark.parametrize(("rule", "debias"), [("ema", True)])
-def test_guarded_by_leaf_is_a_gradient_of_none_for_the_bad_leaves(rule, debias, storage):
-    tx = runner(rule, storage, debias)
+@pytest.mark.parametrize("storage", ["float32", "int8"])
+def test_guarded_by_leaf_is_a_gradient_of_none_for_the_bad_leaves(storage):
+    tx = runner("ema", storage, debias=True)
     bad = {1: jnp.inf, 3: jnp.nan}
     out, state = steps(
         mo.guarded(tx, "leaf"), [spoiled(SIGNAL[i], "b", bad[i]) if i in bad else SIGNAL[i] for i in range(4)]
     )
-    whole, part, plain = jax.jit(tx.update), jax.jit(tx.update), tx.init(LIKE)
+    whole = part = jax.jit(tx.update)
+    plain = tx.init(LIKE)
     for i, u in enumerate(out):
         expected, plain = part({**SIGNAL[i], "b": None}, plain) if i in bad else whole(SIGNAL[i], plain)
         expected["b"] = np.zeros(4) if i in bad else expected["b"]
@@ -100,7 +106,7 @@ def test_float16_gradients_that_overflowed_are_skipped_and_reported():
     # 8 * 2^15, 2^14 and 2^13 overflow float16, whose largest is 65504; 8 * 2^12 does not.
     assert scales == [2.0**14, 2.0**13, 2.0**12, 2.0**12]
     np.testing.assert_array_equal(u, [8, 8, 8])
-    np.testing.assert_array_equal(mo.velocity(state)[0], [8, 8, 8])
+    np.testing.assert_array_equal(velocity(state)[0], [8, 8, 8])
     assert state.skipped == 3
 
 
@@ -109,7 +115,7 @@ def test_guards_see_through_masks_partitions_and_missing_gradients(scope):
     inner = optax.chain(
         optax.masked(mo.scale_by_momentum(mo.heavy_ball(0.5)), {"a": True, "b": False}),
         optax.partition(
-            {"x": mo.scale_by_momentum(mo.ema(0.5), storage=STORAGES["int8"]()), "y": optax.identity()},
+            {"x": mo.scale_by_momentum(mo.ema(0.5), storage="bfloat16"), "y": optax.identity()},
             {"a": "y", "b": "x"},
         ),
     )
@@ -119,10 +125,10 @@ def test_guards_see_through_masks_partitions_and_missing_gradients(scope):
     good = [0, 2] if scope == "tree" else [0, 1, 2]
     expected, _ = steps(mo.scale_by_momentum(mo.heavy_ball(0.5)), [SIGNAL[i] for i in good])
     np.testing.assert_array_equal(out[2]["a"], expected[-1]["a"])
-    before = mo.velocity(state)
-    none, after = tx.update({"a": None, "b": SIGNAL[3]["b"] * jnp.nan}, state)
+    before = velocity(state)
+    none, after = jax.jit(tx.update)({"a": None, "b": SIGNAL[3]["b"] * jnp.nan}, state)
     assert none["a"] is None
-    assert_bit_equal(mo.velocity(after), before)
+    assert_bit_equal(velocity(after), before)
     masked, _ = steps(optax.masked(tx, {"a": True, "b": True}), SIGNAL[:1])
     assert_bit_equal(masked[0], out[0])
 
@@ -269,9 +275,9 @@ def test_every_storage_restarts_to_its_state_at_init(storage):
     state = begin = tx.init(LIKE)
     restarts = 0
     for g in TURNING:
-        (v,) = mo.velocity(state)
+        (v,) = velocity(state)
         u, ordinary = plain_step(g, state.inner)
-        (ahead,) = mo.velocity(ordinary)
+        (ahead,) = velocity(ordinary)
         got, state = step(g, state)
         slope = sum(np.sum(np.float64(g[k]) * (np.float64(g[k]) + v[k])) for k in LIKE)
         restarts += slope < 0
@@ -310,16 +316,18 @@ def test_a_leaf_without_a_gradient_keeps_its_velocity_through_a_restart(storage)
         (mo.adaptive_restart(mo.heavy_ball(0.9), "function", storage=keep), {"value": jnp.float32(2.0)}),
         (mo.scheduled_restart(mo.scale_by_momentum(mo.heavy_ball(0.9), storage=keep), 1), {}),
     ]
-    for tx, extra in tests:
+    # The three hold a leaf in the same way; one of them shows it for all parts of a compressed leaf.
+    for tx, extra in tests if storage == "float32" else tests[2:]:
         first = jax.tree.map(lambda x: x / 2, extra)
-        _, state = tx.update(SIGNAL[0], tx.init(LIKE), **first)
-        u, after = tx.update({"a": -0.1 * SIGNAL[0]["a"], "b": None}, state, **extra)
+        _, state = jax.jit(tx.update)(SIGNAL[0], tx.init(LIKE), **first)
+        u, after = jax.jit(tx.update)({"a": -0.1 * SIGNAL[0]["a"], "b": None}, state, **extra)
         assert u["b"] is None
         assert after.restarts == 1
-        assert_bit_equal(mo.velocity(after)[0]["b"], mo.velocity(state)[0]["b"])
-        assert not np.allclose(mo.velocity(after)[0]["a"], 0.8 * mo.velocity(state)[0]["a"], rtol=0.2)
-        masked, _ = steps(optax.masked(tx, {"a": True, "b": False}), SIGNAL[:1], **first)
-        assert_bit_equal(masked[0]["b"], SIGNAL[0]["b"])
+        assert_bit_equal(velocity(after)[0]["b"], velocity(state)[0]["b"])
+        assert not np.allclose(velocity(after)[0]["a"], 0.8 * velocity(state)[0]["a"], rtol=0.2)
+        if storage == "float32":
+            masked, _ = steps(optax.masked(tx, {"a": True, "b": False}), SIGNAL[:1], **first)
+            assert_bit_equal(masked[0]["b"], SIGNAL[0]["b"])
 
 
 def test_complex_leaves_restart_by_the_real_inner_product_and_restarts_vmap():
@@ -331,7 +339,7 @@ def test_complex_leaves_restart_by_the_real_inner_product_and_restarts_vmap():
     second = jnp.stack([-0.25 * g[0], 0.25j * g[1]])
     _, state = jax.vmap(tx.update)(second, state)
     np.testing.assert_array_equal(state.restarts, [1, 0])
-    np.testing.assert_allclose(mo.velocity(state)[0], [[0, 0], (0.5 + 0.25j) * g[1]], rtol=1e-6)
+    np.testing.assert_allclose(velocity(state)[0], [[0, 0], (0.5 + 0.25j) * g[1]], rtol=1e-6)
 
 
 def test_what_cannot_restart_is_refused():
@@ -386,11 +394,11 @@ def test_cautious_updates_are_those_of_the_published_code(scaling):
     turned[1]["b"] = turned[1]["b"].at[:2].set(jnp.array([0.0, -0.0]))
     like = {**LIKE, "none": jnp.zeros(2000)}
     out, state = steps(mo.cautious(mo.scale_by_momentum(rule), scaling), turned, like)
-    velocity, dropped = jax.tree.map(lambda x: np.zeros(x.shape), like), 0
+    buffer, dropped = jax.tree.map(lambda x: np.zeros(x.shape), like), 0
     for u, g in zip(out, turned, strict=True):
         for name in like:
-            velocity[name] = 0.9 * velocity[name] + np.float64(g[name])
-            expected = CAUTIOUS[scaling](velocity[name], np.float64(g[name]))
+            buffer[name] = 0.9 * buffer[name] + np.float64(g[name])
+            expected = CAUTIOUS[scaling](buffer[name], np.float64(g[name]))
             np.testing.assert_allclose(u[name], expected, rtol=1e-5, atol=1e-6)
             dropped += np.sum(expected == 0)
     assert dropped > 2000
@@ -472,9 +480,10 @@ def test_what_cannot_be_cautious_is_refused():
     ids=["unit", "saturated"],
 )
 def test_directions_by_norm_are_their_formulas_at_any_scale(tx, form, scope):
+    update = jax.jit(tx(scope).update)
     for size in (1.0, 1e-30, 1e30):
         u = {"a": SIGNAL[0]["a"] * size, "b": SIGNAL[0]["b"] * size, "c": None, "d": jnp.zeros((0, 2))}
-        got, _ = jax.jit(tx(scope).update)(u, optax.EmptyState())
+        got, _ = update(u, optax.EmptyState())
         exact = {name: np.float64(u[name]) for name in ("a", "b")}
         norms = {name: np.sqrt(np.sum(x * x)) for name, x in exact.items()}
         for name, x in exact.items():
@@ -590,9 +599,10 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_finished_optimizers_keep_types_and_take_every_storage_and_a_missing_gradient(name):
+def test_finished_optimizers_keep_types_and_take_a_storage_and_a_missing_gradient(name):
     params = {"x": jnp.ones((4, 8), jnp.bfloat16), "y": jnp.ones((3, 2))}
-    tx = OPTIMIZERS[name](optax.constant_schedule(0.1), storage=STORAGES["int8"]())
+    storage = "int8" if name == "lion" else "bfloat16"
+    tx = OPTIMIZERS[name](optax.constant_schedule(0.1), storage=STORAGES[storage]())
     state, step = tx.init(params), jax.jit(tx.update)
     for _ in range(2):
         u, after = step(gradients(params), state, params)
@@ -600,10 +610,10 @@ def test_finished_optimizers_keep_types_and_take_every_storage_and_a_missing_gra
         state = after
     assert step._cache_size() == 1
     assert (u["x"].dtype, u["y"].dtype) == (jnp.bfloat16, jnp.float32)
-    assert len(mo.velocity(state)) == 1
+    assert len(velocity(state)) == 1
     none, after = jax.jit(tx.update)({**gradients(params), "x": None}, state, {**params, "x": None})
     assert none["x"] is None
-    assert_bit_equal(mo.velocity(after)[0]["x"], mo.velocity(state)[0]["x"])
+    assert_bit_equal(velocity(after)[0]["x"], velocity(state)[0]["x"])
     with pytest.raises(ValueError, match="learning_rate must be in"):
         OPTIMIZERS[name](-1.0)
 
