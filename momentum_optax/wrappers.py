@@ -88,8 +88,7 @@ def guarded(tx: optax.GradientTransformation, scope: str = "tree") -> optax.Grad
         kept = leaves.select(each, shared, inner, state.inner)
         pairs = zip(each, leaves.of(out), strict=True)
         out = leaves.treedef.unflatten([u if _absent(u) else _where(ok, u, jnp.zeros_like(u)) for ok, u in pairs])
-        finite = whole if scope == "tree" else leaves.treedef.unflatten(each)
-        finite = jax.tree.map(lambda old, ok: jnp.broadcast_to(ok, old.shape), state.finite, finite)
+        finite = whole if scope == "tree" else leaves.spread(each, state.finite)
         skipped = jax.tree.map(lambda n, ok: _counted(n, ~ok), state.skipped, finite)
         return out, GuardedState(kept, skipped, finite)
 
@@ -134,7 +133,8 @@ def adaptive_restart(
       test: `"gradient"` or `"function"`.
       scope: `"tree"`: one test for all parameters. `"leaf"`, for the gradient test: each leaf has its own and restarts
         alone; the step that schedules read is shared and goes on.
-      storage: How velocities are kept, see `scale_by_momentum`.
+      storage: How velocities are kept, see `scale_by_momentum`. One in few bits learns its scale anew after a restart,
+        as at the start.
 
     Returns:
       A transformation whose state is a `RestartState`. A leaf whose gradient is None takes no part and keeps its
@@ -249,7 +249,7 @@ def _gradient_restart(
         inner = leaves.select(uphill, shared, tx.init(leaves.standing()), inner)
         pairs = zip(leaves.of(out), landed, uphill, strict=True)
         out = leaves.treedef.unflatten([u if d is None else _where(up, d, u) for u, d, up in pairs])
-        fired = shared if scope == "tree" else leaves.treedef.unflatten(uphill)
+        fired = shared if scope == "tree" else leaves.spread(uphill, state.restarts)
         return out, RestartState(inner, jax.tree.map(_counted, state.restarts, fired), None)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -546,6 +546,11 @@ class _Leaves:
     def standing(self) -> Any:
         """The gradients with a scalar for each None: what a state of full structure can be made of."""
         return self.treedef.unflatten([jnp.zeros([]) if g is None else g for g in self.values])
+
+    def spread(self, each: list[Any], like: Any) -> Any:
+        """The entries of `each` in the shapes of the tree `like`; what is absent there stays."""
+        pairs = zip(each, self.of(like), strict=True)
+        return self.treedef.unflatten([x if _absent(x) else jnp.broadcast_to(e, x.shape) for e, x in pairs])
 
     def select(self, each: list[Any], shared: Any, new: Any, old: Any) -> Any:
         """The state `new` where the condition of a leaf holds, else `old`, with all that belongs to the leaf.
