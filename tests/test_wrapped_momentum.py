@@ -38,10 +38,9 @@ velocity = jax.jit(mo.velocity)
 
 
 # Schedules of the step and of ages, several velocities, a window; then the other storages.
-ROWS = [(rule, "float32") for rule in ("adan_mix", "chebyshev", "grokfast_average", "nadam_mix")] + [
+ROWS = [(rule, "float32") for rule in ("adan_mix", "chebyshev")] + [
     ("aggregated", "bfloat16"),
     ("nesterov", "int8"),
-    ("nesterov", "int4"),
 ]
 
 
@@ -357,14 +356,14 @@ def test_the_point_before_a_step_has_the_look_ahead_of_the_step_before():
 
 def test_complex_leaves_restart_by_the_real_inner_product_and_restarts_vmap():
     tx = mo.adaptive_restart(mo.heavy_ball(0.5))
-    g = jnp.array([[1 + 1j, 2.0], [1j, 1.0]], jnp.complex64)
+    g = jnp.array([[1 + 1j, 2.0], [1j, 2j]], jnp.complex64)
     state = jax.vmap(tx.init)(g)
     _, state = jax.vmap(tx.update)(g, state)
-    # Against the first row's velocity; across the second's, whose inner product with its turn by 90 degrees is zero.
-    second = jnp.stack([-0.25 * g[0], 0.25j * g[1]])
+    # Against the first row's velocity, along the second's: without the conjugate it would be the other way.
+    second = jnp.stack([-0.25 * g[0], 0.25 * g[1]])
     _, state = jax.vmap(tx.update)(second, state)
     np.testing.assert_array_equal(state.restarts, [1, 0])
-    np.testing.assert_allclose(velocity(state)[0], [[0, 0], (0.5 + 0.25j) * g[1]], rtol=1e-6)
+    np.testing.assert_allclose(velocity(state)[0], [[0, 0], 0.75 * g[1]], rtol=1e-6)
 
 
 def test_what_cannot_restart_is_refused():
@@ -412,11 +411,14 @@ CAUTIOUS = {"count": c_optim_lion, "mean": timm, "sign_bit": heavyball}
 @pytest.mark.parametrize("scaling", CAUTIOUS)
 def test_cautious_updates_are_those_of_the_published_code(scaling):
     rule = mo.heavy_ball(0.9)
-    # Leaves of their own scale; zeros of either sign; one leaf with no agreement at all.
+    # Leaves of their own scale; zeros of either sign; one leaf with little or no agreement.
     turned = [
         {**g, "none": jnp.full(2000, float(s))} for g, s in zip(TURNING, (1, -0.1, 0.1, 1, -0.1, 1, 1, -1), strict=True)
     ]
     turned[1]["b"] = turned[1]["b"].at[:2].set(jnp.array([0.0, -0.0]))
+    # Shares below and above the least of one in a thousand.
+    turned[1]["none"] = turned[1]["none"].at[0].set(0.1)
+    turned[4]["none"] = turned[4]["none"].at[:5].set(0.1)
     like = {**LIKE, "none": jnp.zeros(2000)}
     out, state = steps(mo.cautious(mo.scale_by_momentum(rule), scaling), turned, like)
     buffer, dropped = jax.tree.map(lambda x: np.zeros(x.shape), like), 0
@@ -626,8 +628,7 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_finished_optimizers_keep_types_and_take_a_storage_and_a_missing_gradient(name):
     params = {"x": jnp.ones((4, 8), jnp.bfloat16), "y": jnp.ones((3, 2))}
-    storage = "int8" if name == "lion" else "bfloat16"
-    tx = OPTIMIZERS[name](optax.constant_schedule(0.1), storage=STORAGES[storage]())
+    tx = OPTIMIZERS[name](optax.constant_schedule(0.1), storage=STORAGES["bfloat16"]())
     state, step = tx.init(params), jax.jit(tx.update)
     for _ in range(2):
         u, after = step(gradients(params), state, params)
@@ -636,7 +637,7 @@ def test_finished_optimizers_keep_types_and_take_a_storage_and_a_missing_gradien
     assert step._cache_size() == 1
     assert (u["x"].dtype, u["y"].dtype) == (jnp.bfloat16, jnp.float32)
     assert len(velocity(state)) == 1
-    none, after = jax.jit(tx.update)({**gradients(params), "x": None}, state, {**params, "x": None})
+    none, after = tx.update({**gradients(params), "x": None}, state, {**params, "x": None})
     assert none["x"] is None
     assert_bit_equal(velocity(after)[0]["x"], velocity(state)[0]["x"])
     with pytest.raises(ValueError, match="learning_rate must be in"):
