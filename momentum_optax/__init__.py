@@ -14,7 +14,13 @@ from .convert import convert as convert
 from .filters import Filter as Filter
 from .filters import NormalForm as NormalForm
 from .filters import equivalent as equivalent
+from .optimizers import lion as lion
+from .optimizers import muon as muon
+from .optimizers import normalized_sgd as normalized_sgd
+from .optimizers import relativistic as relativistic
 from .optimizers import sgd as sgd
+from .optimizers import signum as signum
+from .optimizers import srsgd as srsgd
 from .rules import accelerated as accelerated
 from .rules import adan_mix as adan_mix
 from .rules import aggregated as aggregated
@@ -54,6 +60,9 @@ from .wrappers import adaptive_restart as adaptive_restart
 from .wrappers import add_cautious_weight_decay as add_cautious_weight_decay
 from .wrappers import cautious as cautious
 from .wrappers import guarded as guarded
+from .wrappers import orthogonalize as orthogonalize
+from .wrappers import saturate as saturate
+from .wrappers import scale_to_unit_norm as scale_to_unit_norm
 from .wrappers import scheduled_restart as scheduled_restart
 
 __version__ = "0.1.0"

@@ -1,5 +1,6 @@
 """Finished optimizers: each body is one visible `optax.chain`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,9 +10,11 @@ import optax
 from . import checks
 from .coefficients import Scalar, is_zero
 from .filters import Filter
-from .rules import heavy_ball, torch_nesterov
+from .rules import ema, heavy_ball, lion_mix, muon_mix, nesterov, torch_nesterov
+from .schedules import nesterov_convex, restarted
 from .storage import Storage, resolve
 from .transform import scale_by_momentum
+from .wrappers import orthogonalize, saturate, scale_to_unit_norm
 
 
 def sgd(
@@ -66,6 +69,229 @@ def sgd(
             optax.scale_by_learning_rate(learning_rate),
         )
     )
+
+
+def lion(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.99,
+    *,
+    weight_decay: Scalar = 1e-3,
+    storage: str | Storage = "float32",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Lion: the sign of a mix of momentum and gradient, with decoupled weight decay; `optax.lion`.
+
+    $$ u = \mathrm{sign}(\beta_1 v + (1 - \beta_1) g), \quad v' = \beta_2 v + (1 - \beta_2) g, \quad
+       \theta' = \theta - \eta (u + \lambda\theta) $$
+
+    Args:
+      learning_rate: eta.
+      b1: beta_1 in [0, 1), the mix.
+      b2: beta_2 in [0, 1), the memory.
+      weight_decay: lambda in [0, inf), Optax's default; `update` then needs `params`.
+      storage: How the velocity is kept, see `scale_by_momentum`.
+
+    Raises:
+      ValueError: If a number is out of range.
+      TypeError: If an argument is of the wrong type.
+
+    Reference:
+      Chen et al., "Symbolic discovery of optimization algorithms", NeurIPS 2023, arXiv:2302.06675.
+    """
+    checks.within("learning_rate", learning_rate, "[0, inf)")
+    checks.within("weight_decay", weight_decay, "[0, inf)")
+    return _in_gradient_dtype(
+        optax.chain(
+            scale_by_momentum(lion_mix(b1, b2), storage=storage),
+            optax.scale_by_sign(),
+            optax.identity() if is_zero(weight_decay) else optax.add_decayed_weights(weight_decay),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+    )
+
+
+def signum(
+    learning_rate: optax.ScalarOrSchedule, decay: Scalar = 0.9, *, storage: str | Storage = "float32"
+) -> optax.GradientTransformationExtraArgs:
+    r"""Signum: the sign of the average gradient; `optax.signum`.
+
+    $$ v' = \beta v + (1 - \beta) g, \qquad \theta' = \theta - \eta\,\mathrm{sign}(v') $$
+
+    Args:
+      learning_rate: eta.
+      decay: beta in [0, 1).
+      storage: How the velocity is kept, see `scale_by_momentum`.
+
+    Raises:
+      ValueError: If a number is out of range.
+      TypeError: If an argument is of the wrong type.
+
+    Reference:
+      Bernstein et al., "signSGD: compressed optimisation for non-convex problems", ICML 2018, arXiv:1802.04434.
+    """
+    checks.within("learning_rate", learning_rate, "[0, inf)")
+    return _in_gradient_dtype(
+        optax.chain(
+            scale_by_momentum(ema(decay), storage=storage),
+            optax.scale_by_sign(),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+    )
+
+
+def muon(
+    learning_rate: optax.ScalarOrSchedule,
+    momentum: "Scalar | Filter" = 0.95,
+    *,
+    steps: int = 5,
+    weight_decay: Scalar = 0.0,
+    storage: str | Storage = "float32",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Muon, for matrices: the orthogonalised momentum, scaled by their shape.
+
+    $$ \theta' = \theta - \eta \left(\sqrt{\max(1, \tfrac{n}{m})}\;\mathrm{orthogonalize}(u) + \lambda\theta\right) $$
+
+    for u of the rule and $\theta$ of m inputs by n outputs, the layout of Flax and Optax (PyTorch's is transposed).
+    The default rule, `muon_mix`, is that of the reference code. `optax.contrib.muon` debiases momentum and gradient by
+    their own corrections, which is `momentum=nadam_mix(beta, psi=1e6)`. Other parameters need another optimizer:
+
+        label = lambda params: jax.tree.map(lambda p: "muon" if p.ndim == 2 else "adam", params)
+        optax.partition({"muon": mo.muon(0.02), "adam": optax.adam(3e-4)}, label)
+
+    Args:
+      learning_rate: eta; the reference code has 0.02.
+      momentum: The decay of `muon_mix` in [0, 1), or a rule.
+      steps: Newton-Schulz iterations, at least 1.
+      weight_decay: lambda in [0, inf), decoupled; `update` then needs `params`.
+      storage: How the velocity is kept, see `scale_by_momentum`.
+
+    Raises:
+      ValueError: If a number is out of range; at `update` if a leaf is no matrix.
+      TypeError: If an argument is of the wrong type.
+
+    Reference:
+      Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024.
+    """
+    checks.within("learning_rate", learning_rate, "[0, inf)")
+    checks.within("weight_decay", weight_decay, "[0, inf)")
+    return _in_gradient_dtype(
+        optax.chain(
+            scale_by_momentum(momentum if isinstance(momentum, Filter) else muon_mix(momentum), storage=storage),
+            orthogonalize(steps),
+            optax.stateless(_widened),
+            optax.identity() if is_zero(weight_decay) else optax.add_decayed_weights(weight_decay),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+    )
+
+
+def normalized_sgd(
+    learning_rate: optax.ScalarOrSchedule,
+    momentum: "Scalar | Filter" = 0.9,
+    *,
+    scope: str = "tree",
+    storage: str | Storage = "float32",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Normalised SGD with momentum: steps of length eta along the average gradient.
+
+    $$ v' = \beta v + (1 - \beta) g, \qquad \theta' = \theta - \eta\, v' / \|v'\| $$
+
+    Args:
+      learning_rate: eta, the length of a step (of each leaf's, by leaf).
+      momentum: beta in [0, 1), or a rule.
+      scope: `"tree"`, the paper's, or `"leaf"`, see `scale_to_unit_norm`.
+      storage: How the velocity is kept, see `scale_by_momentum`.
+
+    Raises:
+      ValueError: If a number is out of range or there is no such scope.
+      TypeError: If an argument is of the wrong type.
+
+    Reference:
+      Cutkosky and Mehta, "Momentum improves normalized SGD", ICML 2020, arXiv:2002.03305.
+    """
+    checks.within("learning_rate", learning_rate, "[0, inf)")
+    return _in_gradient_dtype(
+        optax.chain(
+            scale_by_momentum(momentum if isinstance(momentum, Filter) else ema(momentum), storage=storage),
+            scale_to_unit_norm(scope),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+    )
+
+
+def srsgd(
+    learning_rate: optax.ScalarOrSchedule, restarts: int | Sequence[int], *, storage: str | Storage = "float32"
+) -> optax.GradientTransformationExtraArgs:
+    r"""Scheduled restart SGD: Nesterov's increasing momentum, from zero again at every restart.
+
+    $$ x' = y - \eta g(y), \qquad y' = x' + \tfrac{k}{k + 3} (x' - x), $$
+
+    k counting the steps since the last restart, from 0. The stored parameters are y.
+
+    Args:
+      learning_rate: eta.
+      restarts: The number of steps from one restart to the next, or the increasing steps at which to restart.
+      storage: How the velocity is kept, see `scale_by_momentum`.
+
+    Raises:
+      ValueError: If an argument is out of range.
+      TypeError: If an argument is of the wrong type.
+
+    Reference:
+      Wang et al., "Scheduled restart momentum for accelerated stochastic gradient descent", SIAM J. Imaging Sci. 2022,
+      arXiv:2002.10583.
+    """
+    checks.within("learning_rate", learning_rate, "[0, inf)")
+    return _in_gradient_dtype(
+        optax.chain(
+            scale_by_momentum(nesterov(restarted(nesterov_convex(), restarts)), storage=storage),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+    )
+
+
+def relativistic(
+    learning_rate: optax.ScalarOrSchedule,
+    decay: Scalar = 0.9,
+    delta: Scalar = 1.0,
+    *,
+    storage: str | Storage = "float32",
+) -> optax.GradientTransformationExtraArgs:
+    r"""The relativistic heavy ball: no step is longer than $1/\sqrt\delta$, whatever the gradient.
+
+    $$ v' = \mu v - \eta g, \qquad \theta' = \theta + v' / \sqrt{1 + \delta \|v'\|^2} $$
+
+    The learning rate is inside the velocity, so that the speed limit is one of the step itself; delta = 0 is the heavy
+    ball. This is the reference code's simple form, not its leapfrog.
+
+    Args:
+      learning_rate: eta.
+      decay: mu in (-1, 1).
+      delta: In [0, inf), a number or a scalar array.
+      storage: How the velocity is kept, see `scale_by_momentum`.
+
+    Raises:
+      ValueError: If a number is out of range.
+      TypeError: If an argument is of the wrong type.
+
+    Reference:
+      Franca, Sulam, Robinson and Vidal, "Conformal symplectic and relativistic optimization", NeurIPS 2020,
+      arXiv:1903.04100.
+    """
+    checks.within("learning_rate", learning_rate, "[0, inf)")
+    return _in_gradient_dtype(
+        optax.chain(
+            optax.scale_by_learning_rate(learning_rate),
+            scale_by_momentum(heavy_ball(decay), storage=storage),
+            saturate(delta),
+        )
+    )
+
+
+def _widened(updates: Any, params: Any = None) -> Any:
+    """Each matrix times the square root of its outputs over its inputs, where they are more."""
+    del params
+    return jax.tree.map(lambda u: max(1.0, u.shape[1] / u.shape[0]) ** 0.5 * u, updates)
 
 
 def _sgd_rule(momentum: "Scalar | Filter | None", nesterov: bool, dampening: Scalar) -> Filter | None:
