@@ -100,7 +100,7 @@ def lion(
     """
     checks.within("learning_rate", learning_rate, "[0, inf)")
     checks.within("weight_decay", weight_decay, "[0, inf)")
-    return _in_gradient_dtype(
+    return in_gradient_dtype(
         optax.chain(
             scale_by_momentum(lion_mix(b1, b2), storage=storage),
             optax.scale_by_sign(),
@@ -130,7 +130,7 @@ def signum(
       Bernstein et al., "signSGD: compressed optimisation for non-convex problems", ICML 2018, arXiv:1802.04434.
     """
     checks.within("learning_rate", learning_rate, "[0, inf)")
-    return _in_gradient_dtype(
+    return in_gradient_dtype(
         optax.chain(
             scale_by_momentum(ema(decay), storage=storage),
             optax.scale_by_sign(),
@@ -174,7 +174,7 @@ def muon(
     """
     checks.within("learning_rate", learning_rate, "[0, inf)")
     checks.within("weight_decay", weight_decay, "[0, inf)")
-    return _in_gradient_dtype(
+    return in_gradient_dtype(
         optax.chain(
             scale_by_momentum(momentum if isinstance(momentum, Filter) else muon_mix(momentum), storage=storage),
             orthogonalize(steps),
@@ -210,7 +210,7 @@ def normalized_sgd(
       Cutkosky and Mehta, "Momentum improves normalized SGD", ICML 2020, arXiv:2002.03305.
     """
     checks.within("learning_rate", learning_rate, "[0, inf)")
-    return _in_gradient_dtype(
+    return in_gradient_dtype(
         optax.chain(
             scale_by_momentum(momentum if isinstance(momentum, Filter) else ema(momentum), storage=storage),
             scale_to_unit_norm(scope),
@@ -242,7 +242,7 @@ def srsgd(
       arXiv:2002.10583.
     """
     checks.within("learning_rate", learning_rate, "[0, inf)")
-    return _in_gradient_dtype(
+    return in_gradient_dtype(
         optax.chain(
             scale_by_momentum(nesterov(restarted(nesterov_convex(), restarts)), storage=storage),
             optax.scale_by_learning_rate(learning_rate),
@@ -279,7 +279,7 @@ def relativistic(
       arXiv:1903.04100.
     """
     checks.within("learning_rate", learning_rate, "[0, inf)")
-    return _in_gradient_dtype(
+    return in_gradient_dtype(
         optax.chain(
             optax.scale_by_learning_rate(learning_rate),
             scale_by_momentum(heavy_ball(decay), storage=storage),
