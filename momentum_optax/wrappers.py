@@ -293,9 +293,10 @@ def cautious(tx: optax.GradientTransformation, scaling: str) -> optax.GradientTr
     The sign of $u g$ is taken from the signs of both, so that a tiny product does not vanish. The state of `tx` is not
     masked. `tx` must give a direction that is not negated yet, like `scale_by_momentum`; the learning rate follows:
 
-        optax.chain(mo.cautious(mo.scale_by_momentum(mo.lion_mix()), "count"), optax.scale_by_sign(), ...)
+        lion = optax.chain(mo.scale_by_momentum(mo.lion_mix()), optax.scale_by_sign())
+        optax.chain(mo.cautious(lion, "count"), optax.scale_by_learning_rate(1e-4))
 
-    masks before the sign, which is the same as after it.
+    The authors' Muon masks what is orthogonalised: `chain(cautious(scale_by_momentum(rule), "mean"), orthogonalize())`.
 
     Args:
       tx: Any transformation.
