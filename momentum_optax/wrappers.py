@@ -19,7 +19,7 @@ from .storage import Storage
 from .storage.protocol import arithmetic_dtype
 from .transform import MomentumState, scale_by_momentum, velocity
 
-SCOPES = ("tree", "leaf")
+_SCOPES = ("tree", "leaf")
 
 
 class GuardedState(NamedTuple):
@@ -43,8 +43,9 @@ def guarded(tx: optax.GradientTransformation, scope: str = "tree") -> optax.Grad
     $$ (u, s') = \begin{cases} \mathrm{tx}(g, s) & \text{if every element of } g \text{ is finite} \\
        (0, s) & \text{otherwise} \end{cases} $$
 
-    Old and new state are selected elementwise, in the pass that writes the state anyway; there is no `lax.cond`, whose
-    branches would copy it. Unlike `optax.apply_if_finite` it never gives up.
+    Old and new state are selected elementwise, without the branches of a `lax.cond`, so that it works under `vmap` and
+    can be fused with the step. XLA's CPU backend still makes temporary copies of what the selection reads and replaces.
+    Unlike `optax.apply_if_finite` it never gives up.
 
     Under float16 loss scaling, guard what receives the unscaled gradients, and halve the scale where `finite` of the
     state is False: a division by a finite scale leaves infinity infinite. Only what is inside skips: around the whole
@@ -68,7 +69,7 @@ def guarded(tx: optax.GradientTransformation, scope: str = "tree") -> optax.Grad
       Micikevicius et al., "Mixed precision training", ICLR 2018, arXiv:1710.03740: skipped steps under loss scaling.
     """
     run = _checked_transformation("tx", tx)
-    checks.choice("scope", scope, SCOPES)
+    checks.choice("scope", scope, _SCOPES)
 
     def init(params: optax.Params) -> GuardedState:
         return GuardedState(
@@ -151,7 +152,7 @@ def adaptive_restart(
     """
     tx = scale_by_momentum(rule, storage=storage)
     checks.choice("test", test, ("gradient", "function"))
-    checks.choice("scope", scope, SCOPES if test == "gradient" else ("tree",))
+    checks.choice("scope", scope, _SCOPES if test == "gradient" else ("tree",))
     return _gradient_restart(tx, rule.pruned(), scope) if test == "gradient" else _function_restart(tx)
 
 
@@ -175,7 +176,7 @@ def scheduled_restart(
       ValueError: If `at` is out of range, empty or not increasing.
 
     Reference:
-      O'Donoghue and Candes, Found. Comput. Math. 2015, arXiv:1204.3982, section 3.1 (fixed restarting).
+      O'Donoghue and Candes, Found. Comput. Math. 2015, arXiv:1204.3982, which compares with fixed restarts.
     """
     run = _checked_transformation("tx", tx)
     age = restarted(lambda step: step, at)
@@ -292,9 +293,10 @@ def cautious(tx: optax.GradientTransformation, scaling: str) -> optax.GradientTr
     The sign of $u g$ is taken from the signs of both, so that a tiny product does not vanish. The state of `tx` is not
     masked. `tx` must give a direction that is not negated yet, like `scale_by_momentum`; the learning rate follows:
 
-        optax.chain(mo.cautious(mo.scale_by_momentum(mo.lion_mix()), "count"), optax.scale_by_sign(), ...)
+        lion = optax.chain(mo.scale_by_momentum(mo.lion_mix()), optax.scale_by_sign())
+        optax.chain(mo.cautious(lion, "count"), optax.scale_by_learning_rate(1e-4))
 
-    masks before the sign, which is the same as after it.
+    The authors' Muon masks what is orthogonalised: `chain(cautious(scale_by_momentum(rule), "mean"), orthogonalize())`.
 
     Args:
       tx: Any transformation.
@@ -430,7 +432,7 @@ def scale_to_unit_norm(scope: str = "tree") -> optax.GradientTransformation:
       Cutkosky and Mehta, "Momentum improves normalized SGD", ICML 2020, arXiv:2002.03305 (the tree); You et al.,
       "Large batch training of convolutional networks", 2017, arXiv:1708.03888 (by layers).
     """
-    checks.choice("scope", scope, SCOPES)
+    checks.choice("scope", scope, _SCOPES)
 
     def update(updates: optax.Updates, params: Any = None) -> optax.Updates:
         del params
@@ -462,7 +464,7 @@ def saturate(delta: Scalar, scope: str = "tree") -> optax.GradientTransformation
     if checks.is_schedule(delta):
         raise TypeError(f"delta must be a number or a scalar array, got the schedule {delta!r}")
     checks.within("delta", delta, "[0, inf)")
-    checks.choice("scope", scope, SCOPES)
+    checks.choice("scope", scope, _SCOPES)
 
     def slowed(x: Any, largest: Any, root: Any) -> Any:
         return x / jnp.hypot(1.0, jnp.sqrt(jnp.asarray(delta, largest.dtype)) * largest * root)

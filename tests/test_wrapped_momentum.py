@@ -432,6 +432,18 @@ def test_cautious_updates_are_those_of_the_published_code(scaling):
     assert_bit_equal(state, steps(mo.scale_by_momentum(rule), turned, like)[1])
 
 
+def test_cautious_lion_is_the_authors():
+    lion = optax.chain(mo.scale_by_momentum(mo.lion_mix(0.9, 0.99)), optax.scale_by_sign())
+    out, _ = steps(optax.chain(mo.cautious(lion, "count"), optax.scale_by_learning_rate(0.1)), TURNING)
+    average = jax.tree.map(lambda x: np.zeros(x.shape), LIKE)
+    for u, g in zip(out, TURNING, strict=True):
+        for name in LIKE:
+            grad = np.float64(g[name])
+            expected = -0.1 * c_optim_lion(np.sign(0.9 * average[name] + 0.1 * grad), grad)
+            average[name] = 0.99 * average[name] + 0.01 * grad
+            np.testing.assert_allclose(u[name], expected, rtol=1e-5)
+
+
 def fixed(u):
     """A transformation whose update is `u`."""
     return optax.stateless(lambda g, p: u)
