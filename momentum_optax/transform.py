@@ -51,8 +51,8 @@ def scale_by_momentum(
     rounded to the parameters' dtype.
 
     Trees: a gradient of None leaves that leaf's velocity as it is and gives an update of None (`apply_updates` skips
-    it). A non-finite gradient makes the velocity of its elements non-finite for good, as in Optax; put
-    `optax.apply_if_finite` around the optimizer to skip such steps.
+    it). A non-finite gradient makes the velocity of its elements non-finite for good, as in Optax; put `guarded` around
+    the optimizer to skip such steps.
 
     Args:
       rule: A `Filter`, e.g. from the functions in `rules`.

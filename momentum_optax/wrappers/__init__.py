@@ -1,0 +1,17 @@
+"""What looks at the gradient or the loss: guarded steps, restarts, cautious masks, and directions after the rule.
+
+None of it is a linear filter, so none of it is an option of `scale_by_momentum`: each is a wrapper around a
+transformation, or a transformation of its own to put into a chain.
+"""
+
+from .cautious import CautiousDecayState as CautiousDecayState
+from .cautious import add_cautious_weight_decay as add_cautious_weight_decay
+from .cautious import cautious as cautious
+from .directions import orthogonalize as orthogonalize
+from .directions import saturate as saturate
+from .directions import scale_to_unit_norm as scale_to_unit_norm
+from .guarded import GuardedState as GuardedState
+from .guarded import guarded as guarded
+from .restarts import RestartState as RestartState
+from .restarts import adaptive_restart as adaptive_restart
+from .restarts import scheduled_restart as scheduled_restart

@@ -1,0 +1,132 @@
+"""Directions after a rule: of unit norm, saturated, orthogonal."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .. import checks
+from ..coefficients import Scalar
+from ..storage.protocol import arithmetic_dtype
+from .leaves import SCOPES
+
+
+def scale_to_unit_norm(scope: str = "tree") -> optax.GradientTransformation:
+    r"""The direction of an update alone: $u \leftarrow u / \|u\|_2$, and zero where u is zero.
+
+    After a rule it makes normalised momentum. The norm is taken in float32 or wider and can neither overflow nor
+    underflow.
+
+    Args:
+      scope: `"tree"`: one norm for all parameters. `"leaf"`: one for each leaf.
+
+    Returns:
+      A transformation without state. Updates keep their dtypes; None stays None.
+
+    Raises:
+      ValueError: If there is no such scope.
+
+    Reference:
+      Cutkosky and Mehta, "Momentum improves normalized SGD", ICML 2020, arXiv:2002.03305 (the tree); You et al.,
+      "Large batch training of convolutional networks", 2017, arXiv:1708.03888 (by layers).
+    """
+    checks.choice("scope", scope, SCOPES)
+
+    def update(updates: optax.Updates, params: Any = None) -> optax.Updates:
+        del params
+        return _by_norm(lambda x, largest, root: x / largest / root, updates, scope)
+
+    return optax.stateless(update)
+
+
+def saturate(delta: Scalar, scope: str = "tree") -> optax.GradientTransformation:
+    r"""The relativistic velocity of a momentum: $u \leftarrow u / \sqrt{1 + \delta \|u\|^2}$.
+
+    Its norm stays below $1/\sqrt\delta$; it is taken as in `scale_to_unit_norm`.
+
+    Args:
+      delta: In [0, inf), a number or a scalar array; 0 changes nothing.
+      scope: `"tree"`: one norm for all parameters, as in the reference code. `"leaf"`: one for each leaf.
+
+    Returns:
+      A transformation without state. Updates keep their dtypes; None stays None.
+
+    Raises:
+      TypeError: If `delta` is a schedule or no coefficient.
+      ValueError: If a number is out of range or there is no such scope.
+
+    Reference:
+      Franca, Sulam, Robinson and Vidal, "Conformal symplectic and relativistic optimization", NeurIPS 2020,
+      arXiv:1903.04100.
+    """
+    if checks.is_schedule(delta):
+        raise TypeError(f"delta must be a number or a scalar array, got the schedule {delta!r}")
+    checks.within("delta", delta, "[0, inf)")
+    checks.choice("scope", scope, SCOPES)
+
+    def slowed(x: Any, largest: Any, root: Any) -> Any:
+        return x / jnp.hypot(1.0, jnp.sqrt(jnp.asarray(delta, largest.dtype)) * largest * root)
+
+    def update(updates: optax.Updates, params: Any = None) -> optax.Updates:
+        del params
+        return _by_norm(slowed, updates, scope)
+
+    return optax.stateless(update)
+
+
+def orthogonalize(steps: int = 5) -> optax.GradientTransformation:
+    r"""The nearest semi-orthogonal matrix to each update, by Optax's Newton-Schulz iteration: Muon's direction.
+
+    With $X_0 = u / (\|u\|_F + 10^{-8})$, $X \leftarrow a X + (b A + c A^2) X$, $A = X X^T$, and (a, b, c) = (3.4445,
+    -4.7750, 2.0315). Five steps bring singular values of $X_0$ from [0.01, 1] to [0.68, 1.14]; they need not converge.
+
+    Args:
+      steps: The number of iterations, a whole number of at least 1.
+
+    Returns:
+      A transformation without state, for matrices; the arithmetic is in the update's dtype. None stays None.
+
+    Raises:
+      TypeError: If `steps` is no whole number.
+      ValueError: If `steps` is out of range; at `update` if a leaf is no matrix: give others to `optax.masked` or
+        `optax.partition`.
+
+    Reference:
+      Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; `optax.contrib.scale_by_muon`.
+    """
+    checks.integer("steps", steps, 1)
+
+    def matrices(tree: Any) -> Any:
+        return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(), tree)
+
+    # Without memory of its own, Optax's Muon is the map that it applies to its average.
+    tx = optax.contrib.scale_by_muon(ns_steps=int(steps), beta=0.0, nesterov=False, weight_dimension_numbers=matrices)
+
+    def update(updates: optax.Updates, params: Any = None) -> optax.Updates:
+        del params
+        for path, u in jax.tree_util.tree_leaves_with_path(updates):
+            if jnp.ndim(u) != 2:
+                name = jax.tree_util.keystr(path)
+                raise ValueError(f"the update of params{name} must be a matrix, got shape {jnp.shape(u)}")
+        return tx.update(updates, tx.init(updates))[0]
+
+    return optax.stateless(update)
+
+
+def _by_norm(function: Callable[[Any, Any, Any], Any], updates: Any, scope: str) -> Any:
+    """`function(leaf, largest, root)` for each leaf, where largest times root is the norm of the tree or the leaf."""
+    leaves, treedef = jax.tree.flatten(updates)
+    groups = [leaves] if scope == "tree" else [[x] for x in leaves]
+    out = []
+    for group in groups:
+        wide = [x.astype(arithmetic_dtype(x.dtype)) for x in group]
+        tops = [jnp.max(jnp.abs(x), initial=0.0) for x in wide]
+        top = jnp.max(jnp.stack(tops)) if tops else jnp.float32(0)
+        # Squares of numbers of at most 1 do not overflow, and the largest of them is 1.
+        largest = jnp.where(top > 0, top, 1)
+        squares = sum((jnp.sum(jnp.square(jnp.abs(x / largest))) for x in wide), jnp.zeros([], largest.dtype))
+        root = jnp.sqrt(jnp.where(top > 0, squares, 1))
+        out += [function(w, largest, root).astype(x.dtype) for w, x in zip(wide, group, strict=True)]
+    return jax.tree.unflatten(treedef, out)

@@ -1,0 +1,94 @@
+"""The leaves of gradients, and what in an optimizer's state belongs to which: what the wrappers share."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+SCOPES = ("tree", "leaf")
+
+
+class Leaves:
+    """The leaves of a tree of gradients, None and masked ones among them, and what in a state belongs to which."""
+
+    def __init__(self, updates: Any) -> None:
+        treedef: Any
+        self.values, treedef = jax.tree.flatten(updates, is_leaf=absent)
+        self.treedef = treedef
+
+    def of(self, tree: Any) -> list[Any]:
+        """The leaves of a tree of the same structure."""
+        found: list[Any] = self.treedef.flatten_up_to(tree)
+        return found
+
+    def standing(self) -> Any:
+        """The gradients with a scalar for each None: what a state of full structure can be made of."""
+        return self.treedef.unflatten([jnp.zeros([]) if g is None else g for g in self.values])
+
+    def spread(self, each: list[Any], like: Any) -> Any:
+        """The entries of `each` in the shapes of the tree `like`; what is absent there stays."""
+        pairs = zip(each, self.of(like), strict=True)
+        return self.treedef.unflatten([x if absent(x) else jnp.broadcast_to(e, x.shape) for e, x in pairs])
+
+    def select(self, each: list[Any], shared: Any, new: Any, old: Any) -> Any:
+        """The state `new` where the condition of a leaf holds, else `old`, with all that belongs to the leaf.
+
+        A subtree of the parameters' structure belongs to the leaves, everything else to `shared`. A condition of True
+        or False, known now, looks at no value.
+        """
+
+        def pick(path: Any, a: Any, b: Any) -> Any:
+            if self._is_ours(a):
+                rows = zip(each, self.of(b), self.of(a), strict=True)
+                return self.treedef.unflatten([x if absent(x) else where(ok, y, x) for ok, y, x in rows])
+            if isinstance(shared, bool) and jnp.ndim(a) > 0:
+                raise ValueError(
+                    f"scope must be 'tree' for a state with arrays that belong to no single leaf, got 'leaf' and "
+                    f"state{jax.tree_util.keystr(path)} of shape {jnp.shape(a)}"
+                )
+            return where(shared, b, a)
+
+        return jax.tree_util.tree_map_with_path(pick, old, new, is_leaf=self._is_ours)
+
+    def _is_ours(self, node: Any) -> bool:
+        structure: Any = jax.tree.structure(node, is_leaf=absent)
+        return bool(structure == self.treedef)
+
+
+def absent(x: Any) -> bool:
+    """Whether a leaf is left out: None, or masked by Optax."""
+    return x is None or isinstance(x, optax.MaskedNode)
+
+
+def where(condition: Any, new: Any, old: Any) -> Any:
+    """`new` or `old`, of the dtype of `old`."""
+    if condition is False:
+        return old
+    new = new if new.dtype == old.dtype else new.astype(old.dtype)
+    return new if condition is True else jnp.where(condition, new, old)
+
+
+def flags(scope: str, params: Any, value: Any, dtype: Any) -> Any:
+    """A scalar, or an entry of the leaf's rank for each leaf."""
+    if scope == "tree":
+        return jnp.full([], value, dtype)
+    return jax.tree.map(lambda x: jnp.full((1,) * jnp.ndim(x), value, dtype), params)
+
+
+def check_real(path: Any, leaf: Any) -> None:
+    """Raise for an update that has no sign."""
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        raise TypeError(f"the update of params{jax.tree_util.keystr(path)} must be real, got {leaf.dtype}")
+
+
+def checked_transformation(name: str, tx: Any) -> optax.GradientTransformationExtraArgs:
+    """`tx` as one that takes extra arguments."""
+    if not (hasattr(tx, "init") and hasattr(tx, "update")):
+        raise TypeError(f"{name} must be a transformation with init and update, got {tx!r}")
+    return optax.with_extra_args_support(tx)
+
+
+def counted(count: Any, happened: Any) -> Any:
+    """One more where it happened."""
+    return jnp.where(happened, optax.safe_increment(count), count)

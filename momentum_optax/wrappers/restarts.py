@@ -1,0 +1,200 @@
+"""Restarts of the velocity: by the gradient, by the loss, or at given steps."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .. import checks
+from ..coefficients import is_zero
+from ..filters import Filter
+from ..schedules import restarted
+from ..storage import Storage
+from ..storage.protocol import arithmetic_dtype
+from ..transform import MomentumState, scale_by_momentum, velocity
+from .leaves import SCOPES, Leaves, absent, checked_transformation, counted, flags, where
+
+
+class RestartState(NamedTuple):
+    """State of `adaptive_restart` and `scheduled_restart`.
+
+    Attributes:
+      inner: The state of the transformation that restarts.
+      restarts: int32: the number of restarts so far, a scalar; with `scope="leaf"` a tree with one entry for each leaf,
+        of the leaf's rank and shape (1, ..., 1).
+      last: For the function test, the loss at the step before; for scheduled restarts, int32, the number of updates
+        made; None for the gradient test.
+    """
+
+    inner: Any
+    restarts: Any
+    last: Any
+
+
+def adaptive_restart(
+    rule: Filter, test: str = "gradient", scope: str = "tree", *, storage: str | Storage = "float32"
+) -> optax.GradientTransformationExtraArgs:
+    r"""`scale_by_momentum(rule)` that drops its velocity where the momentum works against descent.
+
+    With x the point that `eval_params` gives, $x_{t+1} - x_t = -\eta d_t$ with $d = u - \ell' v' + \ell v$: for the
+    heavy ball d is v', for Nesterov's rule v + g.
+
+    * `"gradient"`: where $\langle g, d \rangle < 0$, the step was uphill. Then the stored point becomes x and the
+      state that of `init`: $u \leftarrow u - \ell' v'$, $v' \leftarrow 0$.
+    * `"function"`: where the loss given to `update` as `value=` is above the one before, the state becomes that of
+      `init` before the gradient is used. The paper's loss is that at x, `loss(eval_params(...))`; at the stored
+      parameters it is the usual approximation.
+
+    The state of `init` also means step 0, so that `nesterov(schedules.fista())` begins anew. The test assumes that the
+    learning rate follows in the chain.
+
+    Args:
+      rule: A `Filter`.
+      test: `"gradient"` or `"function"`.
+      scope: `"tree"`: one test for all parameters. `"leaf"`, for the gradient test: each leaf has its own and restarts
+        alone; the step that schedules read is shared and goes on.
+      storage: How velocities are kept, see `scale_by_momentum`. One in few bits learns its scale anew after a restart,
+        as at the start.
+
+    Returns:
+      A transformation whose state is a `RestartState`. A leaf whose gradient is None takes no part and keeps its
+      velocity. A test of NaN is not met.
+
+    Raises:
+      TypeError: If `rule` is no `Filter`; at `update` if the function test gets no `value`.
+      ValueError: If there is no such test, scope or storage, or the function test is asked of a leaf; at `update` if
+        `value` has axes.
+
+    Reference:
+      O'Donoghue and Candes, "Adaptive restart for accelerated gradient schemes", Found. Comput. Math. 2015,
+      arXiv:1204.3982.
+    """
+    tx = scale_by_momentum(rule, storage=storage)
+    checks.choice("test", test, ("gradient", "function"))
+    checks.choice("scope", scope, SCOPES if test == "gradient" else ("tree",))
+    return _gradient_restart(tx, rule.pruned(), scope) if test == "gradient" else _function_restart(tx)
+
+
+def scheduled_restart(
+    tx: optax.GradientTransformation, at: int | Sequence[int]
+) -> optax.GradientTransformationExtraArgs:
+    """Begin `tx` anew at given steps: from there it goes on as if it had just been made.
+
+    Everything in the state of `tx` begins anew, the counters of its schedules too. To restart a schedule of the
+    momentum alone, see `schedules.restarted`.
+
+    Args:
+      tx: Any transformation.
+      at: A period of at least 1, or the increasing steps, of at least 1, before which it restarts.
+
+    Returns:
+      A transformation whose state is a `RestartState`. A leaf whose gradient is None at a restart keeps its velocity.
+
+    Raises:
+      TypeError: If `tx` is no transformation or `at` holds something else than whole numbers.
+      ValueError: If `at` is out of range, empty or not increasing.
+
+    Reference:
+      O'Donoghue and Candes, Found. Comput. Math. 2015, arXiv:1204.3982, which compares with fixed restarts.
+    """
+    run = checked_transformation("tx", tx)
+    age = restarted(lambda step: step, at)
+
+    def init(params: optax.Params) -> RestartState:
+        return RestartState(tx.init(params), jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32))
+
+    def update(
+        updates: optax.Updates, state: RestartState, params: Any = None, **extra: Any
+    ) -> tuple[optax.Updates, RestartState]:
+        begin = jnp.logical_and(age(state.last) == 0, state.last > 0)
+        leaves = Leaves(updates)
+        fresh = tx.init(leaves.standing() if params is None else params)
+        inner = leaves.select([False if absent(g) else begin for g in leaves.values], begin, fresh, state.inner)
+        out, inner = run.update(updates, inner, params, **extra)
+        return out, RestartState(inner, counted(state.restarts, begin), optax.safe_increment(state.last))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _function_restart(tx: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+    """`adaptive_restart` by the loss, before the gradient is used."""
+
+    def init(params: optax.Params) -> RestartState:
+        return RestartState(tx.init(params), jnp.zeros([], jnp.int32), jnp.array(jnp.inf, jnp.result_type(float)))
+
+    def update(
+        updates: optax.Updates, state: RestartState, params: Any = None, *, value: Any = None, **extra: Any
+    ) -> tuple[optax.Updates, RestartState]:
+        if value is None:
+            raise TypeError("value must be the loss, a scalar given to update for the function test, got None")
+        if jnp.shape(value) != ():
+            raise ValueError(f"value must be a scalar, got shape {jnp.shape(value)}")
+        loss = jnp.asarray(value, state.last.dtype)
+        uphill = loss > state.last
+        leaves = Leaves(updates)
+        each = [False if absent(g) else uphill for g in leaves.values]
+        inner = leaves.select(each, uphill, tx.init(leaves.standing()), state.inner)
+        out, inner = tx.update(updates, inner, params, value=value, **extra)
+        return out, RestartState(inner, counted(state.restarts, uphill), loss)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _gradient_restart(
+    tx: optax.GradientTransformationExtraArgs, rule: Filter, scope: str
+) -> optax.GradientTransformationExtraArgs:
+    """`adaptive_restart` by the gradient, after it was used."""
+
+    def init(params: optax.Params) -> RestartState:
+        return RestartState(tx.init(params), flags(scope, params, 0, jnp.int32), None)
+
+    def update(
+        updates: optax.Updates, state: RestartState, params: Any = None, **extra: Any
+    ) -> tuple[optax.Updates, RestartState]:
+        leaves = Leaves(updates)
+        out, inner = tx.update(updates, state.inner, params, **extra)
+        step = 0 if inner.step is None else state.inner.step
+        before = _displacements(rule.at(jnp.maximum(step - 1, 0)), leaves, state.inner)
+        after = _displacements(rule.at(step), leaves, inner)
+        landed = [None if absent(u) else u - x for u, x in zip(leaves.of(out), after, strict=True)]
+        slopes = [
+            None if d is None else _inner_product(g, d + x)
+            for g, d, x in zip(leaves.values, landed, before, strict=True)
+        ]
+        if scope == "tree":
+            total = sum((x for x in slopes if x is not None), jnp.float32(0))
+            slopes = [None if x is None else total for x in slopes]
+        uphill = [False if x is None else x < 0 for x in slopes]
+        shared = _any(uphill) if scope == "tree" or len(uphill) == 1 else False
+        inner = leaves.select(uphill, shared, tx.init(leaves.standing()), inner)
+        pairs = zip(leaves.of(out), landed, uphill, strict=True)
+        out = leaves.treedef.unflatten([u if d is None else where(up, d, u) for u, d, up in pairs])
+        fired = shared if scope == "tree" else leaves.spread(uphill, state.restarts)
+        return out, RestartState(inner, jax.tree.map(counted, state.restarts, fired), None)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _displacements(rule: Filter, leaves: Leaves, state: MomentumState) -> list[Any]:
+    """The vector l . v from the stored point to x, over the learning rate, for each leaf."""
+    if all(is_zero(weight) for weight in rule.lookahead):
+        return [0.0] * len(leaves.values)
+    rows = zip(*(leaves.of(tree) for tree in velocity(state)), strict=True)
+    return [None if absent(row[0]) else _weighted(rule.lookahead, row) for row in rows]
+
+
+def _weighted(weights: tuple[Any, ...], arrays: tuple[Any, ...]) -> Any:
+    terms = [jnp.asarray(w, jnp.finfo(x.dtype).dtype) * x for w, x in zip(weights, arrays, strict=True)]
+    return sum(terms[1:], terms[0])
+
+
+def _inner_product(a: Any, b: Any) -> jax.Array:
+    """The real inner product of two leaves, in float32 or wider."""
+    dtype = arithmetic_dtype(a.dtype, b.dtype)
+    return jnp.sum(jnp.real(jnp.conj(a.astype(dtype)) * b.astype(dtype)))
+
+
+def _any(conditions: list[Any]) -> jax.Array:
+    return jnp.any(jnp.array(conditions, jnp.bool_))
