@@ -225,10 +225,10 @@ def _combined(updates: Any, previous: Any, function: Any) -> Any:
     paths, treedef = jax.tree_util.tree_flatten_with_path(updates, is_leaf=absent)
     out = []
     for i, ((path, g), p) in enumerate(zip(paths, before, strict=True)):
-        if absent(g) != absent(p) or jnp.shape(g) != jnp.shape(p):
-            got = [None if absent(x) else jnp.shape(x) for x in (g, p)]
+        ours, theirs = (None if absent(x) else jnp.shape(x) for x in (g, p))
+        if ours != theirs:
             name = "params" + jax.tree_util.keystr(path)
-            raise ValueError(f"previous_gradient must have the gradient's shape {got[0]} at {name}, got {got[1]}")
+            raise ValueError(f"previous_gradient must have the gradient's shape {ours} at {name}, got {theirs}")
         out.append(g if absent(g) else _in_wide(lambda g, p, i=i: function(g, p, i), g, p))
     return treedef.unflatten(out)
 
