@@ -11,7 +11,7 @@ YellowFin with its defaults; with a factor on its rate out of five; the heavy ba
 rate 0.1 and momentum 0.9; and with the best of a grid. Factor and grid are chosen by the steps of the quadratic itself,
 or by the mean over seeds on images held out for validation. Adam at its usual 1e-3 is there for scale.
 
-Prints a table and writes benchmarks/yellowfin.json. Takes four minutes on two cores.
+Prints a table and writes benchmarks/yellowfin.json. Takes two minutes.
 """
 
 import argparse
