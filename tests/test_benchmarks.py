@@ -140,8 +140,8 @@ def test_step_time_writes_every_row(step_time, tmp_path):
 def test_yellowfin_writes_every_row(tmp_path):
     pytest.importorskip("sklearn")
     rows = run_quick("yellowfin", tmp_path)[0]["rows"]
-    assert [row["task"] for row in rows[::5]] == ["quadratic, kappa 10, L 1", "autoencoder", "classifier"]
-    assert len(rows) == 15
+    assert [row["task"] for row in rows[::6]] == ["quadratic, kappa 10, L 1", "autoencoder", "classifier"]
+    assert len(rows) == 18
     assert np.all(np.isfinite(numbers([row["setting"] for row in rows])))
     # The best heavy ball on a grid of rates and decays, by another loop.
     best = rows[3]

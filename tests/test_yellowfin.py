@@ -304,6 +304,8 @@ def test_what_cannot_be_tuned_is_refused():
         tx.init({"n": jnp.zeros(3, jnp.int32)})
     with pytest.raises(ValueError, match=r"must have one tree, got a difference in params\['b'\]"):
         tx.update({"a": SIGNAL[0]["a"]}, tx.init(LIKE))
+    with pytest.raises(ValueError, match=r"must have the gradient's shape \(3,\) at params\['b'\], got \(4,\)"):
+        tx.update({"a": SIGNAL[0]["a"], "b": jnp.zeros(3)}, tx.init(LIKE))
 
 
 def test_the_page_tells_what_the_benchmark_found():

@@ -81,6 +81,14 @@ def matched(name: str, tree: Any, updates: Any) -> list[Any]:
     return [x for _, x in theirs[0]]
 
 
+def check_shape(path: Any, name: str, leaf: Any, gradient: Any) -> None:
+    """Raise unless `leaf` has the gradient's shape; a leaf that is absent has None."""
+    got, wanted = (None if absent(x) else jnp.shape(x) for x in (leaf, gradient))
+    if got != wanted:
+        where_ = "params" + jax.tree_util.keystr(path)
+        raise ValueError(f"{name} must have the gradient's shape {wanted} at {where_}, got {got}")
+
+
 def squared_norm(leaves: list[Any], real: Any) -> jax.Array:
     """The squared norm of the leaves that are there, of the dtype `real`; taken in float32 or wider."""
     wide = [x.astype(arithmetic_dtype(x.dtype)) for x in leaves if not absent(x)]

@@ -13,7 +13,7 @@ from ..storage import Storage
 from ..storage.protocol import arithmetic_dtype
 from ..transform import MomentumState, scale_by_momentum
 from .directions import by_norm
-from .leaves import SCOPES, absent, matched, squared_norm
+from .leaves import SCOPES, absent, check_shape, matched, squared_norm
 
 
 def scale_by_storm(a: Scalar, *, storage: str | Storage = "float32") -> optax.GradientTransformationExtraArgs:
@@ -31,7 +31,8 @@ def scale_by_storm(a: Scalar, *, storage: str | Storage = "float32") -> optax.Gr
     through `optax.chain` too. Each step needs twice the work for gradients, and the previous parameters.
 
     The first gradient that a leaf receives becomes its d; `previous_gradient` of that leaf then has no effect, and may
-    be the gradient itself.
+    be the gradient itself. What stands before it in a chain sees the first gradient alone, and `optax.MultiSteps`
+    accumulates that alone.
 
     Args:
       a: In [0, 1]: a number, a scalar array or a schedule of the step; 1 is plain SGD.
@@ -82,7 +83,8 @@ def scale_by_adaptive_storm(
     $$ \eta_t = k \Big/ \Big(w + \sum_{i \le t} \|g_i\|^2\Big)^{1/3}, \qquad a_{t+1} = \min(1, c\,\eta_t^2), \qquad
        u_t = \eta_t d_t $$
 
-    with d of `scale_by_storm` and one sum over all parameters. The theorem asks for c of about $28 L^2$.
+    with d of `scale_by_storm` and one sum over all parameters; under `shard_map`, over a device's part alone. The
+    theorem asks for c of at least $28 L^2$, for gradients of Lipschitz constant L.
 
     Args:
       c: In [0, inf); the paper tunes it.
@@ -225,10 +227,7 @@ def _combined(updates: Any, previous: Any, function: Any) -> Any:
     paths, treedef = jax.tree_util.tree_flatten_with_path(updates, is_leaf=absent)
     out = []
     for i, ((path, g), p) in enumerate(zip(paths, before, strict=True)):
-        ours, theirs = (None if absent(x) else jnp.shape(x) for x in (g, p))
-        if ours != theirs:
-            name = "params" + jax.tree_util.keystr(path)
-            raise ValueError(f"previous_gradient must have the gradient's shape {ours} at {name}, got {theirs}")
+        check_shape(path, "previous_gradient", p, g)
         out.append(g if absent(g) else _in_wide(lambda g, p, i=i: function(g, p, i), g, p))
     return treedef.unflatten(out)
 

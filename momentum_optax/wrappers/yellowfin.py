@@ -12,7 +12,7 @@ from ..rules import heavy_ball
 from ..storage import Storage
 from ..storage.protocol import arithmetic_dtype
 from ..transform import scale_by_momentum
-from .leaves import Leaves, absent, matched, squared_norm
+from .leaves import Leaves, absent, check_shape, matched, squared_norm
 
 
 class YellowFinState(NamedTuple):
@@ -73,16 +73,17 @@ def scale_by_yellowfin(
     the averages of rate and momentum. The authors' PyTorch code computes them but applies the last values, and begins
     them with values that the user gives; here nothing has to be given.
 
-    The update holds the rate, but not its sign: chain `optax.scale(-1.0)` after it, or take `mo.yellowfin`. Gradient
-    clipping, which the authors add for recurrent networks, is `optax.clip_by_global_norm` before it.
+    The update holds the rate, but not its sign: chain `optax.scale(-1.0)` after it, or take `mo.yellowfin`. The clip of
+    the authors' code, at a norm of $\sqrt{h_{max}}$, is left out; `optax.clip_by_global_norm` may stand before it.
 
     It takes squared gradients for curvatures, as they are for the log-likelihood of a model that fits. A loss
     multiplied by a number is another problem to it, gradients that shrink make the rate grow, and the first step has
     the length $1 / (10\,\mathrm{window}\,\|g\|)$, which is long where the loss is flat.
 
-    A step whose gradients are all zero or None leaves the statistics as they are. A leaf whose gradient is None counts
-    nowhere in that step. A gradient that is not finite, or whose squared norm is not, makes the state non-finite; put
-    `guarded` around it.
+    A step whose gradients are all None, zero or too small to square leaves the statistics as they are. A leaf whose
+    gradient is None counts nowhere in that step. A gradient that is not finite, or whose squared norm is not, makes the
+    state non-finite; put `guarded` around it. Norms are over all that `update` gets: under `shard_map`, over a device's
+    part alone.
 
     Args:
       decay: beta in [0, 1): a number, a scalar array, or a schedule of the number of gradients that counted.
@@ -169,10 +170,11 @@ def _measured(updates: Any, state: YellowFinState, decay: Any) -> YellowFinState
     window = jnp.roll(state.window, 1).at[0].set(h)
     seen = jnp.arange(len(window)) < count
     least, largest = jnp.min(window, where=seen, initial=jnp.inf), jnp.max(window, where=seen, initial=0)
-    mean = [
-        m if absent(g) else m + share.astype(jnp.finfo(m.dtype).dtype) * (g.astype(m.dtype) - m)
-        for g, m in zip(leaves.values, matched("the parameters of init", state.mean, updates), strict=True)
-    ]
+    mean = matched("the parameters of init", state.mean, updates)
+    for i, (path, g) in enumerate(jax.tree_util.tree_leaves_with_path(updates, is_leaf=absent)):
+        if not absent(g):
+            check_shape(path, "the parameter of init", mean[i], g)
+            mean[i] += share.astype(jnp.finfo(mean[i].dtype).dtype) * (g.astype(mean[i].dtype) - mean[i])
     square_of_mean = squared_norm([g if absent(g) else m for g, m in zip(leaves.values, mean, strict=True)], real)
     new = state._replace(
         count=count,
