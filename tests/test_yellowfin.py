@@ -200,6 +200,7 @@ def test_closed_loops_on_quadratics_are_the_paper_s_and_converge_untuned(x64):
         assert hovering[-200:].max() > 100 * sizes[-200:].max()
     # Where it does not help: the smaller the first gradient, the longer the first steps.
     assert 1e10 < np.abs(points[-1]).max() < 1e11
+    assert np.abs(points[-1, -1]).max() < 1e3
 
 
 def test_the_first_step_is_a_slow_start_along_the_gradient():
@@ -300,6 +301,14 @@ def test_every_argument_acts_and_may_be_traced_where_it_is_a_number():
     np.testing.assert_allclose(flat(u), -0.5 * flat(STEP(SIGNAL[0], TX.init(LIKE))[0]), rtol=1e-6)
 
 
+def test_a_parameter_takes_eight_bytes_and_five_with_a_velocity_of_one():
+    leaf = jax.ShapeDtypeStruct((4096, 1024), jnp.float32)
+    for storage, expected in (("float32", 8), ("int8", 5)):
+        state = jax.eval_shape(mo.scale_by_yellowfin(storage=storage).init, leaf)
+        held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) / (4096 * 1024)
+        assert expected <= held < expected + 0.1
+
+
 def test_what_cannot_be_tuned_is_refused():
     with pytest.raises(ValueError, match=r"decay must be in \[0, 1\), got 1"):
         mo.scale_by_yellowfin(1.0)
@@ -332,6 +341,8 @@ def test_the_page_tells_what_the_benchmark_found():
     quadratics = [cells for task, cells in found.items() if task.startswith("quadratic")]
     ratios = [int(cells["YellowFin, untuned"]) / int(cells["heavy ball, tuned"]) for cells in quadratics]
     assert f"{min(ratios):.1f} to {max(ratios):.0f} times the steps" in text
+    arrived = sum(cells["heavy ball, 0.1 and 0.9"] != "no" for cells in quadratics)
+    assert f"the pair of 0.1 and 0.9 does on {arrived} of {len(quadratics)}" in text
     medians = {way: float(re.match(r"\S+", cell)[0]) for way, cell in found["autoencoder"].items()}
     assert medians["YellowFin, untuned"] / medians["heavy ball, tuned"] == pytest.approx(2, abs=0.2)
     assert medians["YellowFin, untuned"] > max(medians["heavy ball, 0.1 and 0.9"], medians["Adam, 1e-3"])
