@@ -241,6 +241,11 @@ def test_a_leaf_without_a_gradient_keeps_what_is_its_own_and_counts_nowhere():
     np.testing.assert_array_equal(after.mean["b"], state.mean["b"])
     np.testing.assert_array_equal(mo.velocity(after)[0]["b"], mo.velocity(state)[0]["b"])
     assert after.count == 3
+    variance = after.mean_square - np.sum(np.square(after.mean["a"]))
+    assert variance > 0
+    _, momentum = single_step(after.log_h_min, after.log_h_max, variance, after.distance)
+    share = 0.1 / after.weight
+    assert after.momentum == pytest.approx(state.momentum + share * (momentum - state.momentum), rel=1e-5)
     none, state = TX.update({"a": None, "b": None}, begin)
     assert none == {"a": None, "b": None}
     assert_bit_equal(state, begin)
