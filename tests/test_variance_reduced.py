@@ -81,20 +81,23 @@ def regression(seed, steps):
 
 
 def test_adaptive_storm_is_algorithm_1(x64):
-    c, k, w = 3.0, 0.2, 0.5
+    c, k, w = 1000.0, 0.2, 0.5
     rows, gradient = regression(0, 60)
     # The paper's order: move, then take the next row at both points.
     x, total = np.zeros(5), 0.0
     d = gradient(x, rows[0])
     total += d @ d
-    points = []
+    points, weights = [], []
     for row in rows[1:]:
         eta = k / (w + total) ** (1 / 3)
         x, last = x - eta * d, x
         points.append(x)
         g = gradient(x, row)
         total += g @ g
-        d = g + (1 - min(1, c * eta**2)) * (d - gradient(last, row))
+        weights.append(min(1, c * eta**2))
+        d = g + (1 - weights[-1]) * (d - gradient(last, row))
+    assert 0.1 < weights[-1] < 0.5
+    assert weights[0] == 1
 
     def train(tx, x):
         def step(carry, row):
@@ -107,7 +110,7 @@ def test_adaptive_storm_is_algorithm_1(x64):
 
     ours = jax.jit(lambda c, k, w: train(mo.storm(c, k, w), jnp.zeros(5)))
     np.testing.assert_allclose(ours(c, k, w)[:-1], points, rtol=1e-9, atol=1e-12)
-    for other in ((4.0, k, w), (c, 0.3, w), (c, k, 0.7)):
+    for other in ((900.0, k, w), (c, 0.3, w), (c, k, 2.0)):
         assert not np.allclose(ours(*other)[:-1], points, rtol=1e-3)
 
 
