@@ -302,9 +302,11 @@ def test_every_argument_acts_and_may_be_traced_where_it_is_a_number():
     assert not np.allclose(plain, shorter, rtol=1e-3)
     wider = jax.jit(lambda: scanned(mo.scale_by_yellowfin(0.99, 12), signal)[1][0]["b"][-1])()
     assert not np.allclose(plain, wider, rtol=1e-3)
-    half = mo.yellowfin(optax.constant_schedule(0.5), decay=0.9)
-    u, _ = jax.jit(half.update)(SIGNAL[0], half.init(LIKE))
-    np.testing.assert_allclose(flat(u), -0.5 * flat(STEP(SIGNAL[0], TX.init(LIKE))[0]), rtol=1e-6)
+    half, whole = mo.yellowfin(optax.constant_schedule(0.5), decay=0.9, window=2), mo.scale_by_yellowfin(0.9, 2)
+    steps, states = [jax.jit(tx.update) for tx in (half, whole)], [tx.init(LIKE) for tx in (half, whole)]
+    for g in SIGNAL[:4]:
+        (u, states[0]), (v, states[1]) = (step(g, state) for step, state in zip(steps, states, strict=True))
+        np.testing.assert_allclose(flat(u), -0.5 * flat(v), rtol=1e-6)
 
 
 def test_a_parameter_takes_eight_bytes_and_five_with_a_velocity_of_one():
