@@ -15,12 +15,16 @@ from .filters import Filter as Filter
 from .filters import NormalForm as NormalForm
 from .filters import equivalent as equivalent
 from .optimizers import lion as lion
+from .optimizers import mars_adamw as mars_adamw
+from .optimizers import mars_lion as mars_lion
 from .optimizers import muon as muon
 from .optimizers import normalized_sgd as normalized_sgd
 from .optimizers import relativistic as relativistic
 from .optimizers import sgd as sgd
 from .optimizers import signum as signum
 from .optimizers import srsgd as srsgd
+from .optimizers import storm as storm
+from .optimizers import yellowfin as yellowfin
 from .rules import accelerated as accelerated
 from .rules import adan_mix as adan_mix
 from .rules import aggregated as aggregated
@@ -55,13 +59,20 @@ from .transform import scale_by_momentum as scale_by_momentum
 from .transform import velocity as velocity
 from .wrappers import CautiousDecayState as CautiousDecayState
 from .wrappers import GuardedState as GuardedState
+from .wrappers import MarsState as MarsState
 from .wrappers import RestartState as RestartState
+from .wrappers import StormState as StormState
+from .wrappers import YellowFinState as YellowFinState
 from .wrappers import adaptive_restart as adaptive_restart
 from .wrappers import add_cautious_weight_decay as add_cautious_weight_decay
 from .wrappers import cautious as cautious
 from .wrappers import guarded as guarded
+from .wrappers import mars_correction as mars_correction
 from .wrappers import orthogonalize as orthogonalize
 from .wrappers import saturate as saturate
+from .wrappers import scale_by_adaptive_storm as scale_by_adaptive_storm
+from .wrappers import scale_by_storm as scale_by_storm
+from .wrappers import scale_by_yellowfin as scale_by_yellowfin
 from .wrappers import scale_to_unit_norm as scale_to_unit_norm
 from .wrappers import scheduled_restart as scheduled_restart
 

@@ -14,7 +14,14 @@ from .rules import ema, heavy_ball, lion_mix, muon_mix, nesterov, torch_nesterov
 from .schedules import nesterov_convex, restarted
 from .storage import Storage, resolve
 from .transform import scale_by_momentum
-from .wrappers import orthogonalize, saturate, scale_to_unit_norm
+from .wrappers import (
+    mars_correction,
+    orthogonalize,
+    saturate,
+    scale_by_adaptive_storm,
+    scale_by_yellowfin,
+    scale_to_unit_norm,
+)
 
 
 def sgd(
@@ -284,6 +291,150 @@ def relativistic(
             optax.scale_by_learning_rate(learning_rate),
             scale_by_momentum(heavy_ball(decay), storage=storage),
             saturate(delta),
+        )
+    )
+
+
+def yellowfin(
+    learning_rate: optax.ScalarOrSchedule = 1.0,
+    *,
+    decay: Scalar = 0.999,
+    window: int = 20,
+    storage: str | Storage = "float32",
+) -> optax.GradientTransformationExtraArgs:
+    r"""YellowFin: the heavy ball with a learning rate and a momentum that it finds itself; see `scale_by_yellowfin`.
+
+    Args:
+      learning_rate: A factor on the rate that it finds, or a schedule of it, to decay by.
+      decay: beta in [0, 1), of the averages.
+      window: How many gradients the curvature range looks back at.
+      storage: How the velocity is kept, see `scale_by_momentum`.
+
+    Raises:
+      ValueError: If a number is out of range.
+      TypeError: If an argument is of the wrong type.
+
+    Reference:
+      Zhang and Mitliagkas, "YellowFin and the art of momentum tuning", MLSys 2019, arXiv:1706.03471.
+    """
+    checks.within("learning_rate", learning_rate, "[0, inf)")
+    return in_gradient_dtype(
+        optax.chain(
+            scale_by_yellowfin(decay, window, storage=storage),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+    )
+
+
+def storm(
+    c: Any, k: Any = 0.1, w: Any = 0.1, *, storage: str | Storage = "float32"
+) -> optax.GradientTransformationExtraArgs:
+    r"""STORM with its adaptive rate: $\theta' = \theta - \eta_t d_t$; see `scale_by_adaptive_storm`.
+
+    `update` takes a second gradient of the batch, `previous_gradient=`, that at the parameters before.
+
+    Args:
+      c: In [0, inf), to be tuned.
+      k: In (0, inf).
+      w: In (0, inf).
+      storage: How d is kept, see `scale_by_momentum`.
+
+    Raises:
+      ValueError: If a number is out of range.
+      TypeError: If an argument is of the wrong type; at `update` without `previous_gradient`.
+
+    Reference:
+      Cutkosky and Orabona, "Momentum-based variance reduction in non-convex SGD", NeurIPS 2019, arXiv:1905.10018.
+    """
+    return optax.with_extra_args_support(
+        optax.chain(scale_by_adaptive_storm(c, k, w, storage=storage), optax.scale(-1.0))
+    )
+
+
+def mars_adamw(
+    learning_rate: optax.ScalarOrSchedule,
+    decay: Any = 0.95,
+    b2: Any = 0.99,
+    *,
+    gamma: Scalar = 0.025,
+    eps: Any = 1e-8,
+    weight_decay: Scalar = 0.0,
+    scope: str = "tree",
+) -> optax.GradientTransformationExtraArgs:
+    r"""MARS-AdamW: AdamW of the corrected and clipped gradient; see `mars_correction`.
+
+    `update` takes a second gradient of the batch, `previous_gradient=`, that at the parameters before. In one byte:
+    `mo.compress(mo.mars_adamw(rate), {"mu": "int8", "nu": "uint8"})`.
+
+    Args:
+      learning_rate: eta; the authors' code has 3e-3.
+      decay: beta_1 in [0, 1), a number or a scalar array.
+      b2: beta_2 of `optax.scale_by_adam`.
+      gamma: The weight of the correction, finite.
+      eps: See `optax.scale_by_adam`.
+      weight_decay: lambda in [0, inf), decoupled; `update` then needs `params`.
+      scope: Of the clip: `"tree"`, the paper's, or `"leaf"`, the authors' code's.
+
+    Raises:
+      ValueError: If a number is out of range or there is no such scope.
+      TypeError: If an argument is of the wrong type; at `update` without `previous_gradient`.
+
+    Reference:
+      Yuan et al., "MARS: unleashing the power of variance reduction for training large models", 2024,
+      arXiv:2411.10438.
+    """
+    checks.within("learning_rate", learning_rate, "[0, inf)")
+    checks.within("weight_decay", weight_decay, "[0, inf)")
+    if checks.is_schedule(decay):
+        raise TypeError(f"decay must be a number or a scalar array, as optax.scale_by_adam wants it, got {decay!r}")
+    return in_gradient_dtype(
+        optax.chain(
+            mars_correction(decay, gamma, scope),
+            optax.scale_by_adam(decay, b2, eps),
+            optax.identity() if is_zero(weight_decay) else optax.add_decayed_weights(weight_decay),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+    )
+
+
+def mars_lion(
+    learning_rate: optax.ScalarOrSchedule,
+    decay: Scalar = 0.95,
+    *,
+    gamma: Scalar = 0.025,
+    weight_decay: Scalar = 0.0,
+    scope: str = "tree",
+    storage: str | Storage = "float32",
+) -> optax.GradientTransformationExtraArgs:
+    r"""MARS-Lion: the sign of the averaged, corrected and clipped gradient; see `mars_correction`.
+
+    `update` takes a second gradient of the batch, `previous_gradient=`, that at the parameters before.
+
+    Args:
+      learning_rate: eta.
+      decay: beta in [0, 1).
+      gamma: The weight of the correction, finite.
+      weight_decay: lambda in [0, inf), decoupled; `update` then needs `params`.
+      scope: Of the clip: `"tree"`, the paper's, or `"leaf"`, the authors' code's.
+      storage: How the velocity is kept, see `scale_by_momentum`.
+
+    Raises:
+      ValueError: If a number is out of range or there is no such scope.
+      TypeError: If an argument is of the wrong type; at `update` without `previous_gradient`.
+
+    Reference:
+      Yuan et al., "MARS: unleashing the power of variance reduction for training large models", 2024,
+      arXiv:2411.10438.
+    """
+    checks.within("learning_rate", learning_rate, "[0, inf)")
+    checks.within("weight_decay", weight_decay, "[0, inf)")
+    return in_gradient_dtype(
+        optax.chain(
+            mars_correction(decay, gamma, scope),
+            scale_by_momentum(ema(decay), storage=storage),
+            optax.scale_by_sign(),
+            optax.identity() if is_zero(weight_decay) else optax.add_decayed_weights(weight_decay),
+            optax.scale_by_learning_rate(learning_rate),
         )
     )
 

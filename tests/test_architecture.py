@@ -29,7 +29,7 @@ ALLOWED = {
     "outer": {"checks", "optimizers", "rules", "storage", "transform"},
     "tuning": {"analysis", "checks", "filters", "rules"},
     "interop": {"checks", "coefficients", "filters", "optimizers", "rules", "schedules", "storage", "transform"},
-    "wrappers": {"checks", "coefficients", "filters", "schedules", "storage", "transform"},
+    "wrappers": {"checks", "coefficients", "filters", "rules", "schedules", "storage", "transform"},
     "optimizers": {"checks", "coefficients", "filters", "rules", "schedules", "storage", "transform", "wrappers"},
 }
 FREE = {"__init__", "demo"}

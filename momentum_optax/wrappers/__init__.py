@@ -1,4 +1,4 @@
-"""What looks at the gradient or the loss: guarded steps, restarts, cautious masks, and directions after the rule.
+"""What looks at the gradient or the loss: guards, restarts, cautious masks, directions, tuners, second gradients.
 
 None of it is a linear filter, so none of it is an option of `scale_by_momentum`: each is a wrapper around a
 transformation, or a transformation of its own to put into a chain.
@@ -15,3 +15,10 @@ from .guarded import guarded as guarded
 from .restarts import RestartState as RestartState
 from .restarts import adaptive_restart as adaptive_restart
 from .restarts import scheduled_restart as scheduled_restart
+from .variance_reduced import MarsState as MarsState
+from .variance_reduced import StormState as StormState
+from .variance_reduced import mars_correction as mars_correction
+from .variance_reduced import scale_by_adaptive_storm as scale_by_adaptive_storm
+from .variance_reduced import scale_by_storm as scale_by_storm
+from .yellowfin import YellowFinState as YellowFinState
+from .yellowfin import scale_by_yellowfin as scale_by_yellowfin

@@ -36,7 +36,7 @@ def scale_to_unit_norm(scope: str = "tree") -> optax.GradientTransformation:
 
     def update(updates: optax.Updates, params: Any = None) -> optax.Updates:
         del params
-        return _by_norm(lambda x, largest, root: x / largest / root, updates, scope)
+        return by_norm(lambda x, largest, root: x / largest / root, updates, scope)
 
     return optax.stateless(update)
 
@@ -71,7 +71,7 @@ def saturate(delta: Scalar, scope: str = "tree") -> optax.GradientTransformation
 
     def update(updates: optax.Updates, params: Any = None) -> optax.Updates:
         del params
-        return _by_norm(slowed, updates, scope)
+        return by_norm(slowed, updates, scope)
 
     return optax.stateless(update)
 
@@ -115,7 +115,7 @@ def orthogonalize(steps: int = 5) -> optax.GradientTransformation:
     return optax.stateless(update)
 
 
-def _by_norm(function: Callable[[Any, Any, Any], Any], updates: Any, scope: str) -> Any:
+def by_norm(function: Callable[[Any, Any, Any], Any], updates: Any, scope: str) -> Any:
     """`function(leaf, largest, root)` for each leaf, where largest times root is the norm of the tree or the leaf."""
     leaves, treedef = jax.tree.flatten(updates)
     groups = [leaves] if scope == "tree" else [[x] for x in leaves]

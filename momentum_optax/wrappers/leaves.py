@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ..storage.protocol import arithmetic_dtype
+
 SCOPES = ("tree", "leaf")
 
 
@@ -59,6 +61,38 @@ class Leaves:
 def absent(x: Any) -> bool:
     """Whether a leaf is left out: None, or masked by Optax."""
     return x is None or isinstance(x, optax.MaskedNode)
+
+
+def matched(name: str, tree: Any, updates: Any) -> list[Any]:
+    """The leaves of `tree`, which must have the paths and containers of the gradients.
+
+    Raises:
+      ValueError: If it has not, with the paths.
+    """
+    ours: Any
+    theirs: Any
+    ours, theirs = (jax.tree_util.tree_flatten_with_path(x, is_leaf=absent) for x in (updates, tree))
+    if ours[1] != theirs[1]:
+        here, there = ({"params" + jax.tree_util.keystr(path) for path, _ in pairs} for pairs, _ in (ours, theirs))
+        raise ValueError(
+            f"the gradients and {name} must have one tree, got a difference in "
+            f"{', '.join(sorted(here ^ there)) or 'their containers'}"
+        )
+    return [x for _, x in theirs[0]]
+
+
+def check_shape(path: Any, name: str, leaf: Any, gradient: Any) -> None:
+    """Raise unless `leaf` has the gradient's shape; a leaf that is absent has None."""
+    got, wanted = (None if absent(x) else jnp.shape(x) for x in (leaf, gradient))
+    if got != wanted:
+        where_ = "params" + jax.tree_util.keystr(path)
+        raise ValueError(f"{name} must have the gradient's shape {wanted} at {where_}, got {got}")
+
+
+def squared_norm(leaves: list[Any], real: Any) -> jax.Array:
+    """The squared norm of the leaves that are there, of the dtype `real`; taken in float32 or wider."""
+    wide = [x.astype(arithmetic_dtype(x.dtype)) for x in leaves if not absent(x)]
+    return sum((jnp.sum(jnp.square(jnp.abs(x))).astype(real) for x in wide), jnp.zeros([], real))
 
 
 def where(condition: Any, new: Any, old: Any) -> Any:

@@ -1,0 +1,241 @@
+"""Momentum that uses a second gradient of each batch, the one at the previous parameters: STORM and exact MARS."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .. import checks
+from ..coefficients import Scalar, at_first, lift, value_at
+from ..filters import Filter
+from ..storage import Storage
+from ..storage.protocol import arithmetic_dtype
+from ..transform import MomentumState, scale_by_momentum
+from .directions import by_norm
+from .leaves import SCOPES, absent, check_shape, matched, squared_norm
+
+
+def scale_by_storm(a: Scalar, *, storage: str | Storage = "float32") -> optax.GradientTransformationExtraArgs:
+    r"""STORM: momentum whose past is carried over to the present parameters by a second gradient of the same batch.
+
+    $$ d_t = g_t(x_t) + (1 - a_t) (d_{t-1} - g_t(x_{t-1})), \qquad d_0 = g_0(x_0) $$
+
+    It is the heavy ball with decay $1 - a$ of the corrected gradient $g_t(x_t) - (1 - a_t) g_t(x_{t-1})$, and is run as
+    such. The error of d as an estimate of the full gradient does not lag behind the parameters. For noise of variance
+    $\sigma^2$ that does not depend on x it settles at $\sigma^2 a / (2 - a)$ whatever the learning rate, where an
+    average of gradients has that for parameters at rest only. `update` takes the second gradient,
+
+        updates, state = tx.update(gradient, state, params, previous_gradient=gradient_at_previous_params)
+
+    through `optax.chain` too. Each step needs twice the work for gradients, and the previous parameters.
+
+    The first gradient that a leaf receives becomes its d; `previous_gradient` of that leaf then has no effect, and may
+    be the gradient itself. What stands before it in a chain sees the first gradient alone, and `optax.MultiSteps`
+    accumulates that alone.
+
+    Args:
+      a: In [0, 1]: a number, a scalar array or a schedule of the step; 1 is plain SGD.
+      storage: How d is kept, see `scale_by_momentum`.
+
+    Returns:
+      A transformation whose state is a `MomentumState`. The update is not negated, has the gradient's dtype, and is
+      None where the gradient is.
+
+    Raises:
+      TypeError: If `a` is no coefficient; at `update` without `previous_gradient`; as `scale_by_momentum` does.
+      ValueError: If `a` is out of range or there is no such storage; at `update` if `previous_gradient` has another
+        tree, shape or None than the gradients; as `scale_by_momentum` does.
+
+    Reference:
+      Cutkosky and Orabona, "Momentum-based variance reduction in non-convex SGD", NeurIPS 2019, arXiv:1905.10018.
+    """
+    checks.within("a", a, "[0, 1]")
+    rule = _storm_rule(a)
+    tx = scale_by_momentum(rule, storage=storage)
+
+    def update(
+        updates: optax.Updates, state: MomentumState, params: Any = None, *, previous_gradient: Any = None, **extra: Any
+    ) -> tuple[optax.Updates, MomentumState]:
+        del params, extra
+        return _storm_step(tx, rule, updates, state, previous_gradient)
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
+
+
+class StormState(NamedTuple):
+    """State of `scale_by_adaptive_storm`.
+
+    Attributes:
+      inner: The `MomentumState` of d.
+      sum_of_squares: float32 scalar, or float64 if a leaf is so: the sum of the gradients' squared norms.
+    """
+
+    inner: Any
+    sum_of_squares: Any
+
+
+def scale_by_adaptive_storm(
+    c: Any, k: Any = 0.1, w: Any = 0.1, *, storage: str | Storage = "float32"
+) -> optax.GradientTransformationExtraArgs:
+    r"""STORM with its published adaptive rate, which is part of the update.
+
+    $$ \eta_t = k \Big/ \Big(w + \sum_{i \le t} \|g_i\|^2\Big)^{1/3}, \qquad a_{t+1} = \min(1, c\,\eta_t^2), \qquad
+       u_t = \eta_t d_t $$
+
+    with d of `scale_by_storm` and one sum over all parameters; under `shard_map`, over a device's part alone. The
+    theorem asks for c of at least $28 L^2$, for gradients of Lipschitz constant L.
+
+    Args:
+      c: In [0, inf); the paper tunes it.
+      k: In (0, inf); the paper's experiments have 0.1.
+      w: In (0, inf); the paper's experiments have 0.1.
+      storage: How d is kept, see `scale_by_momentum`.
+
+    Returns:
+      A transformation whose state is a `StormState`; see `scale_by_storm` for its `update`.
+
+    Raises:
+      TypeError: If an argument is no number or scalar array; at `update` as `scale_by_storm` does.
+      ValueError: If a number is out of range or there is no such storage; at `update` as `scale_by_storm` does.
+
+    Reference:
+      Cutkosky and Orabona, NeurIPS 2019, arXiv:1905.10018, algorithm 1.
+    """
+    for name, value, interval in (("c", c, "[0, inf)"), ("k", k, "(0, inf)"), ("w", w, "(0, inf)")):
+        if checks.is_schedule(value):
+            raise TypeError(f"{name} must be a number or a scalar array, got the schedule {value!r}")
+        checks.within(name, value, interval)
+    # Any number makes the same state.
+    start = scale_by_momentum(_storm_rule(0.5), storage=storage)
+
+    def rate(total: Any) -> Any:
+        return k / jnp.cbrt(w + total)
+
+    def init(params: optax.Params) -> StormState:
+        inner = start.init(params)
+        dtypes = [jnp.result_type(x) for x in jax.tree.leaves(params)]
+        return StormState(inner, jnp.zeros([], jnp.finfo(arithmetic_dtype(*dtypes)).dtype))
+
+    def update(
+        updates: optax.Updates, state: StormState, params: Any = None, *, previous_gradient: Any = None, **extra: Any
+    ) -> tuple[optax.Updates, StormState]:
+        del params, extra
+        total = state.sum_of_squares
+        rule = _storm_rule(jnp.minimum(1, c * rate(total) ** 2).astype(total.dtype))
+        tx = scale_by_momentum(rule, storage=storage)
+        out, inner = _storm_step(tx, rule, updates, state.inner, previous_gradient)
+        total = total + squared_norm(jax.tree.leaves(updates), total.dtype)
+        out = jax.tree.map(lambda u: _in_wide(lambda x: _like(rate(total), x) * x, u).astype(u.dtype), out)
+        return out, StormState(inner, total)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class MarsState(NamedTuple):
+    """State of `mars_correction`.
+
+    Attributes:
+      step: int32 scalar, the number of updates made; None unless an argument is scheduled.
+    """
+
+    step: Any
+
+
+def mars_correction(
+    decay: Scalar = 0.95, gamma: Scalar = 0.025, scope: str = "tree"
+) -> optax.GradientTransformationExtraArgs:
+    r"""Exact MARS: the gradient, corrected by a second one of the same batch, and clipped to norm 1.
+
+    $$ c_t = g_t(x_t) + \gamma_t \frac{\beta}{1 - \beta} (g_t(x_t) - g_t(x_{t-1})), \qquad
+       c_t \leftarrow c_t / \max(1, \|c_t\|) $$
+
+    What follows in the chain takes c for its gradient: `mo.ema(beta)` and a sign make MARS-Lion, AdamW makes MARS-AdamW
+    (`mo.mars_lion`, `mo.mars_adamw`). With gamma 1 and no clip the average of c would be, but for its start, the d of
+    `scale_by_storm` with $a = 1 - \beta$. `mo.mars` is the form for one gradient a step,
+    which takes that of the last batch instead.
+
+    `update` takes the second gradient, `previous_gradient=`, through `optax.chain` too. In the first step the previous
+    parameters are the present ones: give the gradient itself.
+
+    Args:
+      decay: beta in [0, 1), that of the average that follows: a number, a scalar array or a schedule.
+      gamma: The weight of the correction, finite: a number, a scalar array or a schedule.
+      scope: `"tree"`: one norm for all parameters, as in the paper. `"leaf"`: one for each leaf, as in the authors'
+        code.
+
+    Returns:
+      A transformation whose state is a `MarsState`. Updates keep their dtypes; None stays None.
+
+    Raises:
+      TypeError: If an argument is no coefficient; at `update` without `previous_gradient`.
+      ValueError: If a number is out of range or there is no such scope; at `update` if `previous_gradient` has another
+        tree, shape or None than the gradients.
+
+    Reference:
+      Yuan et al., "MARS: unleashing the power of variance reduction for training large models", 2024,
+      arXiv:2411.10438.
+    """
+    checks.within("decay", decay, "[0, 1)")
+    checks.finite("gamma", gamma)
+    checks.choice("scope", scope, SCOPES)
+    extra_weight = lift(lambda b, c: c * b / (1 - b), decay, gamma)
+
+    def init(params: optax.Params) -> MarsState:
+        del params
+        return MarsState(jnp.zeros([], jnp.int32) if callable(extra_weight) else None)
+
+    def clipped(x: Any, largest: Any, root: Any) -> Any:
+        return jnp.where(largest * root > 1, x / largest / root, x)
+
+    def update(
+        updates: optax.Updates, state: MarsState, params: Any = None, *, previous_gradient: Any = None, **extra: Any
+    ) -> tuple[optax.Updates, MarsState]:
+        del params, extra
+        weight = value_at(extra_weight, state.step)
+        moved = _combined(updates, previous_gradient, lambda g, p, _: g + _like(weight, g) * (g - p))
+        out = by_norm(clipped, moved, scope)
+        out = jax.tree.map(lambda u, g: u.astype(jnp.result_type(g)), out, updates)
+        return out, MarsState(None if state.step is None else optax.safe_increment(state.step))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _storm_rule(a: Any) -> Filter:
+    """The heavy ball of d. Its decay is 0 at the first gradient of a leaf, where there is nothing to correct either."""
+    decay = at_first(0.0, lift(lambda x: 1 - x, a))
+    return Filter(A=decay, B=1.0, C=decay, D=1.0)
+
+
+def _storm_step(tx: Any, rule: Filter, updates: Any, state: MomentumState, previous: Any) -> tuple[Any, MomentumState]:
+    ages = matched("the parameters of init", state.age, updates)
+    corrected = _combined(
+        updates, previous, lambda g, p, i: g - _like(value_at(rule.A[0][0], state.step, ages[i]), g) * p
+    )
+    out, state = tx.update(corrected, state)
+    return jax.tree.map(lambda u, g: u.astype(jnp.result_type(g)), out, updates), state
+
+
+def _combined(updates: Any, previous: Any, function: Any) -> Any:
+    """`function(gradient, previous gradient, index of the leaf)` for each leaf that is there, in float32 or wider."""
+    if previous is None:
+        raise TypeError(
+            "previous_gradient must be given to update, the gradient of this batch at the parameters before"
+        )
+    before = matched("previous_gradient", previous, updates)
+    treedef: Any
+    paths, treedef = jax.tree_util.tree_flatten_with_path(updates, is_leaf=absent)
+    out = []
+    for i, ((path, g), p) in enumerate(zip(paths, before, strict=True)):
+        check_shape(path, "previous_gradient", p, g)
+        out.append(g if absent(g) else _in_wide(lambda g, p, i=i: function(g, p, i), g, p))
+    return treedef.unflatten(out)
+
+
+def _in_wide(function: Any, *arrays: Any) -> Any:
+    dtype = arithmetic_dtype(*(x.dtype for x in arrays))
+    return function(*(x.astype(dtype) for x in arrays))
+
+
+def _like(coefficient: Any, x: Any) -> Any:
+    return jnp.asarray(coefficient, jnp.finfo(x.dtype).dtype)
