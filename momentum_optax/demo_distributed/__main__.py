@@ -262,7 +262,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rounds", type=number(int, 2, 10_000), default=25, help="meetings of DiLoCo")
     add("--inner-steps", type=number(int, 1, 10_000), default=20, help="steps between meetings")
     add("--batch-size", type=number(int, 1, 10_000), default=16, help="images of a step on each worker")
-    add("--learning-rate", type=number(float, 1e-9, 1e9), default=0.1, help="peak of the inner optimizer's")
+    add("--learning-rate", type=number(float, 1e-9, 1e9), default=0.05, help="peak of the inner optimizer's")
     add("--seed", type=number(int, 0, 2**31 - 1), default=0, help="seed of everything")
     add("--timeout", type=number(int, 1, 100_000), default=600, help="seconds after which all is ended")
     add("--no-kill", dest="kill", action="store_false", help="leave all workers alive")
