@@ -4,6 +4,7 @@ import functools
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -144,6 +145,15 @@ def test_the_kernel_counts_what_is_written(tmp_path):
     assert traffic.written_by_this_process() - before == 123_456
 
 
+def test_the_page_and_the_readme_state_the_bytes_that_are_planned():
+    params, _ = training.model(SETTINGS._replace(data="mnist"))
+    every, rarely = 500 * traffic.gradient_bytes(params, 4) / 1e6, 25 * traffic.exchange_bytes(params, 4) / 1e6
+    root = pathlib.Path(main.__file__).parents[2]
+    page = (root / "docs" / "distributed.md").read_text()
+    assert re.search(rf"from the arrays' sizes +{every:.3f} +{rarely:.3f} +{every / rarely:.1f}$", page, re.M)
+    assert f"{rarely:.1f} MB instead of {every:.0f} MB" in " ".join((root / "README.md").read_text().split())
+
+
 # What is computed: against NumPy in float64, written from the methods' own forms.
 
 
@@ -209,6 +219,47 @@ def test_a_round_is_steps_alone_and_a_meeting():
         assert (abs(found - expected) <= 0.7 * 1.9 * code.reshape(-1, *(1,) * (found.ndim - 1)) / 2 + 5e-6).all()
         for own in each_params[k]:
             np.testing.assert_array_equal(own, found)
+
+
+# What a worker does: here a single one, in this process, with the small model.
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    settings = training.Settings(1, 4, 2, 8, 0.1, 0, "digits")
+    shapes = jax.eval_shape(lambda: SMALL)
+    monkeypatch.setattr(training, "model", lambda settings: (shapes, small_apply))
+    one = jax.devices()[:1]
+    monkeypatch.setattr(worker.jax, "devices", lambda: one)
+    rng = np.random.default_rng(1)
+    images, labels = rng.normal(size=(24, 7, 1)).astype(np.float32), rng.integers(0, 9, size=24)
+    np.savez(tmp_path / "data-0.npz", images=images, labels=labels)
+    np.savez(tmp_path / "held-out.npz", images=images, labels=labels)
+    checkpoint.save(tmp_path / worker.START, SMALL)
+    return worker.Job(settings, str(tmp_path), 0, 0, "rarely", "whole", None)
+
+
+def test_a_worker_goes_on_from_a_checkpoint_to_the_same_bits(job, tmp_path):
+    whole = worker.Rarely(job)
+    ends = [whole.round(round_) for round_ in range(2)]
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    ends += [whole.round(round_) for round_ in range(2, 4)]
+    assert sorted(path.name for path in (tmp_path / "whole").iterdir()) == [f"round-00000{i}" for i in (2, 3, 4)]
+    resumed = worker.Rarely(job._replace(run="again", resume=2))
+    found = [resumed.round(round_) for round_ in range(2, 4)]
+    for a, b in zip(ends[2:], found, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert main.compared(tmp_path, job.settings, "again") == []
+    assert (ends[3]["w"] != ends[2]["w"]).any()
+    assert (whole.cost.meetings, resumed.cost.meetings) == (4, 2)
+    judged = worker.judge(tmp_path, small_apply)(ends[3])
+    with np.load(tmp_path / "held-out.npz") as held_out:
+        logits = held_out["images"].reshape(24, 7) @ ends[3]["w"] + ends[3]["b"]
+        np.testing.assert_allclose(judged["accuracy"], (logits.argmax(1) == held_out["labels"]).mean(), rtol=1e-6)
+        picked = logits[np.arange(24), held_out["labels"]]
+    np.testing.assert_allclose(judged["loss"], (np.log(np.exp(logits).sum(1)) - picked).mean(), rtol=1e-5)
+    with pytest.raises(checkpoint.CheckpointError, match=r"round-000001/worker-0.npz is missing"):
+        worker.Rarely(job._replace(resume=1))
 
 
 # Checkpoints.
@@ -610,10 +661,10 @@ def test_workers_end_with_their_launcher_however_it_ends(number, tmp_path):
             seen += text
         assert len(alive(tmp_path)) == 3
         process.send_signal(number)
-        process.stderr.close()
-        status = process.wait(20)
-    assert status == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[number]
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[number]
     assert gone(tmp_path)
+    assert (b"Interrupted; all workers are ended." in errors) == (number == signal.SIGINT)
     if number != signal.SIGKILL:
         assert list(tmp_path.iterdir()) == []
 

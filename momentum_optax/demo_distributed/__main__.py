@@ -158,9 +158,9 @@ def plot(every: Result, rarely: Result, path: Path, title: str) -> None:
     figure.savefig(path, format="png", dpi=110)
 
 
-def compared(folder: Path, settings: Settings) -> list[str]:
-    """What of the interrupted run's last checkpoint is not, bit for bit, what the other run has."""
-    one, other = (checkpoint.folder_of(folder / name, settings.rounds) for name in ("whole", "interrupted"))
+def compared(folder: Path, settings: Settings, name: str = "interrupted") -> list[str]:
+    """What of a run's last checkpoint is not, bit for bit, what the uninterrupted run has."""
+    one, other = (checkpoint.folder_of(folder / run, settings.rounds) for run in ("whole", name))
     return checkpoint.differences(one, other)
 
 
