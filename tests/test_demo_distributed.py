@@ -434,8 +434,10 @@ def test_a_lost_worker_is_named_and_the_others_are_ended_with_what_they_started(
 
 
 def test_the_worker_that_was_killed_is_the_reason_and_not_one_that_missed_it(scripts):
-    with scripts("sys.stdin.read(1)", "time.sleep(600)") as team:
+    with scripts("sys.exit(3)", "time.sleep(600)") as team:
         team.kill(1)
+        for process in team._processes:
+            process.wait(20)
         team.kill(1)
         with pytest.raises(crew.WorkerLost, match="worker 1 was ended by SIGKILL"):
             list(team.reports(soon()))
@@ -443,7 +445,10 @@ def test_the_worker_that_was_killed_is_the_reason_and_not_one_that_missed_it(scr
 
 def test_a_worker_that_hangs_is_ended_at_the_deadline(scripts, tmp_path):
     closed = "os.close(1); time.sleep(600)"
-    for code, message in (("time.sleep(600)", "longer than they may"), (closed, "worker 0 did not end in time")):
+    for code, message in (
+        ("time.sleep(600)", "longer than --timeout allows"),
+        (closed, "worker 0 did not end in time"),
+    ):
         with pytest.raises(TimeoutError, match=message), scripts(code) as team:
             list(team.reports(soon(1)))
     assert gone(tmp_path)
@@ -511,6 +516,7 @@ def launcher(tmp_path, monkeypatch):
 def test_a_run_goes_on_from_its_last_checkpoint(launcher):
     result = launcher.run("rarely", "run", victim=3, restarts=1)
     assert Losing.begun == [None, 3]
+    assert launcher.losses == 1
     assert sorted(result.reports) == list(range(1, 7))
     assert launcher.said == ["  worker 3 was ended by SIGKILL; all go on from the checkpoint of round 3."]
 
@@ -611,10 +617,13 @@ def test_the_table_and_the_picture_show_what_was_reported(tmp_path):
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_difference_is_a_failure_that_names_it():
-    assert "bit for bit" in main._verdict([])[0]
-    assert "FAILED" in main._verdict(["worker-1.npz: ['w']"])[0]
-    assert "worker-1.npz: ['w']" in main._verdict(["worker-1.npz: ['w']"])[1]
+def test_what_came_of_the_kill_is_said(capsys):
+    assert main._survived(1, [])
+    assert "bit for bit" in capsys.readouterr().out
+    assert not main._survived(1, ["worker-1.npz: ['w']"])
+    assert re.search(r"FAILED: not what .*\n +worker-1.npz: \['w'\]", capsys.readouterr().out)
+    assert not main._survived(0, [])
+    assert "FAILED: the run was over before" in capsys.readouterr().out
 
 
 # The whole, with real workers.

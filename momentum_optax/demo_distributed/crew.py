@@ -71,7 +71,7 @@ class Crew:
             while waiting.get_map():
                 left = deadline - time.monotonic()
                 if left <= 0:
-                    raise TimeoutError("workers took longer than they may")
+                    raise TimeoutError("workers took longer than --timeout allows")
                 for key, _ in waiting.select(left):
                     number, rest = key.data
                     text = os.read(key.fd, 1 << 16)
