@@ -701,6 +701,7 @@ def test_the_default_run_shows_what_the_readme_says(tmp_path):
     done = subprocess.run(command(tmp_path), check=False, env=environment(tmp_path), capture_output=True, timeout=650)
     assert done.returncode == 0, done.stderr.decode()
     printed = done.stdout.decode()
+    print(printed)  # shown where the test fails
     assert "bit for bit" in printed
     assert alive(tmp_path) == []
     accuracies = [float(x) for x in re.search(r"held-out accuracy +([\d.]+)% +([\d.]+)%", printed).groups()]

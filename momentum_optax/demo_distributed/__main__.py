@@ -126,12 +126,9 @@ def table(every: Result, rarely: Result) -> str:
     for name, label in (*counts, ("measured", "as the kernel counts")):
         if not math.isnan(a[name]):
             row(f"MB sent, {label}", f"{a[name] / 1e6:.3f}", f"{b[name] / 1e6:.3f}", f"{a[name] / b[name]:.1f}")
-    for name, label in (
-        ("meetings", "meetings"),
-        ("collectives", "collectives"),
-        ("seconds", "seconds, compiling apart"),
-    ):
-        row(label, f"{a[name]:,.0f}", f"{b[name]:,.0f}", f"{a[name] / b[name]:.1f}")
+    for name, digits in (("meetings", 0), ("collectives", 0), ("seconds", 1)):
+        label = "seconds, compiling apart" if name == "seconds" else name
+        row(label, f"{a[name]:,.{digits}f}", f"{b[name]:,.{digits}f}", f"{a[name] / b[name]:.1f}")
     row("held-out cross-entropy", f"{a['loss']:.4f}", f"{b['loss']:.4f}")
     row("held-out accuracy", f"{a['accuracy']:.1%}", f"{b['accuracy']:.1%}")
     return "\n".join(lines)
