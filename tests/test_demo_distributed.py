@@ -456,8 +456,8 @@ def test_a_worker_that_hangs_is_ended_at_the_deadline(scripts, tmp_path):
 
 def test_workers_are_ended_when_the_launcher_is_interrupted(scripts, tmp_path):
     def interrupted():
-        with scripts("time.sleep(600)", "time.sleep(600)"):
-            assert len(alive(tmp_path)) == 2
+        with scripts("print('here', flush=True); time.sleep(600)", "time.sleep(600)") as team:
+            assert team._processes[0].stdout.readline() == b"here\n"
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
