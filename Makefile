@@ -6,11 +6,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 # Checks run on the CPU and leave no cache files behind in the tree.
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: help demo test test-slow test-oldest lint bench compiled-bytes golden notebooks docs dist clean
+.PHONY: help demo demo-distributed test test-slow test-oldest lint bench compiled-bytes golden notebooks docs dist clean
 .NOTPARALLEL:
 
 help: ## List the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +21,9 @@ $(VENV)/%.stamp: pyproject.toml | $(BIN)/python
 
 demo: $(VENV)/demo.stamp ## Train a Flax CNN on real digits with momentum, race five rules, draw the curves
 	$(BIN)/python -m momentum_optax.demo $(ARGS)
+
+demo-distributed: $(VENV)/demo.stamp ## Train it on four processes that meet rarely, count what they send, kill one and go on
+	$(BIN)/python -m momentum_optax.demo_distributed $(ARGS)
 
 test: $(VENV)/test.stamp ## Run the fast tests
 	$(BIN)/python -m pytest $(ARGS)

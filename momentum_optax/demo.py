@@ -359,18 +359,18 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--data", choices=("mnist", "digits"), default="mnist", help="images of the CNN")
     add("--rule", choices=tuple(RULES), default="nesterov", help="momentum rule of the CNN")
-    add("--epochs", type=_number(int, 1, 10_000), default=8, help="epochs of the CNN")
-    add("--batch-size", type=_number(int, 1, 10_000), default=64, help="batch size of the CNN")
-    add("--learning-rate", type=_number(float, 1e-9, 1e9), help=f"of the CNN; None is {CNN_EFFECTIVE_RATE:g} / gain")
-    add("--seed", type=_number(int, 0, 2**31 - 1), default=0, help="seed of everything")
-    add("--seeds", type=_number(int, 1, 100), default=5, help="seeds of the race")
-    add("--race-epochs", type=_number(int, 1, 10_000), default=120, help="epochs of the race")
+    add("--epochs", type=number(int, 1, 10_000), default=8, help="epochs of the CNN")
+    add("--batch-size", type=number(int, 1, 10_000), default=64, help="batch size of the CNN")
+    add("--learning-rate", type=number(float, 1e-9, 1e9), help=f"of the CNN; None is {CNN_EFFECTIVE_RATE:g} / gain")
+    add("--seed", type=number(int, 0, 2**31 - 1), default=0, help="seed of everything")
+    add("--seeds", type=number(int, 1, 100), default=5, help="seeds of the race")
+    add("--race-epochs", type=number(int, 1, 10_000), default=120, help="epochs of the race")
     add("--skip-race", action="store_true", help="train the CNN only")
-    add("--output", type=_output, default="momentum_demo.png", help="PNG file to write")
+    add("--output", type=output, default="momentum_demo.png", help="PNG file to write")
     return parser
 
 
-def _number(kind: Callable[[str], float], least: float, most: float) -> Callable[[str], float]:
+def number(kind: Callable[[str], float], least: float, most: float) -> Callable[[str], float]:
     """A type for argparse, which turns its error into a message with the option's name and exit status 2."""
 
     def parse(text: str) -> float:
@@ -386,7 +386,8 @@ def _number(kind: Callable[[str], float], least: float, most: float) -> Callable
     return parse
 
 
-def _output(text: str) -> Path:
+def output(text: str) -> Path:
+    """A type for argparse: a file that can be written."""
     path = Path(text)
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise argparse.ArgumentTypeError(f"must be a file in a directory that exists and is writable, got {text!r}")

@@ -32,7 +32,7 @@ ALLOWED = {
     "wrappers": {"checks", "coefficients", "filters", "rules", "schedules", "storage", "transform"},
     "optimizers": {"checks", "coefficients", "filters", "rules", "schedules", "storage", "transform", "wrappers"},
 }
-FREE = {"__init__", "demo"}
+FREE = {"__init__", "demo", "demo_distributed"}
 # Imported by public modules for their own use.
 HELPERS = {"look_up", "value_at", "resolve", "reals", "Filter"}
 
