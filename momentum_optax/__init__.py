@@ -53,9 +53,11 @@ from .transform import apply_updates as apply_updates
 from .transform import eval_params as eval_params
 from .transform import scale_by_momentum as scale_by_momentum
 from .transform import velocity as velocity
+from .wrappers import AccumulatedState as AccumulatedState
 from .wrappers import CautiousDecayState as CautiousDecayState
 from .wrappers import GuardedState as GuardedState
 from .wrappers import RestartState as RestartState
+from .wrappers import accumulated as accumulated
 from .wrappers import adaptive_restart as adaptive_restart
 from .wrappers import add_cautious_weight_decay as add_cautious_weight_decay
 from .wrappers import cautious as cautious
