@@ -21,6 +21,9 @@ from .optimizers import relativistic as relativistic
 from .optimizers import sgd as sgd
 from .optimizers import signum as signum
 from .optimizers import srsgd as srsgd
+from .row_sparse import RowSparse as RowSparse
+from .row_sparse import RowSparseState as RowSparseState
+from .row_sparse import row_sparse as row_sparse
 from .rules import accelerated as accelerated
 from .rules import adan_mix as adan_mix
 from .rules import aggregated as aggregated
