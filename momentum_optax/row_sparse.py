@@ -125,8 +125,8 @@ def row_sparse(rule: Filter, learning_rate: Scalar) -> RowSparse:
         dtype = velocity[0].dtype
         A, c = _after(powers, missed, jnp.finfo(dtype).dtype)
         column = (*missed.shape, *(1,) * (table.ndim - missed.ndim))
-        turned = tuple(_combined([a.reshape(column) for a in row], velocity) for row in A)
-        return table.astype(dtype) - _combined([x.reshape(column) for x in c], velocity), turned
+        A, c = A.reshape(*A.shape[:2], *column), c.reshape(len(c), *column)
+        return table.astype(dtype) - _combined(c, velocity), tuple(_combined(row, velocity) for row in A)
 
     def read(table: Any, state: RowSparseState, rows: Any) -> Any:
         rows = _checked_rows(rows, table)
@@ -154,7 +154,7 @@ def row_sparse(rule: Filter, learning_rate: Scalar) -> RowSparse:
             if rows is not None:
                 raise ValueError("rows must be None with a mask, got both")
             _check_mask(gradient, mask, size, table)
-            table, state = _in_parts(step_rows, table, state, gradient, mask, int(size))
+            table, state = _in_parts(step_rows, (table, state), gradient, mask, int(size))
         else:
             rows, gradient = _from_bcoo(gradient, rows, table) if hasattr(gradient, "n_sparse") else (rows, gradient)
             if rows is None:
@@ -180,24 +180,30 @@ def _powers(rule: Filter) -> tuple[np.ndarray, np.ndarray]:
     return np.array(turns), np.array(moves)
 
 
-def _after(powers: tuple[np.ndarray, np.ndarray], missed: Any, dtype: Any) -> tuple[list[list[Any]], list[Any]]:
-    """A^m and C (I + ... + A^(m-1)) for an array of m, entry by entry: one power for each bit of m."""
-    turns, moves = powers
-    order = len(moves[0])
-    A = [[jnp.full(missed.shape, float(i == j), dtype) for j in range(order)] for i in range(order)]
-    c = [jnp.zeros(missed.shape, dtype) for _ in range(order)]
-    for bit, (turn, move) in enumerate(zip(turns, moves, strict=True)):
+def _after(powers: tuple[np.ndarray, np.ndarray], missed: Any, dtype: Any) -> tuple[Any, Any]:
+    """A^m and C (I + ... + A^(m-1)) for an array of m, of shapes (K, K, ...) and (K, ...): one power for each bit."""
+    turns, moves = (jnp.asarray(power, dtype) for power in powers)
+    order = moves.shape[1]
+    one = (..., *(None,) * missed.ndim)
+
+    def take_bit(carry: Any) -> Any:
+        bit, A, c = carry
+        # First what has been taken so far, then these 2^bit steps. No dot products: they are not in float32 everywhere.
+        turned = jnp.sum(turns[bit][one][:, :, None] * A[None], 1)
+        went = c + jnp.sum(moves[bit][one][:, None] * A, 0)
         taken = (missed >> bit) & 1 == 1
-        # First what has been taken so far, then these 2^bit steps.
-        c = [jnp.where(taken, x + _combined(move, column), x) for x, column in zip(c, zip(*A, strict=True), strict=True)]
-        new = [[_combined(row, column) for column in zip(*A, strict=True)] for row in turn]
-        A = [[jnp.where(taken, x, y) for x, y in zip(*rows, strict=True)] for rows in zip(new, A, strict=True)]
+        return bit + 1, jnp.where(taken, turned, A), jnp.where(taken, went, c)
+
+    A = jnp.broadcast_to(jnp.eye(order, dtype=dtype)[one], (order, order, *missed.shape))
+    start = (jnp.int32(0), A, jnp.zeros((order, *missed.shape), dtype))
+    longest = jnp.max(missed, initial=0)
+    _, A, c = jax.lax.while_loop(lambda carry: (longest >> carry[0]) > 0, take_bit, start)
     return A, c
 
 
 def _combined(weights: Any, arrays: Any) -> Any:
-    """The weighted sum; NumPy's numbers take the arrays' dtype."""
-    terms = [(float(w) if isinstance(w, np.floating) else w) * x for w, x in zip(weights, arrays, strict=True)]
+    """The weighted sum."""
+    terms = [w * x for w, x in zip(weights, arrays, strict=True)]
     return sum(terms[1:], terms[0])
 
 
@@ -228,21 +234,17 @@ def _spread(rows: Any, total: int) -> Any:
     return jnp.where(rows >= total, total + jnp.arange(rows.size, dtype=rows.dtype), rows)
 
 
-def _in_parts(
-    step_rows: Callable[..., Any], table: Any, state: RowSparseState, gradient: Any, mask: Any, size: int
-) -> tuple[Any, RowSparseState]:
-    """The step of all rows in `mask`, `size` at a time."""
-    total = table.shape[0]
+def _in_parts(step_rows: Callable[..., Any], carry: Any, gradient: Any, mask: Any, size: int) -> Any:
+    """The step of all rows in `mask`, `size` at a time; `carry` is table and state."""
     count = jnp.cumsum(mask, dtype=jnp.int32)
 
     def body(carry: Any) -> Any:
         done, table, state = carry
         rows = jnp.searchsorted(count, done + 1 + jnp.arange(size, dtype=jnp.int32)).astype(jnp.int32)
         part = gradient.at[rows].get(mode="fill", fill_value=0)
-        return done + size, *step_rows(table, state, part, _spread(rows, total))
+        return done + size, *step_rows(table, state, part, _spread(rows, len(mask)))
 
-    going = (jnp.int32(0), table, state)
-    return jax.lax.while_loop(lambda carry: carry[0] < count[-1], body, going)[1:]
+    return jax.lax.while_loop(lambda carry: carry[0] < count[-1], body, (jnp.int32(0), *carry))[1:]
 
 
 def _check_table(table: Any) -> None:
