@@ -1,6 +1,8 @@
 """`accumulated` against the mean of k gradients and then the paper's own loop, in float64, and against MultiSteps."""
 
 import dataclasses
+import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -319,3 +321,27 @@ def test_what_cannot_be_is_refused():
     tx = mo.accumulated(mo.ema(0.9), 2)
     with pytest.raises(ValueError, match=r"the gradients lack params\['b'\]"):
         tx.update({"a": LIKE["a"]}, tx.init(LIKE))
+
+
+def test_the_tables_of_the_documentation_are_those_of_the_committed_file():
+    root = pathlib.Path(__file__).parents[1]
+    page, readme = ((root / name).read_text() for name in ("docs/batches-and-rows.md", "README.md"))
+    document = json.loads((root / "benchmarks" / "accumulation.json").read_text())
+    rows = {(row["optimizer"], row["storage"]): row for row in document["rows"]}
+    for storage in ("float32", "bfloat16", "int8"):
+        ours, theirs = rows["accumulated", storage], rows["MultiSteps", storage]
+        cells = [f"{ours[key]:.2f}, {theirs[key]:.2f}" for key in ("state", "peak", "moved_tpu")]
+        assert f"| {storage} | {' | '.join(cells)} |" in page
+        assert theirs["state"] - ours["state"] == pytest.approx(4, abs=1e-3)
+    errors = {}
+    for row in document["errors"]:
+        errors.setdefault((row["storage"], row["decay"]), []).append(row["error"])
+    for (storage, decay), found in errors.items():
+        assert f"| {storage} | {decay} | {' | '.join(f'{x:.3f}' for x in found)} |" in page
+        # About as the root of k: five roundings are no more than the root of five times one.
+        assert 1.2 < found[2] / found[0] < 5**0.5 * 1.1
+    ours, theirs = rows["accumulated", "float32"], rows["MultiSteps", "float32"]
+    said = f"{ours['peak']:.0f} bytes per parameter instead of {theirs['peak']:.0f}"
+    assert said in " ".join(readme.split())
+    said = f"moves {ours['moved_tpu']:.0f} instead of {theirs['moved_tpu']:.0f}"
+    assert said in " ".join(readme.split())

@@ -1,6 +1,8 @@
 """Row-sparse momentum against dense momentum: the papers' loops in float64, `optax.sgd`, and exact powers."""
 
 import fractions
+import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -314,3 +316,19 @@ def test_what_cannot_be_is_refused():
         OPT.update(table, state, sparse.BCOO((jnp.ones(1), jnp.zeros((1, 2), jnp.int32)), shape=(ROWS, WIDTH)))
     with pytest.raises(ValueError, match="rows must be None for a BCOO"):
         OPT.update(table, state, sparse.BCOO((g, rows[:, None]), shape=(ROWS, WIDTH)), rows)
+
+
+def test_the_table_of_the_documentation_is_that_of_the_committed_file():
+    root = pathlib.Path(__file__).parents[1]
+    page, readme = ((root / name).read_text() for name in ("docs/batches-and-rows.md", "README.md"))
+    document = json.loads((root / "benchmarks" / "row_sparse.json").read_text())
+    assert document["shape"] == [50_000, 256]
+    rows = {(row["share"], row["way"]): row for row in document["rows"]}
+    for share in sorted({share for share, _ in rows}):
+        row, masked = rows[share, "rows"], rows[share, "dense gradient, mask"]
+        low, high = row["quartiles"]
+        faster = f"{row['times_faster']:.2g} ({low:.2g} to {high:.2g})"
+        assert f"| {share:.1%} | {faster} | {masked['times_faster']:.2g} |" in page
+    assert f"{rows[0.01, 'rows']['times_faster']:.0f} times faster" in " ".join(readme.split())
+    assert rows[0.01, "rows"]["quartiles"][0] > 5
+    assert rows[0.3, "rows"]["quartiles"][1] < 1, "the text says that it does not help there"

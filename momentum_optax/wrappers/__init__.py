@@ -1,4 +1,4 @@
-"""What looks at the gradient or the loss: guarded steps, restarts, cautious masks, and directions after the rule.
+"""What is around a rule: accumulated and guarded steps, restarts, cautious masks, and directions after the rule.
 
 None of it is a linear filter, so none of it is an option of `scale_by_momentum`: each is a wrapper around a
 transformation, or a transformation of its own to put into a chain.
