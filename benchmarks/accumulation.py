@@ -4,8 +4,8 @@
 
 Compiles one micro-step of heavy ball -> learning rate -> apply_updates on a float32 leaf of 8192 x 4096, parameters and
 state donated, of `accumulated` and of MultiSteps around the same chain. Per parameter: bytes of the state; bytes held
-at the peak (parameters, state, gradient and temporaries), from the compiler for the machine's default backend; and bytes
-moved by the program for TPU v5e, where its compiler is installed. Both are exact and do not depend on load.
+at the peak (parameters, state, gradient and temporaries), by the compiler for the machine's default backend; and bytes
+moved by the program for TPU v5e, where its compiler is installed. All are exact and do not depend on load.
 
 The error of a narrow storage: that of the stored velocity after a cycle against one in float32 fed the same k
 micro-gradients, each of independent standard normal numbers, in norm; the median of 50 cycles. Prints two tables and

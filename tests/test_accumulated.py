@@ -163,6 +163,21 @@ def test_narrow_micro_gradients_add_up_in_float32(dtype):
     np.testing.assert_array_equal(mo.velocity(state)[0], np.full(3, (1 + 63 * 2.0**-9) / 64, np.float32))
 
 
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("debias", [False, True])
+def test_types_never_drift(storage, debias):
+    # Parameters of one dtype, gradients of another; a scalar and an empty leaf.
+    shapes = {"bfloat16": (2, 3), "float16": (3,), "float32": (), "complex64": (2,)}
+    params = {name: jax.ShapeDtypeStruct(shape, name) for name, shape in shapes.items()}
+    params["empty"] = jax.ShapeDtypeStruct((0, 3), "float32")
+    wide = {n: jax.ShapeDtypeStruct(p.shape, jnp.promote_types(p.dtype, jnp.float32)) for n, p in params.items()}
+    tx = mo.accumulated(mo.heavy_ball(0.9, dampening=0.1), 3, REST, storage=STORAGES[storage](), debias=debias)
+    state = jax.eval_shape(tx.init, params)
+    updates, after = jax.eval_shape(tx.update, wide, state, wide)
+    assert avals(after) == avals(state)
+    assert avals(updates) == avals(wide)
+
+
 @pytest.mark.parametrize("storage", ["bfloat16", "int8"])
 def test_a_narrow_storage_rounds_each_micro_step_and_keeps_its_mean(storage):
     # The same constant gradient for many equal elements: their mean is the exact velocity, their noise averages out.
