@@ -93,7 +93,7 @@ def measure(share: float, shape: tuple[int, int], pairs: int) -> list[dict[str, 
         "rows": lambda: timer(by_rows, OPT.init, table, rows),
         "BCOO": lambda: timer(by_bcoo, OPT.init, table, rows),
         "dense gradient, mask": lambda: timer(
-            lambda t, s, g, m: OPT.update(t, s, g, mask=m, size=count), OPT.init, table, masks
+            lambda t, s, g, m: OPT.update(t, s, g, mask=m, size=min(count, 4096)), OPT.init, table, masks
         ),
     }
     found = []

@@ -23,6 +23,8 @@ from .storage.protocol import SUPPORTED, arithmetic_dtype
 
 # Steps are counted in int32.
 _BITS = 31
+# More rows than this are taken in parts: the temporaries stay small, and rows that were given twice cost nothing.
+_AT_ONCE = 4096
 
 
 class RowSparseState(NamedTuple):
@@ -154,12 +156,16 @@ def row_sparse(rule: Filter, learning_rate: Scalar) -> RowSparse:
             if rows is not None:
                 raise ValueError("rows must be None with a mask, got both")
             _check_mask(gradient, mask, size, table)
-            table, state = _in_parts(step_rows, (table, state), gradient, mask, int(size))
+            table, state = _in_parts(step_rows, (table, state), *_in_mask(gradient, mask, int(size)))
         else:
             rows, gradient = _from_bcoo(gradient, rows, table) if hasattr(gradient, "n_sparse") else (rows, gradient)
             if rows is None:
                 raise ValueError("rows or mask must say which rows the gradient is for, got neither")
-            table, state = step_rows(table, state, *_summed(gradient, _checked_rows(rows, table), table))
+            gradient, rows = _summed(gradient, _checked_rows(rows, table), table)
+            if rows.size <= _AT_ONCE:
+                table, state = step_rows(table, state, gradient, rows)
+            else:
+                table, state = _in_parts(step_rows, (table, state), *_in_list(rows, gradient, len(table)))
         return table, state._replace(step=optax.safe_increment(state.step))
 
     def flush(table: Any, state: RowSparseState) -> tuple[Any, RowSparseState]:
@@ -234,17 +240,36 @@ def _spread(rows: Any, total: int) -> Any:
     return jnp.where(rows >= total, total + jnp.arange(rows.size, dtype=rows.dtype), rows)
 
 
-def _in_parts(step_rows: Callable[..., Any], carry: Any, gradient: Any, mask: Any, size: int) -> Any:
-    """The step of all rows in `mask`, `size` at a time; `carry` is table and state."""
-    count = jnp.cumsum(mask, dtype=jnp.int32)
+def _in_parts(step_rows: Callable[..., Any], carry: Any, count: Any, pick: Callable[[Any], Any]) -> Any:
+    """The step of `count` rows, some at a time; `pick(done)` gives the next and their gradients, `carry` holds all."""
 
     def body(carry: Any) -> Any:
         done, table, state = carry
-        rows = jnp.searchsorted(count, done + 1 + jnp.arange(size, dtype=jnp.int32)).astype(jnp.int32)
-        part = gradient.at[rows].get(mode="fill", fill_value=0)
-        return done + size, *step_rows(table, state, part, _spread(rows, len(mask)))
+        rows, gradient = pick(done)
+        return done + rows.size, *step_rows(table, state, gradient, _spread(rows, len(table)))
 
-    return jax.lax.while_loop(lambda carry: carry[0] < count[-1], body, (jnp.int32(0), *carry))[1:]
+    return jax.lax.while_loop(lambda carry: carry[0] < count, body, (jnp.int32(0), *carry))[1:]
+
+
+def _in_mask(gradient: Any, mask: Any, size: int) -> tuple[Any, Callable[[Any], Any]]:
+    """How many rows are in a mask, and what gives the next `size` of them."""
+    count = jnp.cumsum(mask, dtype=jnp.int32)
+
+    def pick(done: Any) -> Any:
+        rows = jnp.searchsorted(count, done + 1 + jnp.arange(size, dtype=jnp.int32)).astype(jnp.int32)
+        return rows, gradient.at[rows].get(mode="fill", fill_value=0)
+
+    return jnp.sum(mask, dtype=jnp.int32), pick
+
+
+def _in_list(rows: Any, gradient: Any, total: int) -> tuple[Any, Callable[[Any], Any]]:
+    """The same for sorted rows, those beyond the end left out."""
+
+    def pick(done: Any) -> Any:
+        places = done + jnp.arange(_AT_ONCE, dtype=jnp.int32)
+        return rows.at[places].get(mode="fill", fill_value=total), gradient.at[places].get(mode="fill", fill_value=0)
+
+    return jnp.sum(rows < total, dtype=jnp.int32), pick
 
 
 def _check_table(table: Any) -> None:

@@ -1,6 +1,8 @@
 """Row-sparse momentum against dense momentum: the papers' loops in float64, `optax.sgd`, and exact powers."""
 
 import fractions
+import functools
+import importlib
 import json
 import pathlib
 
@@ -191,6 +193,17 @@ def by_mask(table, state, gradient, mask):
     return OPT.update(table, state, gradient, mask=mask, size=4)
 
 
+def test_many_rows_are_taken_in_parts(monkeypatch):
+    table, state = begun()
+    rows = jnp.array([7, 3, 3, ROWS, 0, 11, -1, 5, 7, 9])
+    g = jnp.asarray(RNG.normal(size=(10, WIDTH)), jnp.float32)
+    expected = jax.jit(OPT.update)(table, state, g, rows)
+    # Six different rows: two parts of three.
+    monkeypatch.setattr(importlib.import_module("momentum_optax.row_sparse"), "_AT_ONCE", 3)
+    close(jax.jit(functools.partial(OPT.update))(table, state, g, rows), expected)
+    np.testing.assert_array_equal(np.flatnonzero(np.asarray(expected[1].last) == 4), [0, 3, 5, 7, 9, 11])
+
+
 def test_rows_that_are_none_read_nan_and_are_not_written():
     table, state = begun()
     values = jax.jit(OPT.read)(table, state, jnp.array([[0, -1], [ROWS, 3]]))
@@ -327,8 +340,10 @@ def test_the_table_of_the_documentation_is_that_of_the_committed_file():
     for share in sorted({share for share, _ in rows}):
         row, masked = rows[share, "rows"], rows[share, "dense gradient, mask"]
         low, high = row["quartiles"]
-        faster = f"{row['times_faster']:.2g} ({low:.2g} to {high:.2g})"
-        assert f"| {share:.1%} | {faster} | {masked['times_faster']:.2g} |" in page
+        faster, low, high, other = (
+            f"{x:.0f}" if x >= 10 else f"{x:.2g}" for x in (row["times_faster"], low, high, masked["times_faster"])
+        )
+        assert f"| {share:.1%} | {faster} ({low} to {high}) | {other} |" in page
     assert f"{rows[0.01, 'rows']['times_faster']:.0f} times faster" in " ".join(readme.split())
     assert rows[0.01, "rows"]["quartiles"][0] > 5
     assert rows[0.3, "rows"]["quartiles"][1] < 1, "the text says that it does not help there"
