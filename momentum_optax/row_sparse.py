@@ -86,8 +86,8 @@ def row_sparse(rule: Filter, learning_rate: Scalar) -> RowSparse:
     the error is a few units of rounding whatever it is. Give the table and the state to `jit` as donated arguments:
     else every step copies them whole.
 
-    It does not pay where more than about a tenth of the rows have gradients at each step. Weight decay acts on every row at every step, and is
-    not for these tables.
+    It does not pay where more than about a tenth of the rows have gradients at each step. Weight decay acts on every
+    row at every step, and is not for these tables.
 
     Args:
       rule: A `Filter` whose coefficients are numbers, such as `heavy_ball(0.9)`.
