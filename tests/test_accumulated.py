@@ -18,7 +18,7 @@ K = 5
 CYCLES = 12
 # The rules whose update is a function of their new velocities.
 ACCEPTED = {"heavy_ball", "ema", "chebyshev", "complex_heavy_ball"}
-ROWS = [row for row in TABLE if row.rule in ACCEPTED]
+ROWS = [row for row in TABLE if row.rule in ACCEPTED and row.variant != "negative"]
 THREE = next(row for row in TABLE if row.rule == "aggregated")
 THREE = dataclasses.replace(THREE, constants={"b0": 0.5, "b1": 0.9, "b2": 0.97}, ranges={}, variant="no zero")
 CASES = [(row, True) for row in ROWS] + [(row, False) for row in (THREE, *ROWS) if row.variant in ("torch", "no zero")]
@@ -309,7 +309,7 @@ def sizes(tx, shape=(256, 256)):
     return bytes_ / n, (held + memory.temp_size_in_bytes) / n - 4
 
 
-@pytest.mark.parametrize("storage", ["float32", "int8"])
+@pytest.mark.parametrize("storage", ["float32", pytest.param("int8", marks=pytest.mark.slow)])
 def test_the_state_is_smaller_by_four_bytes_per_parameter_and_the_peak_by_more(storage):
     rest = optax.scale_by_learning_rate(0.1)
     ours = sizes(mo.accumulated(mo.heavy_ball(0.9), 4, rest, storage=storage))

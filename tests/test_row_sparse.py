@@ -23,9 +23,9 @@ RNG = np.random.default_rng(5)
 PICKED = [RNG.choice(ROWS, 4, p=np.geomspace(1, 1e-2, ROWS) / np.geomspace(1, 1e-2, ROWS).sum()) for _ in range(STEPS)]
 SIGNAL = RNG.normal(size=(STEPS, 4, WIDTH))
 START = RNG.normal(size=(ROWS, WIDTH))
-# One velocity that alternates, one whose update reads the gradient too, two of which one is the last gradient.
+# One velocity, of a rule whose update reads the gradient too; two, of which one is the last gradient.
 RULES = {str(row): row for row in TABLE}
-RULES = {name: RULES[name] for name in ("heavy_ball-negative", "nesterov", "pid")}
+RULES = {name: RULES[name] for name in ("nesterov", "pid")}
 
 
 def dense(step):
