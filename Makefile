@@ -47,6 +47,8 @@ bench: $(VENV)/bench.stamp ## Measure cost, time and quality, reproduce known nu
 	$(BIN)/python benchmarks/outer_quality.py
 	$(BIN)/python benchmarks/suggested_settings.py
 	$(BIN)/python benchmarks/yellowfin.py
+	$(BIN)/python benchmarks/accumulation.py
+	$(BIN)/python benchmarks/row_sparse.py
 
 # NVIDIA's compiler without the gigabytes that only a GPU needs, in an environment of its own: JAX looks for a GPU there.
 compiled-bytes: ## Count the bytes of a compiled step for TPU and H200, neither of which need be here

@@ -25,6 +25,9 @@ from .optimizers import signum as signum
 from .optimizers import srsgd as srsgd
 from .optimizers import storm as storm
 from .optimizers import yellowfin as yellowfin
+from .row_sparse import RowSparse as RowSparse
+from .row_sparse import RowSparseState as RowSparseState
+from .row_sparse import row_sparse as row_sparse
 from .rules import accelerated as accelerated
 from .rules import adan_mix as adan_mix
 from .rules import aggregated as aggregated
@@ -57,12 +60,14 @@ from .transform import apply_updates as apply_updates
 from .transform import eval_params as eval_params
 from .transform import scale_by_momentum as scale_by_momentum
 from .transform import velocity as velocity
+from .wrappers import AccumulatedState as AccumulatedState
 from .wrappers import CautiousDecayState as CautiousDecayState
 from .wrappers import GuardedState as GuardedState
 from .wrappers import MarsState as MarsState
 from .wrappers import RestartState as RestartState
 from .wrappers import StormState as StormState
 from .wrappers import YellowFinState as YellowFinState
+from .wrappers import accumulated as accumulated
 from .wrappers import adaptive_restart as adaptive_restart
 from .wrappers import add_cautious_weight_decay as add_cautious_weight_decay
 from .wrappers import cautious as cautious

@@ -256,6 +256,23 @@ class Filter:
         saves = _multiplications([*weights, scale]) < _multiplications([*C, D])
         return (scale, tuple(weights[:-1]), weights[-1]) if saves else None
 
+    def readout(self) -> tuple[float, ...] | None:
+        r"""Numbers p with $C = p A$ and $D = p B$ at every step: the update is $u = p v'$, of new velocities alone.
+
+        None if there are none. They are found where the coefficients are numbers, and where C and D are a row of A
+        and its entry of B, as in `heavy_ball` and `ema`, whatever these are.
+        """
+        for i, row in enumerate(self.A):
+            if _same(self.D, self.B[i]) and all(map(_same, self.C, row)):
+                return tuple(float(j == i) for j in range(self.order))
+        if not self.is_constant or self.order == 0:
+            return None
+        A, B, C, D = self.matrices()
+        system, target = np.column_stack([A, B]).T, np.array([*C, D])
+        p = np.linalg.lstsq(system, target, rcond=None)[0]
+        fits = np.all(abs(system @ p - target) <= 1e-12 * max(1.0, abs(target).max()))
+        return tuple(_snap(float(x)) for x in p) if fits else None
+
     def _map(self, function: Callable[[Any], Any]) -> "Filter":
         """The filter with `function` of each entry; entries are not checked, they may be traced arrays."""
         new = object.__new__(Filter)
@@ -299,6 +316,11 @@ def equivalent(
 def _snap(x: float) -> float:
     """`x`, or the whole number that it misses by rounding only."""
     return float(round(x)) if abs(x - round(x)) < 1e-12 else x
+
+
+def _same(a: Coefficient, b: Coefficient) -> bool:
+    """Whether two coefficients are known to be equal at every step."""
+    return a is b or (checks.is_number(a) and checks.is_number(b) and a == b)
 
 
 def _multiplications(weights: list[float]) -> int:

@@ -64,7 +64,8 @@ def ema(decay: Scalar) -> Filter:
     Reference:
       The first moment of Kingma and Ba, "Adam", ICLR 2015, arXiv:1412.6980.
     """
-    return quasi_hyperbolic(_checked("decay", decay), 1.0)
+    intake = lift(lambda b: 1 - b, _checked("decay", decay))
+    return Filter(A=decay, B=intake, C=decay, D=intake)
 
 
 def nesterov(decay: Scalar) -> Filter:

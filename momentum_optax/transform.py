@@ -1,5 +1,6 @@
 """`scale_by_momentum`: any rule as an Optax transformation. The one place with trees, dtypes, counters and storage."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -82,6 +83,13 @@ def scale_by_momentum(
     rule = rule.pruned()
     if debias:
         _check_debiasable(rule)
+    return run_filter(rule, keep, debias, lambda step, age: gains_of(rule.at(step, age)))
+
+
+def run_filter(
+    rule: Filter, keep: Storage, debias: bool, gains_at: Callable[[Any, Any], tuple[Any, ...]]
+) -> optax.GradientTransformationExtraArgs:
+    """`scale_by_momentum` of checked arguments; `gains_at(step, age)` says how large the velocities become."""
 
     def fresh(leaf: Any) -> MomentumState:
         """The state of one leaf: a `MomentumState` with arrays in place of trees."""
@@ -116,7 +124,7 @@ def scale_by_momentum(
             u = u / jnp.where(unit == 0, 1, unit)
             gain = tuple(new.astype(old.dtype) for new, old in zip(gain, slot.gain, strict=True))
         age = None if slot.age is None else optax.safe_increment(slot.age)
-        kept = keep.encode(v, slot.velocity, write_for(keep, wide, (step, i), _gains(now)))
+        kept = keep.encode(v, slot.velocity, write_for(keep, wide, (step, i), gains_at(step, slot.age)))
         return u.astype(g.dtype), MomentumState(kept, None, age, gain)
 
     def update(
@@ -225,7 +233,7 @@ def _advance(rule: Filter, g: jax.Array, v: tuple[jax.Array, ...]) -> tuple[jax.
     return _dot((scale,), (_dot((direct, *weights), (g, *new)),)), new
 
 
-def _gains(rule: Filter) -> tuple[Any, ...]:
+def gains_of(rule: Filter) -> tuple[Any, ...]:
     r"""About how large each velocity becomes, up to a common factor: what goes in over $(1 - a_{kk}^2)^{3/4}$.
 
     For white noise the exponent would be 1/2, for a constant gradient 1.

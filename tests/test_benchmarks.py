@@ -125,6 +125,16 @@ def test_storage_quality_writes_every_row(quality, tmp_path):
 
 
 @pytest.mark.slow
+def test_row_sparse_writes_every_share_and_way(tmp_path):
+    pytest.importorskip("tqdm")
+    result, text = run_quick("row_sparse", tmp_path)
+    ways = ["dense again", "rows", "BCOO", "dense gradient, mask"]
+    assert [(row["share"], row["way"]) for row in result["rows"]] == list(itertools.product((0.01, 1.0), ways))
+    assert len(text.splitlines()) == 1 + len(result["rows"])
+    assert min(row["quartiles"][0] for row in result["rows"]) > 0
+
+
+@pytest.mark.slow
 def test_step_time_writes_every_row(step_time, tmp_path):
     result, _ = run_quick("step_time", tmp_path)
     names = list(step_time.optimizers()) + ([step_time.TORCH] if importlib.util.find_spec("torch") else [])

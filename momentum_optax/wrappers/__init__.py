@@ -1,9 +1,11 @@
-"""What looks at the gradient or the loss: guards, restarts, cautious masks, directions, tuners, second gradients.
+"""What is around a rule: accumulation, guards, restarts, cautious masks, directions, tuners, second gradients.
 
 None of it is a linear filter, so none of it is an option of `scale_by_momentum`: each is a wrapper around a
 transformation, or a transformation of its own to put into a chain.
 """
 
+from .accumulated import AccumulatedState as AccumulatedState
+from .accumulated import accumulated as accumulated
 from .cautious import CautiousDecayState as CautiousDecayState
 from .cautious import add_cautious_weight_decay as add_cautious_weight_decay
 from .cautious import cautious as cautious
