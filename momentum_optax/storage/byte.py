@@ -26,7 +26,7 @@ import numpy as np
 from .. import checks
 from .noise import stamp_of
 from .protocol import Write
-from .rows import layout_of, next_margin, row_hashes, row_largest, row_noise
+from .rows import layout_of, next_margin, row_hashes, row_largest, row_noise, zeros_along
 
 # Codes up to K are square roots, those from K + 1 to 127 the tail.
 _BODY, _LAST = 115, 127
@@ -92,7 +92,7 @@ class Int8:
             codes=layout.codes(leaf, order),
             gain=tuple(jnp.ones(layout.one, jnp.float32) for _ in range(order)),
             **{
-                name: tuple(jnp.zeros(shape, dtype) for _ in range(min(order, 1)))
+                name: tuple(zeros_along(leaf, shape, dtype) for _ in range(min(order, 1)))
                 for name, shape, dtype in (
                     ("scale", layout.row, jnp.float32),
                     ("first", layout.one, jnp.float32),

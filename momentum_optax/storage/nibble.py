@@ -18,7 +18,7 @@ import numpy as np
 from .. import checks
 from .noise import stamp_of
 from .protocol import Write
-from .rows import layout_of, next_margin, row_hashes, row_largest, row_noise
+from .rows import layout_of, next_margin, row_hashes, row_largest, row_noise, zeros_along
 
 # Codes up to K are square roots; the last one stands for so many scales.
 _BODY, _LAST, _BEYOND = 6, 7, 4.0
@@ -80,7 +80,7 @@ class Int4:
             codes=layout.codes(leaf, order),
             gain=tuple(jnp.ones(layout.one, jnp.float32) for _ in range(order)),
             **{
-                name: tuple(jnp.zeros(shape, dtype) for _ in range(min(order, 1)))
+                name: tuple(zeros_along(leaf, shape, dtype) for _ in range(min(order, 1)))
                 for name, shape, dtype in (
                     ("scale", layout.row, jnp.float32),
                     ("reach", layout.row, jnp.float32),

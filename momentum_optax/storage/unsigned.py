@@ -19,7 +19,7 @@ import numpy as np
 from .. import checks
 from .noise import stamp_of
 from .protocol import Write
-from .rows import layout_of, row_axes, row_bits, row_hashes
+from .rows import layout_of, row_axes, row_bits, row_hashes, zeros_along
 
 # In the bits of a float32, of which a quarter of an octave is 2^21.
 _OCTAVE, _QUARTER, _STRIDE, _ONE = 1 << 23, 1 << 21, 1 << 24, 0x3F800000
@@ -75,7 +75,7 @@ class Uint8:
         return Uint8Velocity(
             layout.codes(leaf, order),
             *(
-                tuple(jnp.zeros(shape, jnp.uint32) for _ in range(order))
+                tuple(zeros_along(leaf, shape, jnp.uint32) for _ in range(order))
                 for shape in (layout.row, layout.one, layout.row)
             ),
         )
