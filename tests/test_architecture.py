@@ -23,9 +23,11 @@ ALLOWED = {
     "rules": {"checks", "coefficients", "filters"},
     "schedules": {"checks", "coefficients"},
     "transform": {"checks", "coefficients", "filters", "storage"},
+    "checkpoint": {"checks", "storage"},
     "compress": {"storage"},
     "convert": {"compress", "storage", "transform"},
     "sharding": {"checks"},
+    "surgery": {"checkpoint", "checks", "compress", "storage", "transform"},
     "outer": {"checks", "optimizers", "rules", "storage", "transform"},
     "tuning": {"analysis", "checks", "filters", "rules"},
     "interop": {"checks", "coefficients", "filters", "optimizers", "rules", "schedules", "storage", "transform"},
@@ -97,7 +99,7 @@ def test_every_rule_is_exported():
 
 def documented():
     """Public names: what `momentum_optax` exports, and what its public modules define."""
-    for module in (mo, schedules, mo.storage, mo.analysis, mo.tuning, mo.interop, mo.sharding, mo.outer):
+    for module in (mo, schedules, mo.storage, mo.analysis, mo.tuning, mo.interop, mo.sharding, mo.outer, mo.checkpoint):
         for name, thing in vars(module).items():
             ours = getattr(thing, "__module__", "").startswith(mo.__name__)
             if not name.startswith("_") and ours and (module is mo or name not in HELPERS):

@@ -25,7 +25,7 @@ import numpy as np
 
 from .. import checks
 from .noise import stamp_of
-from .protocol import Write
+from .protocol import Write, times
 from .rows import layout_of, next_margin, row_hashes, row_largest, row_noise, zeros_along
 
 # Codes up to K are square roots, those from K + 1 to 127 the tail.
@@ -71,6 +71,15 @@ class Int8Velocity(NamedTuple):
         return tuple(
             _decode(codes, scale * gain, first, row_noise(hashes, stamp, k))
             for k, (codes, gain) in enumerate(zip(parts.codes, parts.gain, strict=True))
+        )
+
+    @staticmethod
+    def rescale(parts: "Int8Velocity", factor: Any) -> "Int8Velocity":
+        """The velocities times a number: the scales, a negative one too, and not the codes."""
+        return parts._replace(
+            codes=tuple(x if x.dtype == jnp.int8 else times(x, factor) for x in parts.codes),
+            scale=tuple(times(x, factor) for x in parts.scale),
+            reach=tuple(times(x, jnp.abs(factor)) for x in parts.reach),
         )
 
 
