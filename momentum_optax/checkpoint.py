@@ -58,8 +58,8 @@ def describe(state: Any, *, version: int = 0) -> dict[str, Any]:
             raise TypeError(f"state must hold arrays and numbers, got {x!r} at {path}")
         entries[path] = _entry(x)
         if not isinstance(x, jax.ShapeDtypeStruct | jax.core.Tracer):
-            known[path] = _on_device(x)
-    for path, checksum in zip(known, _checksums(list(known.values())), strict=True):
+            known[path] = _checksum(_on_device(x))
+    for path, checksum in jax.device_get(known).items():
         entries[path]["checksum"] = int(checksum)
     return {"format": FORMAT, "version": int(version), "fields": entries}
 
@@ -250,12 +250,8 @@ def _on_device(x: Any) -> Any:
 
 
 @jax.jit
-def _checksums(arrays: list[Any]) -> list[jax.Array]:
-    """A uint32 for each array: a sum over its elements, in whole numbers, and so the same on every mesh."""
-    return [_checksum(x) for x in arrays]
-
-
 def _checksum(x: jax.Array) -> jax.Array:
+    """A uint32: a sum over the elements, in whole numbers, and so the same on every mesh. Compiled once a shape."""
     if jnp.iscomplexobj(x):
         return _checksum(jnp.real(x)) + mix(_checksum(jnp.imag(x)))
     if x.dtype in (jnp.bool_, jnp.int4, jnp.uint4):
