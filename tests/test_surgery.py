@@ -12,7 +12,7 @@ from conformance import gradients as drawn
 
 import momentum_optax as mo
 
-PARAMS = {"head": {"w": jnp.ones((8, 600)), "b": jnp.ones(8)}, "body": jnp.ones((4, 3))}
+PARAMS = {"head": {"w": jnp.ones((8, 600))}, "body": jnp.ones((4, 3))}
 UINT8 = mo.storage.uint8(min_size=1)
 ADAM = {"mu": mo.storage.int8(min_size=1), "nu": UINT8}
 
@@ -63,21 +63,14 @@ def test_a_factor_is_that_of_numpy_and_a_power_of_two_that_of_the_gradients(stor
             rtol = 0 if factor == 0.125 else 2.0**-8 if storage == "bfloat16" else 2.0**-21
             jax.tree.map(lambda a, b, r=rtol: np.testing.assert_allclose(a, b, rtol=r, atol=0), full(v), exact)
         assert any(np.any(np.asarray(v["body"]) != 0) for v in mo.velocity(new))
+        if hasattr(state.velocity, "codes"):
+            assert_bit_equal(new.velocity.codes, state.velocity.codes)
+            scales = (np.asarray(s.velocity.scale[0]["head"]["w"]) for s in (new, state))
+            np.testing.assert_array_equal(next(scales), np.float32(factor) * next(scales))
     wanted, after = steps(tx, 2, 1.0, state, start=3)
     got, later = steps(tx, 2, 0.125, rescale(state, jnp.float32(0.125)), start=3)
     assert_bit_equal(got, jax.tree.map(lambda x: x * 0.125, wanted))
     assert_bit_equal(mo.velocity(later), jax.tree.map(lambda x: x * 0.125, mo.velocity(after)))
-
-
-@pytest.mark.parametrize("storage", ["int8", "int4"])
-def test_codes_stay_where_scales_take_the_factor(storage):
-    _, state = steps(mo.scale_by_momentum(mo.ema(0.9), storage=STORAGES[storage]()))
-    new = mo.rescale(state, 3.7)
-    assert_bit_equal(new.velocity.codes, state.velocity.codes)
-    np.testing.assert_array_equal(
-        new.velocity.scale[0]["head"]["w"], np.float32(3.7) * np.asarray(state.velocity.scale[0]["head"]["w"])
-    )
-    assert_bit_equal(new.step, state.step)
 
 
 def test_squares_in_a_byte_take_powers_of_two_exactly():
@@ -149,7 +142,7 @@ def test_only_what_is_selected_changes(storage):
         assert_bit_equal(v["body"], old["body"])
         assert not np.array_equal(v["head"]["w"], old["head"]["w"])
     assert_bit_equal(v["head"], jax.tree.map(jnp.zeros_like, v["head"]))
-    np.testing.assert_array_equal(new[0].gain[0]["head"]["b"], 0)
+    np.testing.assert_array_equal(new[0].gain[0]["head"]["w"], 0)
     assert_bit_equal(new[0].gain[0]["body"], state[0].gain[0]["body"])
     assert_bit_equal(reset(state, fresh, False), state)
     assert_bit_equal(rescale(state, False), state)
@@ -217,7 +210,7 @@ def test_fields_of_compress_begin_anew_as_their_optimizer_does():
 def test_errors_say_what_is_allowed():
     _, state = steps(mo.sgd(0.1))
     for call in (lambda s, f: mo.rescale(s, 2.0, f), lambda s, f: mo.reset(s, mo.sgd(0.1).init(PARAMS), f)):
-        with pytest.raises(ValueError, match=r"true of a parameter, and is false of all: 'body', 'head/b', 'head/w'"):
+        with pytest.raises(ValueError, match=r"true of a parameter, and is false of all: 'body', 'head/w'"):
             call(state, lambda path: False)
         with pytest.raises(TypeError, match=r"select must return True or False, got 1 for"):
             call(state, lambda path: 1)
