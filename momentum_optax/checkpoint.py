@@ -222,6 +222,7 @@ def _parts(node: Any, path: Any = ()) -> Iterator[tuple[str, Any]]:
     """Paths with the leaves of a tree, and with the classes of its NamedTuples, in the order of the tree."""
     if isinstance(node, tuple) and hasattr(node, "_fields"):
         yield _name(path), type(node)
+    treedef: Any
     pairs, treedef = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
     if jax.tree_util.treedef_is_leaf(treedef):
         if treedef.num_leaves:
@@ -253,7 +254,8 @@ def _on_device(x: Any) -> Any:
 def _checksum(x: jax.Array) -> jax.Array:
     """A uint32: a sum over the elements, in whole numbers, and so the same on every mesh. Compiled once a shape."""
     if jnp.iscomplexobj(x):
-        return _checksum(jnp.real(x)) + mix(_checksum(jnp.imag(x)))
+        both: jax.Array = _checksum(jnp.real(x)) + mix(_checksum(jnp.imag(x)))
+        return both
     if x.dtype in (jnp.bool_, jnp.int4, jnp.uint4):
         x = x.astype(jnp.int8)
     width = x.dtype.itemsize

@@ -36,7 +36,7 @@ ALLOWED = {
 }
 FREE = {"__init__", "demo"}
 # Imported by public modules for their own use.
-HELPERS = {"look_up", "value_at", "resolve", "reals", "Filter"}
+HELPERS = {"look_up", "value_at", "resolve", "reals", "Filter", "mix", "random_bits"}
 
 
 def room(path):

@@ -106,6 +106,7 @@ def test_a_run_goes_on_bit_for_bit_on_another_mesh(name, tmp_path):
     assert_bit_equal(go_on(tx, again, 2, 5, there), go_on(tx, state, 2, 5, here))
 
 
+@pytest.mark.slow
 def test_a_state_spread_by_zero1_goes_on_over_another_number_of_devices(tmp_path):
     plain = mo.sgd(0.1, mo.nesterov(0.9), storage=BYTES)
     wholes, runs = [], []
@@ -123,6 +124,7 @@ def test_a_state_spread_by_zero1_goes_on_over_another_number_of_devices(tmp_path
     assert_bit_equal(go_on(runs[1], again, 2, 4, wholes[1]), go_on(runs[0], state, 2, 4, wholes[0]))
 
 
+@pytest.mark.slow
 def test_outer_momentum_goes_on_bit_for_bit(tmp_path):
     outer = mo.outer.diloco(exchange="int8")
     state = outer.init(PARAMS)

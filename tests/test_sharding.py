@@ -231,8 +231,15 @@ def test_explicit_axes_give_the_bits_of_one_device_and_types_that_stay(name):
             assert x.sharding.is_equivalent_to(s, x.ndim)
 
 
-@pytest.mark.parametrize("kinds", [(AxisType.Explicit,) * 2, (AxisType.Explicit, AxisType.Auto)], ids=["all", "one"])
-@pytest.mark.parametrize("name", ["float32", "int8"])
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("float32", (AxisType.Explicit, AxisType.Auto)),
+        ("int8", (AxisType.Explicit, AxisType.Explicit)),
+        pytest.param("float32", (AxisType.Explicit, AxisType.Explicit), marks=pytest.mark.slow),
+        pytest.param("int8", (AxisType.Explicit, AxisType.Auto), marks=pytest.mark.slow),
+    ],
+)
 def test_zero1_over_explicit_axes_gives_the_bits_of_one_device(name, kinds):
     plain = EXPLICIT[name]()
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=kinds)

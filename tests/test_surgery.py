@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conformance import STORAGES, assert_bit_equal, avals, every_storage
+from conformance import STORAGES, assert_bit_equal, avals
 from conformance import gradients as drawn
 
 import momentum_optax as mo
@@ -49,7 +49,10 @@ def debiased(storage):
     )
 
 
-@every_storage
+# int4 shares its layout with int8, which takes seconds.
+@pytest.mark.parametrize(
+    "storage", [pytest.param(name, marks=pytest.mark.slow) if name == "int8" else name for name in STORAGES]
+)
 def test_a_factor_is_that_of_numpy_and_a_power_of_two_that_of_the_gradients(storage):
     tx = mo.scale_by_momentum(mo.aggregated((0.5, 0.9)), storage=STORAGES[storage]())
     _, state = steps(tx)
