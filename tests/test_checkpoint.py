@@ -39,7 +39,7 @@ OPTIMIZERS = {
     "compress": lambda: mo.compress(optax.adamw(1e-3), {"mu": BYTES, "nu": SQUARES}),
 }
 # Seconds each; the others are slow tests.
-FAST = {"compress"}
+FAST = {"int8"}
 every_optimizer = pytest.mark.parametrize(
     "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in OPTIMIZERS]
 )
