@@ -222,7 +222,7 @@ def test_explicit_axes_give_the_bits_of_one_device_and_types_that_stay(name):
         params = jax.device_put(PARAMS, shardings)
         # Types follow the parameters without a word about shardings, and do not drift.
         state = jax.jit(tx.init)(params)
-        after = jax.eval_shape(lambda p, s: tx.update(p, s, p)[1], params, state)
+        _, after = jax.jit(tx.update)(params, state, params)
         assert jax.tree.map(jax.typeof, after) == jax.tree.map(jax.typeof, state)
         states = state_shardings(tx, PARAMS, shardings)
         split = updates_of(tx, shardings, states)
