@@ -1,6 +1,7 @@
 """Momentum for JAX and Optax: every linear momentum rule as data, run by one gradient transformation."""
 
 from . import analysis as analysis
+from . import checkpoint as checkpoint
 from . import interop as interop
 from . import outer as outer
 from . import schedules as schedules
@@ -55,6 +56,8 @@ from .rules import simplified_ademamix as simplified_ademamix
 from .rules import synthesized_nesterov as synthesized_nesterov
 from .rules import torch_nesterov as torch_nesterov
 from .rules import triple_momentum as triple_momentum
+from .surgery import rescale as rescale
+from .surgery import reset as reset
 from .transform import MomentumState as MomentumState
 from .transform import apply_updates as apply_updates
 from .transform import eval_params as eval_params

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from . import checks
 
@@ -96,7 +96,7 @@ def zero1(
         return whole, share
 
     def place(state: Any, params: Any) -> Any:
-        return jax.lax.with_sharding_constraint(state, state_shardings(tx, params, split_of(params)[1]))
+        return _placed(state, state_shardings(tx, params, split_of(params)[1]))
 
     def init(params: optax.Params) -> Any:
         return place(tx.init(params), params)
@@ -104,11 +104,11 @@ def zero1(
     def update(updates: optax.Updates, state: Any, params: Any = None, **extra: Any) -> tuple[optax.Updates, Any]:
         like = updates if params is None else params
         whole, share = split_of(like)
-        updates = jax.lax.with_sharding_constraint(updates, share)
+        updates = _placed(updates, share)
         # The parameters' shares too: where an optimizer reads them, as for weight decay, it need read no more.
-        local = None if params is None else jax.lax.with_sharding_constraint(params, share)
+        local = None if params is None else _placed(params, share)
         updates, state = run.update(updates, state, local, **extra)
-        return jax.lax.with_sharding_constraint(updates, whole), place(state, like)
+        return _placed(updates, whole), place(state, like)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -150,6 +150,25 @@ def _mesh_of(shardings: Any) -> Mesh:
         raise ValueError(f"shardings must be on one mesh, got {len(set(meshes))}")
     mesh: Mesh = meshes[0]
     return mesh
+
+
+def _placed(tree: Any, shardings: Any) -> Any:
+    """`tree` split as `shardings` say: over explicit axes by its type, over others by what XLA is told."""
+
+    def place(x: Any, sharding: NamedSharding) -> Any:
+        mesh, axes = sharding.mesh, _axes_of(sharding.spec, x.ndim)
+        explicit = {n for n, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit}
+        if explicit:
+            x = jax.sharding.reshard(x, NamedSharding(mesh, _only(axes, explicit)))
+        others = set(mesh.axis_names) - explicit
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _only(axes, others))) if others else x
+
+    return jax.tree.map(place, tree, shardings)
+
+
+def _only(axes: list[tuple[str, ...]], names: set[str]) -> PartitionSpec:
+    """The specification of `axes` without what is not in `names`."""
+    return PartitionSpec(*(tuple(n for n in entry if n in names) or None for entry in axes))
 
 
 def _is_spec(x: Any) -> bool:

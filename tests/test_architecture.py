@@ -23,10 +23,12 @@ ALLOWED = {
     "rules": {"checks", "coefficients", "filters"},
     "schedules": {"checks", "coefficients"},
     "transform": {"checks", "coefficients", "filters", "storage"},
+    "checkpoint": {"checks", "storage"},
     "compress": {"storage"},
     "convert": {"compress", "storage", "transform"},
     "row_sparse": {"checks", "coefficients", "filters", "storage"},
     "sharding": {"checks"},
+    "surgery": {"checkpoint", "checks", "compress", "storage", "transform"},
     "outer": {"checks", "optimizers", "rules", "storage", "transform"},
     "tuning": {"analysis", "checks", "filters", "rules"},
     "interop": {"checks", "coefficients", "filters", "optimizers", "rules", "schedules", "storage", "transform"},
@@ -35,7 +37,7 @@ ALLOWED = {
 }
 FREE = {"__init__", "demo", "demo_distributed"}
 # Imported by public modules for their own use.
-HELPERS = {"look_up", "value_at", "resolve", "reals", "Filter"}
+HELPERS = {"look_up", "value_at", "resolve", "reals", "Filter", "mix", "random_bits"}
 
 
 def room(path):
@@ -98,7 +100,7 @@ def test_every_rule_is_exported():
 
 def documented():
     """Public names: what `momentum_optax` exports, and what its public modules define."""
-    for module in (mo, schedules, mo.storage, mo.analysis, mo.tuning, mo.interop, mo.sharding, mo.outer):
+    for module in (mo, schedules, mo.storage, mo.analysis, mo.tuning, mo.interop, mo.sharding, mo.outer, mo.checkpoint):
         for name, thing in vars(module).items():
             ours = getattr(thing, "__module__", "").startswith(mo.__name__)
             if not name.startswith("_") and ours and (module is mo or name not in HELPERS):

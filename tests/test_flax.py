@@ -265,3 +265,46 @@ def test_types_with_explicit_shardings_do_not_drift(storage):
         assert jax.tree.map(jax.typeof, after) == jax.tree.map(jax.typeof, state)
         assert jax.typeof(updates) == jax.typeof(w)
         assert {jax.typeof(v).sharding.spec for v in mo.velocity(after)} == {jax.typeof(w).sharding.spec}
+
+
+class Partitioned(nnx.Module):
+    """Split in the metadata of its parameters; velocities are not, as they follow from the types of the arrays."""
+
+    def __init__(self, rngs):
+        def split(*axes):
+            return nnx.with_partitioning(nnx.initializers.lecun_normal(), axes, optimizer_sharding=None)
+
+        self.up = nnx.Linear(8, 64, kernel_init=split(None, "x"), rngs=rngs)
+        self.down = nnx.Linear(64, 2, kernel_init=split("x", None), rngs=rngs)
+
+
+@pytest.mark.skipif(not hasattr(nnx, "use_eager_sharding"), reason="this Flax cannot partition over explicit axes")
+@pytest.mark.parametrize(
+    "storage", [mo.storage.int8(min_size=512), pytest.param("float32", marks=pytest.mark.slow)], ids=["int8", "float32"]
+)
+def test_a_partitioned_nnx_model_on_explicit_axes_gives_the_bits_of_one_device(storage):
+    tx = mo.sgd(0.1, 0.9, storage=storage)
+
+    def train(mesh):
+        @nnx.jit
+        def make():
+            model = Partitioned(nnx.Rngs(0))
+            return model, nnx.Optimizer(model, tx, wrt=nnx.Param)
+
+        @nnx.jit
+        def step(model, optimizer):
+            optimizer.update(model, jax.tree.map(lambda p: 3 * p, nnx.state(model, nnx.Param)))
+
+        with jax.set_mesh(mesh):
+            model, optimizer = make()
+            before = jax.tree.map(jax.typeof, as_pure(optimizer.opt_state))
+            for _ in range(3):
+                step(model, optimizer)
+        state = as_pure(optimizer.opt_state)
+        assert jax.tree.map(jax.typeof, state) == before
+        return as_pure(nnx.state(model, nnx.Param)), state
+
+    one, split = train(mesh_of(1)), train(mesh_of(4, jax.sharding.AxisType.Explicit))
+    jax.tree.map(np.testing.assert_array_equal, split, one)
+    (velocity,) = mo.velocity(split[1])
+    assert velocity["up"]["kernel"].sharding.spec == PartitionSpec(None, "x")

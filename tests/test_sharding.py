@@ -196,6 +196,63 @@ def test_zero1_divides_the_state_and_changes_no_number(name, most):
     assert everywhere / 8 <= here <= everywhere / 8 * most + 64
 
 
+def updates_of(tx, shardings=None, states=None):
+    """The updates of three steps and the state; compiled without the parameters' step, so that XLA fuses it alike."""
+    params = PARAMS if shardings is None else jax.device_put(PARAMS, shardings)
+    state, update, out = jax.jit(tx.init, out_shardings=states)(params), jax.jit(tx.update), []
+    for g in gradients(3):
+        u, state = update(g if shardings is None else jax.device_put(g, shardings), state, params)
+        out.append(u)
+    return out, state
+
+
+EXPLICIT = {
+    "float32": lambda: mo.sgd(0.1, 0.9),
+    "int8": lambda: mo.sgd(0.1, 0.9, storage=BYTES),
+    "adamw": OPTIMIZERS["adamw"],
+}
+
+
+@pytest.mark.parametrize("name", ["float32", "int8", pytest.param("adamw", marks=pytest.mark.slow)])
+def test_explicit_axes_give_the_bits_of_one_device_and_types_that_stay(name):
+    tx = EXPLICIT[name]()
+    one = updates_of(tx)
+    mesh, shardings = placed("data and model", AxisType.Explicit)
+    with jax.set_mesh(mesh):
+        params = jax.device_put(PARAMS, shardings)
+        # Types follow the parameters without a word about shardings, and do not drift.
+        state = jax.jit(tx.init)(params)
+        _, after = jax.jit(tx.update)(params, state, params)
+        assert jax.tree.map(jax.typeof, after) == jax.tree.map(jax.typeof, state)
+        states = state_shardings(tx, PARAMS, shardings)
+        split = updates_of(tx, shardings, states)
+        assert_bit_equal(split, one)
+        for x, s in zip(jax.tree.leaves(split[1]), jax.tree.leaves(states), strict=True):
+            assert x.sharding.is_equivalent_to(s, x.ndim)
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("float32", (AxisType.Explicit, AxisType.Auto)),
+        ("float32", (AxisType.Explicit, AxisType.Explicit)),
+        pytest.param("int8", (AxisType.Explicit, AxisType.Explicit), marks=pytest.mark.slow),
+        pytest.param("int8", (AxisType.Explicit, AxisType.Auto), marks=pytest.mark.slow),
+    ],
+)
+def test_zero1_over_explicit_axes_gives_the_bits_of_one_device(name, kinds):
+    plain = EXPLICIT[name]()
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=kinds)
+    specs = {"w": P(None, "model"), "b": P("model"), "s": P()}
+    with jax.set_mesh(mesh):
+        tx = zero1(plain, mesh, "data", specs)
+        out, state = updates_of(tx, jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs))
+    assert_bit_equal((out, state), updates_of(plain))
+    (velocity,) = mo.velocity(state)
+    assert velocity["w"].sharding.spec == P("data", "model")
+    assert {u["w"].sharding.is_equivalent_to(NamedSharding(mesh, specs["w"]), 2) for u in out} == {True}
+
+
 def test_zero1_adds_to_how_parameters_are_split():
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     specs = {"w": P(None, "model"), "b": P("model"), "s": P()}

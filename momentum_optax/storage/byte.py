@@ -25,8 +25,8 @@ import numpy as np
 
 from .. import checks
 from .noise import stamp_of
-from .protocol import Write
-from .rows import layout_of, next_margin, row_hashes, row_largest, row_noise
+from .protocol import Write, times
+from .rows import layout_of, next_margin, row_hashes, row_largest, row_noise, zeros_along
 
 # Codes up to K are square roots, those from K + 1 to 127 the tail.
 _BODY, _LAST = 115, 127
@@ -73,6 +73,15 @@ class Int8Velocity(NamedTuple):
             for k, (codes, gain) in enumerate(zip(parts.codes, parts.gain, strict=True))
         )
 
+    @staticmethod
+    def rescale(parts: "Int8Velocity", factor: Any) -> "Int8Velocity":
+        """The velocities times a number: the scales, a negative one too, and not the codes."""
+        return parts._replace(
+            codes=tuple(x if x.dtype == jnp.int8 else times(x, factor) for x in parts.codes),
+            scale=tuple(times(x, factor) for x in parts.scale),
+            reach=tuple(times(x, jnp.abs(factor)) for x in parts.reach),
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Int8:
@@ -92,7 +101,7 @@ class Int8:
             codes=layout.codes(leaf, order),
             gain=tuple(jnp.ones(layout.one, jnp.float32) for _ in range(order)),
             **{
-                name: tuple(jnp.zeros(shape, dtype) for _ in range(min(order, 1)))
+                name: tuple(zeros_along(leaf, shape, dtype) for _ in range(min(order, 1)))
                 for name, shape, dtype in (
                     ("scale", layout.row, jnp.float32),
                     ("first", layout.one, jnp.float32),

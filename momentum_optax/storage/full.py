@@ -6,7 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .protocol import Write, arithmetic_dtype
+from .protocol import Write, arithmetic_dtype, times
 
 
 class Float32Velocity(NamedTuple):
@@ -18,6 +18,11 @@ class Float32Velocity(NamedTuple):
     def decode(parts: "Float32Velocity") -> tuple[jax.Array, ...]:
         """The values."""
         return parts.values
+
+    @staticmethod
+    def rescale(parts: "Float32Velocity", factor: Any) -> "Float32Velocity":
+        """The values times a number, rounded to nearest."""
+        return Float32Velocity(tuple(times(x, factor) for x in parts.values))
 
 
 @dataclasses.dataclass(frozen=True)

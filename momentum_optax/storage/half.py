@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import checks
 from .noise import random_bits, stamp_of
-from .protocol import Write, arithmetic_dtype
+from .protocol import Write, arithmetic_dtype, times
 
 
 class Bfloat16Velocity(NamedTuple):
@@ -21,6 +21,11 @@ class Bfloat16Velocity(NamedTuple):
     def decode(parts: "Bfloat16Velocity") -> tuple[jax.Array, ...]:
         """The values, widened to float32; complex ones as they are."""
         return tuple(value.astype(arithmetic_dtype(value.dtype)) for value in parts.values)
+
+    @staticmethod
+    def rescale(parts: "Bfloat16Velocity", factor: Any) -> "Bfloat16Velocity":
+        """The values times a number, rounded to nearest."""
+        return Bfloat16Velocity(tuple(times(x, factor) for x in parts.values))
 
 
 @dataclasses.dataclass(frozen=True)

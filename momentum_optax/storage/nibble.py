@@ -17,8 +17,8 @@ import numpy as np
 
 from .. import checks
 from .noise import stamp_of
-from .protocol import Write
-from .rows import layout_of, next_margin, row_hashes, row_largest, row_noise
+from .protocol import Write, times
+from .rows import layout_of, next_margin, row_hashes, row_largest, row_noise, zeros_along
 
 # Codes up to K are square roots; the last one stands for so many scales.
 _BODY, _LAST, _BEYOND = 6, 7, 4.0
@@ -61,6 +61,15 @@ class Int4Velocity(NamedTuple):
             for k, (codes, gain) in enumerate(zip(parts.codes, parts.gain, strict=True))
         )
 
+    @staticmethod
+    def rescale(parts: "Int4Velocity", factor: Any) -> "Int4Velocity":
+        """The velocities times a number: the scales, a negative one too, and not the codes."""
+        return parts._replace(
+            codes=tuple(x if x.dtype == jnp.int4 else times(x, factor) for x in parts.codes),
+            scale=tuple(times(x, factor) for x in parts.scale),
+            reach=tuple(times(x, jnp.abs(factor)) for x in parts.reach),
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Int4:
@@ -80,7 +89,7 @@ class Int4:
             codes=layout.codes(leaf, order),
             gain=tuple(jnp.ones(layout.one, jnp.float32) for _ in range(order)),
             **{
-                name: tuple(jnp.zeros(shape, dtype) for _ in range(min(order, 1)))
+                name: tuple(zeros_along(leaf, shape, dtype) for _ in range(min(order, 1)))
                 for name, shape, dtype in (
                     ("scale", layout.row, jnp.float32),
                     ("reach", layout.row, jnp.float32),

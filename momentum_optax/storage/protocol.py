@@ -35,6 +35,11 @@ class Parts(Protocol):
         """The K velocities of one leaf, in the arithmetic's dtype: float32, or wider where stored so."""
         ...
 
+    @staticmethod
+    def rescale(parts: Any, factor: Any) -> Any:
+        """The parts of `factor` times the velocities, a number; exact for powers of two within the dtypes' range."""
+        ...
+
 
 class Write(NamedTuple):
     """What `encode` may look at besides the velocities.
@@ -87,6 +92,12 @@ class Storage(Protocol):
 def arithmetic_dtype(*dtypes: Any) -> Any:
     """The dtype that arithmetic among `dtypes` runs in: their widest, and at least float32."""
     return jnp.result_type(jnp.float32, *dtypes)
+
+
+def times(x: jax.Array, factor: Any) -> jax.Array:
+    """`x` times a real number, rounded once from the arithmetic's dtype to that of `x`."""
+    wide = x.astype(arithmetic_dtype(x.dtype))
+    return (wide * jnp.asarray(factor, jnp.finfo(wide.dtype).dtype)).astype(x.dtype)
 
 
 def is_signed(storage: Any) -> bool:

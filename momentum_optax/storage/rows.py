@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from .noise import mix, stamp_of
 from .protocol import arithmetic_dtype
@@ -36,6 +37,21 @@ def layout_of(leaf: Any, min_size: int, codes: Any) -> Layout:
         return Layout(full, one, one)
     inner = row_axes(leaf.shape)
     return Layout(codes, tuple(1 if d in inner else n for d, n in enumerate(leaf.shape)), one)
+
+
+def zeros_along(leaf: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Zeros of the rank of `leaf`, over explicit mesh axes split as it is along each axis that has its length.
+
+    What is computed from the leaf later is split so, and the types of a state must not drift.
+    """
+    sharding = None if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf).sharding
+    if sharding is None or not any(sharding.spec):
+        return jnp.zeros(shape, dtype)
+    names = [*sharding.spec, *[None] * (len(shape) - len(sharding.spec))]
+    kept = [name if n == m else None for name, n, m in zip(names, shape, leaf.shape, strict=True)]
+    # Outside jit the abstract mesh of a type does for no array.
+    mesh = sharding.mesh if isinstance(leaf, jax.core.Tracer) else leaf.sharding.mesh
+    return jnp.zeros(shape, dtype, device=NamedSharding(mesh, PartitionSpec(*kept)))
 
 
 def row_axes(shape: tuple[int, ...]) -> tuple[int, ...]:

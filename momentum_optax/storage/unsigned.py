@@ -18,8 +18,8 @@ import numpy as np
 
 from .. import checks
 from .noise import stamp_of
-from .protocol import Write
-from .rows import layout_of, row_axes, row_bits, row_hashes
+from .protocol import Write, times
+from .rows import layout_of, row_axes, row_bits, row_hashes, zeros_along
 
 # In the bits of a float32, of which a quarter of an octave is 2^21.
 _OCTAVE, _QUARTER, _STRIDE, _ONE = 1 << 23, 1 << 21, 1 << 24, 0x3F800000
@@ -55,6 +55,25 @@ class Uint8Velocity(NamedTuple):
             jnp.where(codes > 0, _level(codes.astype(jnp.uint32), base, fine), 0.0) for codes, base, fine in rows
         )
 
+    @staticmethod
+    def rescale(parts: "Uint8Velocity", factor: Any) -> "Uint8Velocity":
+        """The squares times a number: by powers of two the bases move; what is left is rounded at random once more."""
+        if not parts.codes or parts.codes[0].dtype != jnp.uint8:
+            return parts._replace(codes=tuple(times(x, factor) for x in parts.codes))
+        factor = jnp.asarray(factor, jnp.float32)
+        octaves = (jax.lax.bitcast_convert_type(factor, jnp.int32) >> 23) - 127
+        stamp = stamp_of(jax.lax.bitcast_convert_type(factor, jnp.uint32))
+        hashes = row_hashes(parts.codes[0].shape)
+        values = Uint8Velocity.decode(parts)
+        rows = zip(values, parts.base, parts.fine, parts.following, strict=True)
+        written = []
+        for k, (v, old, fine, following) in enumerate(rows):
+            # Codes in strides of two octaves cover all floats: an odd octave moves their base, the rest moves codes.
+            base = _moved(old, jnp.where(fine > 0, octaves, octaves & 1))
+            codes = _encode(v * factor, base, fine, row_bits(hashes, stamp, k))
+            written.append((codes, base, fine, _moved(following, octaves)))
+        return Uint8Velocity(*zip(*written, strict=True))
+
 
 @dataclasses.dataclass(frozen=True)
 class Uint8:
@@ -75,7 +94,7 @@ class Uint8:
         return Uint8Velocity(
             layout.codes(leaf, order),
             *(
-                tuple(jnp.zeros(shape, jnp.uint32) for _ in range(order))
+                tuple(zeros_along(leaf, shape, jnp.uint32) for _ in range(order))
                 for shape in (layout.row, layout.one, layout.row)
             ),
         )
@@ -127,6 +146,12 @@ def uint8(seed: int = 0, *, min_size: int = 4096) -> Uint8:
     checks.integer("seed", seed, 0)
     checks.integer("min_size", min_size, 1)
     return Uint8(int(seed), int(min_size))
+
+
+def _moved(base: jax.Array, octaves: jax.Array) -> jax.Array:
+    """A base, so many octaves up; zero stays zero."""
+    octave = jnp.clip((base // np.uint32(_OCTAVE)).astype(jnp.int32) + octaves, 1, 254 - _BELOW)
+    return jnp.where(base > 0, octave.astype(jnp.uint32) * np.uint32(_OCTAVE), np.uint32(0))
 
 
 def _bits(code: jax.Array, base: jax.Array, fine: jax.Array) -> jax.Array:
