@@ -14,6 +14,9 @@ from .convert import convert as convert
 from .filters import Filter as Filter
 from .filters import NormalForm as NormalForm
 from .filters import equivalent as equivalent
+from .monitor import MonitorState as MonitorState
+from .monitor import monitor as monitor
+from .monitor import telemetry as telemetry
 from .optimizers import lion as lion
 from .optimizers import muon as muon
 from .optimizers import normalized_sgd as normalized_sgd

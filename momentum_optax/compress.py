@@ -157,7 +157,7 @@ def packed(storage: Storage, tree: Any, chosen: list[bool], number: int) -> Kept
             slots.append(Kept(seeded(storage, (leaf,), number, i), jnp.zeros(one, leaf.dtype)))
         else:
             slots.append(Kept(jax.tree.map(lambda _, one=one: jnp.zeros(one, bool), some), leaf))
-    return _joined(slots, layout, treedef)
+    return joined(slots, layout, treedef)
 
 
 def seeded(storage: Storage, velocities: tuple[Any, ...], *numbers: int) -> Any:
@@ -332,14 +332,14 @@ def _can_be_kept(x: Any) -> bool:
 
 
 def slots_of(kept: Kept) -> tuple[list[Kept], Any, Any]:
-    """One `Kept` of arrays per leaf of a `Kept` of trees, with what `_joined` needs to go back."""
+    """One `Kept` of arrays per leaf of a `Kept` of trees, with what `joined` needs to go back."""
     layout: Any = jax.tree.structure(Kept(type(kept.parts)(*((0,) * len(field) for field in kept.parts)), 0))
     treedef: Any = jax.tree.structure(kept.plain)
     columns = [treedef.flatten_up_to(tree) for tree in layout.flatten_up_to(kept)]
     return [layout.unflatten(row) for row in zip(*columns, strict=True)], layout, treedef
 
 
-def _joined(slots: list[Kept], layout: Any, treedef: Any) -> Kept:
+def joined(slots: list[Kept], layout: Any, treedef: Any) -> Kept:
     """One `Kept` of trees."""
     rows = [layout.flatten_up_to(slot) for slot in slots]
     columns = zip(*rows, strict=True) if rows else [()] * layout.num_leaves
@@ -361,7 +361,7 @@ def _rewrite(storage: Storage, old: Kept, tree: Any, numbers: tuple[Any, int]) -
         else:
             write = write_for(storage, new, (*numbers, i), (1.0,))
             slots[i] = slot._replace(parts=storage.encode((new,), slot.parts, write))
-    return _joined(slots, layout, treedef)
+    return joined(slots, layout, treedef)
 
 
 def _like(new: Any, old: Any) -> Any:

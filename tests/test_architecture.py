@@ -25,6 +25,7 @@ ALLOWED = {
     "transform": {"checks", "coefficients", "filters", "storage"},
     "compress": {"storage"},
     "convert": {"compress", "storage", "transform"},
+    "monitor": {"checks", "compress", "filters", "storage", "transform"},
     "sharding": {"checks"},
     "outer": {"checks", "optimizers", "rules", "storage", "transform"},
     "tuning": {"analysis", "checks", "filters", "rules"},
