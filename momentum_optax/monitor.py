@@ -43,12 +43,14 @@ class Memory(NamedTuple):
     Attributes:
       weights: Float32, K entries for K velocities: the sum of the gradients' weights in each velocity.
       moments: Float32, K entries: the sum of the weights times the gradients' ages, the newest one's being 1.
+      age: Float32, K entries.
       gain: Float32 scalar.
       mean_lag: Float32 scalar.
     """
 
     weights: Any
     moments: Any
+    age: Any
     gain: Any
     mean_lag: Any
 
@@ -140,7 +142,7 @@ def monitor(
             inner,
             jnp.zeros([], jnp.int32),
             Figures(_zeros(), _zeros(), *(_zeros(len(_velocities(inner))) for _ in range(4))),
-            None if rule is None else Memory(_zeros(rule.order), _zeros(rule.order), _zeros(), _zeros()),
+            None if rule is None else Memory(*map(_zeros, (rule.order,) * 3), _zeros(), _zeros()),
         )
 
     def update(
@@ -193,15 +195,12 @@ def telemetry(opt_state: Any) -> dict[str, Any]:
     for i, state in enumerate(states):
         prefix = f"{i}/" if len(states) > 1 else ""
         found |= {prefix + name: value for name, value in _numbers(state).items()}
-    if any(isinstance(x, jax.core.Tracer) for x in found.values()):
-        return found
-    return {name: _plain(value) for name, value in jax.device_get(found).items()}
+    return found
 
 
-class _Velocity(NamedTuple):
-    """A tree of velocities as they are read, the tree of their codes, and the field of `compress` that they are."""
+class _Velocities(NamedTuple):
+    """A tree of codes, and the field of `compress` that they are; what is not compressed of that is None."""
 
-    values: Any
     codes: Any
     field: str | None
 
@@ -228,17 +227,29 @@ def _momentum(state: Any) -> MomentumState:
     return found
 
 
-def _velocities(state: Any) -> list[_Velocity]:
-    """The velocities in a state and the fields that `compress` keeps; what is not compressed of these is None."""
+def _velocities(state: Any) -> list[_Velocities]:
+    """The stored velocities in a state, and the fields that `compress` keeps."""
     found = []
     for path, node in flattened(state, _is_observed)[0]:
         if isinstance(node, MomentumState):
-            pairs = zip(velocity(node), node.velocity[0], strict=True)
-            found += [_Velocity(values, codes, None) for values, codes in pairs]
+            found += [_Velocities(codes, None) for codes in node.velocity[0]]
+        elif is_kept(node):
+            slots, _, treedef = slots_of(node)
+            codes = [None if is_plain(slot) else slot.parts[0][0] for slot in slots]
+            found.append(_Velocities(treedef.unflatten(codes), field_name(path)))
+    return found
+
+
+def _decoded(state: Any) -> list[Any]:
+    """The same velocities as they are read."""
+    found: list[Any] = []
+    for _, node in flattened(state, _is_observed)[0]:
+        if isinstance(node, MomentumState):
+            found += velocity(node)
         elif is_kept(node):
             slots, _, treedef = slots_of(node)
             values = [None if is_plain(slot) else slot.parts.decode(slot.parts)[0] for slot in slots]
-            found.append(_Velocity(treedef.unflatten(values), node.parts[0][0], field_name(path)))
+            found.append(treedef.unflatten(values))
     return found
 
 
@@ -275,13 +286,13 @@ def _check(inner: Any, params: Any, rule: Filter | None) -> None:
         raise ValueError("tx must hold a state of scale_by_momentum or compress, got one without")
     found = _velocities(inner)
     structure = _leaves(params)[1]
-    for values, _, _ in found:
-        if _leaves(values)[1] != structure:
-            got = _leaves(values)[1]
+    for codes, _ in found:
+        if _leaves(codes)[1] != structure:
+            got = _leaves(codes)[1]
             raise ValueError(f"tx must keep its velocities in trees like the parameters, {structure}, got {got}")
     momenta = [x for x in ours if isinstance(x, MomentumState)]
-    if rule is not None and (len(momenta) != 1 or len(velocity(momenta[0])) != rule.order):
-        orders = [len(velocity(x)) for x in momenta]
+    if rule is not None and (len(momenta) != 1 or len(momenta[0].velocity[0]) != rule.order):
+        orders = [len(x.velocity[0]) for x in momenta]
         raise ValueError(
             f"rule must be that of the only scale_by_momentum in tx, got order {rule.order} for states with {orders} "
             "velocities"
@@ -305,7 +316,8 @@ def _remember(rule: Filter, memory: Memory, empty: Any, state: MomentumState, co
     gain = jnp.sum(C * w) + D
     lag = _quotient(jnp.sum(C * m), gain)
     weights, moments = (jnp.sum(A * x, axis=1) + B for x in (w, m + w))
-    return Memory(weights, moments, gain if state.gain is None else jnp.ones_like(gain), lag)
+    age = jnp.where(weights == 0, 0, _quotient(moments, weights) - 1)
+    return Memory(weights, moments, age, gain if state.gain is None else jnp.ones_like(gain), lag)
 
 
 def _measure(step: Callable[[Any, Any], tuple[Any, Any]], updates: Any, inner: Any) -> tuple[Figures, jax.Array]:
@@ -314,12 +326,10 @@ def _measure(step: Callable[[Any, Any], tuple[Any, Any]], updates: Any, inner: A
     _, exact = step(_in_full(inner), updates)
     gradients, treedef = _leaves(updates)
     moved = treedef.flatten_up_to(out)
-    states = [_velocities(state) for state in (inner, after, exact)]
+    read = [_decoded(state) for state in (inner, after, exact)]
+    codes = [[v.codes for v in _velocities(state)] for state in (inner, after)]
     # For each velocity its leaves before and after, exactly after, and the codes before and after.
-    columns = [
-        tuple(treedef.flatten_up_to(tree) for tree in (v.values, a.values, x.values, v.codes, a.codes))
-        for v, a, x in zip(*states, strict=True)
-    ]
+    columns = [tuple(map(treedef.flatten_up_to, trees)) for trees in zip(*read, *codes, strict=True)]
     rows = []
     for i, (g, u) in enumerate(zip(gradients, moved, strict=True)):
         if not _absent(g):
@@ -376,23 +386,27 @@ def _quotient(a: Any, b: Any) -> jax.Array:
 
 def _numbers(state: MonitorState) -> dict[str, Any]:
     """The figures of one monitor by name."""
+    figures, memory = state.figures, state.memory
+    if not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((figures, memory))):
+        figures, memory = jax.device_get((figures, memory))
     velocities = _velocities(state.inner)
-    names = [f"/{name}" for name in _labels(velocities)]
-    found = {name: getattr(state.figures, name) for name in Figures._fields[:2]}
+    names = _labels(velocities)
+    found = {name: getattr(figures, name) for name in Figures._fields[:2]}
     for name in Figures._fields[2:]:
-        found |= _each(name, getattr(state.figures, name), names)
-    if state.memory is not None:
-        weights, moments, gain, lag = state.memory
-        found |= {"gain": gain, "mean_lag": lag}
-        age = jnp.where(weights == 0, 0, _quotient(moments, weights) - 1)
-        found |= _each("age", age, [n for n, v in zip(names, velocities, strict=True) if v.field is None])
+        found |= _each(name, getattr(figures, name), names)
+    if memory is not None:
+        found |= {"gain": memory.gain, "mean_lag": memory.mean_lag}
+        found |= _each("age", memory.age, [n for n, v in zip(names, velocities, strict=True) if v.field is None])
     total = sum(x.size * _bits(x.dtype) / 8 for x in jax.tree.leaves(state.inner))
-    sizes = zip(*([0 if _absent(x) else x.size for x in _leaves(v.values)[0]] for v in velocities), strict=True)
+    sizes = zip(*([0 if _absent(x) else x.size for x in _leaves(v.codes)[0]] for v in velocities), strict=True)
     parameters = sum(map(max, sizes))
-    return found | {"bytes": total} | ({"bytes_per_parameter": total / parameters} if parameters else {})
+    found |= {"bytes": total} | ({"bytes_per_parameter": total / parameters} if parameters else {})
+    return {
+        name: float(x) if isinstance(x, np.ndarray | np.generic) and x.ndim == 0 else x for name, x in found.items()
+    }
 
 
-def _labels(velocities: list[_Velocity]) -> list[str]:
+def _labels(velocities: list[_Velocities]) -> list[str]:
     """What tells the velocities apart: their numbers, or the fields of `compress`, where these are not the same."""
     count = itertools.count()
     names = [str(next(count)) if v.field is None else v.field for v in velocities]
@@ -403,7 +417,7 @@ def _each(name: str, values: Any, suffixes: list[str]) -> dict[str, Any]:
     """An entry for each velocity; a lone one needs no suffix."""
     if len(suffixes) == 1:
         suffixes = [""]
-    return {name + suffix: values[..., i] for i, suffix in enumerate(suffixes)}
+    return {f"{name}/{suffix}" if suffix else name: values[..., i] for i, suffix in enumerate(suffixes)}
 
 
 def _bits(dtype: Any) -> int:
@@ -412,8 +426,3 @@ def _bits(dtype: Any) -> int:
     if jnp.issubdtype(dtype, jnp.integer):
         return int(jnp.iinfo(dtype).bits)
     return 8 * int(np.dtype(dtype).itemsize)
-
-
-def _plain(value: Any) -> Any:
-    """A float where there is one number."""
-    return float(value) if np.ndim(value) == 0 else value

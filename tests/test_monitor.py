@@ -259,7 +259,8 @@ def test_the_fields_of_compress_have_figures_by_name():
     keep = {"mu": "bfloat16", "nu": mo.storage.uint8(min_size=8)}
     tx = mo.monitor(mo.compress(optax.adam(1e-3, b1=0.9, b2=0.99), keep))
     read = jax.jit(lambda state: [unpacked(x) for _, x in flattened(state, is_kept)[0] if is_kept(x)])
-    for before, gradient, update, after in run(tx, SIGNAL[:4]):
+    # Of float32 alone: for half-precision parameters Adam's own arithmetic rounds besides.
+    for before, gradient, update, after in run(tx, [{"a": g["a"]} for g in SIGNAL[:4]], {"a": LIKE["a"]}):
         got, g = mo.telemetry(after), flat(gradient)
         np.testing.assert_allclose(got["effective_learning_rate"], norm(flat(update)) / norm(g), rtol=1e-5)
         for name, old, new in zip(keep, read(before), read(after), strict=True):
@@ -324,7 +325,7 @@ def test_batched_runs_have_batched_figures():
 def test_bytes_are_counted():
     like = {"a": jnp.zeros((8, 512)), "b": jnp.zeros(4)}
     tx = mo.monitor(mo.scale_by_momentum(BALL, storage=mo.storage.int8(min_size=8)))
-    # Codes; scale and reach by row; gain, first, margin and stamp; the values of "b", and six parts of one entry; a step.
+    # Codes; scale and reach by row; gain, first, margin and stamp; the values of "b", and its parts; a step.
     expected = 8 * 512 + 8 * 8 + 4 * 4 + 4 * 4 + 6 * 4 + 4
     got = mo.telemetry(tx.init(like))
     assert got["bytes"] == expected
