@@ -138,12 +138,13 @@ def monitor(
     def init(params: optax.Params) -> MonitorState:
         inner = tx.init(params)
         _check(inner, params, rule)
-        return MonitorState(
-            inner,
-            jnp.zeros([], jnp.int32),
-            Figures(_zeros(), _zeros(), *(_zeros(len(_velocities(inner))) for _ in range(4))),
-            None if rule is None else Memory(*map(_zeros, (rule.order,) * 3), _zeros(), _zeros()),
-        )
+        count = len(_velocities(inner))
+        figures = Figures(_zeros(), _zeros(), _zeros(count), _zeros(count), _zeros(count), _zeros(count))
+        memory = None
+        if rule is not None:
+            K = rule.order
+            memory = Memory(_zeros(K), _zeros(K), _zeros(K), _zeros(), _zeros())
+        return MonitorState(inner, jnp.zeros([], jnp.int32), figures, memory)
 
     def update(
         updates: optax.Updates, state: MonitorState, params: Any = None, **extra: Any
