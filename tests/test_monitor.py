@@ -1,7 +1,12 @@
 """The figures of `monitor`, each against NumPy in float64; what it leaves alone; and where `telemetry` finds it."""
 
 import functools
+import importlib.util
+import json
 import math
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -360,3 +365,34 @@ def test_what_cannot_be_monitored_is_refused():
         mo.monitor(twice, BALL).init(LIKE)
     with pytest.raises(ValueError, match="velocities in trees like the parameters"):
         mo.monitor(optax.flatten(mo.scale_by_momentum(BALL))).init(LIKE)
+
+
+# Counts of the compiled step: alone, measured at every tenth step, and at every step.
+COUNTS = """
+import json, math, sys
+sys.path.insert(0, "benchmarks")
+import compiled_bytes
+import momentum_optax as mo
+rule, found, device = mo.nesterov(0.9), {}, compiled_bytes.target("tpu")
+for storage in ("float32", "int8"):
+    alone = mo.sgd(0.1, rule, storage=storage)
+    for every, tx in ((0, alone), (10, mo.monitor(alone, rule, every=10)), (1, mo.monitor(alone, rule))):
+        program = compiled_bytes.compiled(tx, compiled_bytes.LARGE, device)
+        found[f"{storage} {every}"] = compiled_bytes.count(program, math.prod(compiled_bytes.LARGE))._asdict()
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not made for this platform")
+def test_on_tpu_a_step_that_is_not_measured_moves_no_more_and_a_measured_one_eight_bytes():
+    root = pathlib.Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", COUNTS], cwd=root, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    for storage, floor in (("float32", 20), ("int8", 14)):
+        alone, tenth, each = (found[f"{storage} {every}"] for every in (0, 10, 1))
+        assert alone["bytes"] == pytest.approx(floor, abs=0.01)
+        assert tenth["bytes"] == pytest.approx(floor, abs=0.01)
+        assert each["bytes"] == pytest.approx(floor + 8, abs=0.02)
+        # Scales, and rows of partial sums.
+        assert max(tenth["temporaries"], each["temporaries"]) < 0.03

@@ -64,9 +64,9 @@ THIN = [
     ("restart by gradient", "bfloat16", "triple_momentum"),
     ("restart by leaf", "float32", "schedule_free"),
     ("restart by loss", "float32", "chebyshev"),
-    ("scheduled restart", "int4", "ema"),
+    ("scheduled restart", "int4", "heavy_ball"),
     ("cautious by count", "float32", "grokfast_average"),
-    ("cautious by mean", "bfloat16", "heavy_ball"),
+    ("cautious by mean", "bfloat16", "ema"),
     ("cautious by sign bit", "float32", "lion_mix"),
     ("monitor", "float32", "adan_mix"),
 ]
