@@ -16,6 +16,9 @@ from .storage.protocol import arithmetic_dtype
 from .storage.rows import row_axes
 from .transform import MomentumState, velocity
 
+# So many elements are summed one by one, at most twice as many.
+_LONGEST = 4096
+
 
 class Figures(NamedTuple):
     """What `monitor` measured last, in float32; see there. N entries are one for each velocity.
@@ -125,7 +128,8 @@ def monitor(
     Raises:
       TypeError: If an argument is of the wrong type.
       ValueError: If `every` is out of range; at `init` if `tx` has no such state, or `rule` cannot be its rule, or the
-        velocities are not like the parameters, as after `optax.flatten`.
+        velocities are not like the parameters, as after `optax.flatten`; at `update` if a storage of your own cannot
+        keep a leaf in full (see law 7 of `storage.protocol`).
     """
     if not (hasattr(tx, "init") and hasattr(tx, "update")):
         raise TypeError(f"tx must be a transformation with init and update, got {tx!r}")
@@ -328,7 +332,11 @@ def _measure(step: Callable[[Any, Any], tuple[Any, Any]], updates: Any, inner: A
     gradients, treedef = _leaves(updates)
     moved = treedef.flatten_up_to(out)
     read = [_decoded(state) for state in (inner, after, exact)]
-    codes = [[v.codes for v in _velocities(state)] for state in (inner, after)]
+    *codes, wide = ([v.codes for v in _velocities(state)] for state in (inner, after, exact))
+    if [x.dtype for x in jax.tree.leaves(wide)] != [x.dtype for x in jax.tree.leaves(read[0])]:
+        raise ValueError(
+            "the storage must keep velocities in full where the first of the parts to replace holds them so"
+        )
     # For each velocity its leaves before and after, exactly after, and the codes before and after.
     columns = [tuple(map(treedef.flatten_up_to, trees)) for trees in zip(*read, *codes, strict=True)]
     rows = []
@@ -373,12 +381,17 @@ def _square(x: Any) -> Any:
 
 
 def _totals(arrays: list[jax.Array]) -> list[jax.Array]:
-    """The sums of arrays of one shape: by rows in one pass, then over the rows, since a float32 forgets small terms."""
+    """The sums of arrays of one shape, each read once: of rows first, since a long sum in float32 loses small terms."""
+    shape = arrays[0].shape
+    if shape and shape[-1] > 2 * _LONGEST:
+        whole = shape[-1] // _LONGEST * _LONGEST
+        rows = [x[..., :whole].reshape(*shape[:-1], -1, _LONGEST) for x in arrays]
+        return [a + b for a, b in zip(_totals(rows), _totals([x[..., whole:] for x in arrays]), strict=True)]
     zeros = (jnp.float32(0),) * len(arrays)
-    rows = jax.lax.reduce(
-        tuple(arrays), zeros, lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True)), row_axes(arrays[0].shape)
+    sums = jax.lax.reduce(
+        tuple(arrays), zeros, lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True)), row_axes(shape)
     )
-    return [jnp.sum(x) for x in rows]
+    return [jnp.sum(x) for x in sums]
 
 
 def _quotient(a: Any, b: Any) -> jax.Array:
@@ -422,8 +435,4 @@ def _each(name: str, values: Any, suffixes: list[str]) -> dict[str, Any]:
 
 
 def _bits(dtype: Any) -> int:
-    if dtype == jnp.bool_:
-        return 8
-    if jnp.issubdtype(dtype, jnp.integer):
-        return int(jnp.iinfo(dtype).bits)
-    return 8 * int(np.dtype(dtype).itemsize)
+    return int(jnp.iinfo(dtype).bits if jnp.issubdtype(dtype, jnp.integer) else 8 * dtype.itemsize)
