@@ -20,6 +20,8 @@ from momentum_optax.compress import flattened, is_kept, unpacked
 
 LIKE = {"a": jnp.zeros((3, 40)), "b": jnp.zeros((4,), jnp.bfloat16)}
 SIGNAL = [gradients(LIKE, seed) for seed in range(6)]
+# Elements that no gradient ever reaches, which do not stall.
+SIGNAL = [{**g, "a": g["a"].at[0, :9].set(0)} for g in SIGNAL]
 BALL = mo.heavy_ball(0.9)
 PLAIN = mo.monitor(mo.scale_by_momentum(BALL), BALL)
 # Bytes for one leaf of the two, which is enough to compile.
@@ -241,6 +243,19 @@ def test_masked_leaves_count_for_the_gradient_and_not_for_the_velocity():
     assert got["effective_learning_rate"] == pytest.approx(norm(flat(u)) / norm(flat(g)), rel=1e-5)
     assert got["cosine"] == pytest.approx(np.vdot(v, flat(g["a"])).real / norm(v) / norm(flat(g["a"])), abs=1e-6)
     assert got["bytes"] == 4 * LIKE["a"].size
+    assert got["bytes_per_parameter"] == 4
+
+
+def test_rules_for_different_leaves_have_figures_of_their_own():
+    of = {"x": mo.scale_by_momentum(BALL), "y": mo.scale_by_momentum(mo.ema(0.5))}
+    (_, _, _, state), (_, g, _, after), *_ = run(mo.monitor(optax.partition(of, {"a": "y", "b": "x"})))
+    got, trees = mo.telemetry(after), velocity(state)
+    for k, tree in enumerate(trees):
+        (leaf,) = ("a", "b")[1 - k]
+        v, own = flat(tree), flat(g[leaf])
+        new = 0.9 * v + own if leaf == "b" else 0.5 * v + 0.5 * own
+        assert got[f"velocity_norm/{k}"] == pytest.approx(norm(new), rel=1e-5)
+        assert got[f"cosine/{k}"] == pytest.approx(np.vdot(v, own).real / norm(v) / norm(own), rel=1e-5)
     assert got["bytes_per_parameter"] == 4
 
 

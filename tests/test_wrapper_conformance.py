@@ -114,14 +114,15 @@ def bundle(wrapper, storage, rules):
 def check_types(wrapper, storage, rules):
     """An abstract update keeps the types of state and gradient: half precision, and a leaf without a gradient."""
     init, update = bundle(wrapper, storage, rules)
-    for params, g in ((jnp.bfloat16, jnp.float32), (jnp.float16, jnp.bfloat16)):
-        leaf = jax.ShapeDtypeStruct((2, 3), params)
-        start = jax.eval_shape(init, {"x": leaf, "y": leaf, "z": {}})
-        for y in (jax.ShapeDtypeStruct((2, 3), g), None):
-            gradient = {"x": jax.ShapeDtypeStruct((2, 3), g), "y": y, "z": {}}
-            updates, after = jax.eval_shape(update, gradient, start, jnp.float32(0))
-            assert avals(after) == avals(start)
-            assert all(avals(u) == avals(gradient) for u in updates.values())
+
+    def leaves(**dtypes):
+        return {k: None if d is None else jax.ShapeDtypeStruct((2, 3), d) for k, d in dtypes.items()} | {"none": {}}
+
+    start = jax.eval_shape(init, leaves(x=jnp.bfloat16, y=jnp.float16, z=jnp.float32))
+    gradient = leaves(x=jnp.float32, y=jnp.bfloat16, z=None)
+    updates, after = jax.eval_shape(update, gradient, start, jnp.float32(0))
+    assert avals(after) == avals(start)
+    assert all(avals(u) == avals(gradient) for u in updates.values())
     assert not any(x.weak_type for x in jax.tree.leaves(start))
 
 
