@@ -114,8 +114,7 @@ def monitor(
 
     Cost: a step that is not measured moves no byte more, but gradients that are made within a chain, by weight decay
     for example, are written out before the monitor: put it around the whole optimizer. A measured step is computed
-    twice, once for the figures. XLA's CPU backend copies the velocities at every step, and sums slowly: on a CPU measure
-    seldom.
+    twice, once for the figures. On a CPU measure seldom: XLA copies the velocities at each step, and sums slowly.
 
     Args:
       tx: Any transformation with states of `scale_by_momentum` or `compress` in it. The figures of `compress` are those

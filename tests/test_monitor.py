@@ -107,6 +107,21 @@ def test_figures_are_their_formulas_for_every_storage(storage):
     assert all(x > 0 for x in stalled) == (storage in ("int8", "int4"))
 
 
+@pytest.mark.parametrize("storage", STORAGES)
+def test_updates_and_velocities_are_those_without_a_monitor_to_the_bit(storage):
+    tx = mo.scale_by_momentum(BALL, storage=STORAGES[storage])
+    seldom = mo.monitor(tx, every=2)
+    runs = [(tx.init(LIKE), jax.jit(tx.update)), (seldom.init(LIKE), jax.jit(seldom.update))]
+    # Bytes take long to compile.
+    runs = [*runs[: 1 if storage in ("int8", "int4") else 2], (compiled(storage)[0](LIKE), compiled(storage)[1])]
+    for g in SIGNAL:
+        out, states = zip(*(step(g, state) for state, step in runs), strict=True)
+        for u, state in zip(out[1:], states[1:], strict=True):
+            assert_bit_equal(u, out[0])
+            assert_bit_equal(state.inner, states[0])
+        runs = [(state, step) for state, (_, step) in zip(states, runs, strict=True)]
+
+
 def test_a_slow_average_rounded_to_nearest_is_seen_to_stall():
     rule = mo.ema(0.999)
     tx = mo.monitor(mo.scale_by_momentum(rule, storage=mo.storage.bfloat16("nearest")))
