@@ -32,6 +32,9 @@ STORAGES = {
     "int4": mo.storage.int4(min_size=8),
 }
 
+# What int4 adds to int8 takes seconds to compile.
+every_storage = pytest.mark.parametrize("storage", [*list(STORAGES)[:3], pytest.param("int4", marks=pytest.mark.slow)])
+
 # Read in one compiled piece: operation by operation, compressed velocities take seconds.
 velocity = jax.jit(mo.velocity)
 
@@ -87,7 +90,7 @@ def check_figures(row, exact, k=0, suffix=""):
     return got
 
 
-@pytest.mark.parametrize("storage", STORAGES)
+@every_storage
 def test_figures_are_their_formulas_for_every_storage(storage):
     init, step = compiled(storage)
     state, seen = init(LIKE), []
@@ -107,7 +110,7 @@ def test_figures_are_their_formulas_for_every_storage(storage):
     assert all(x > 0 for x in stalled) == (storage in ("int8", "int4"))
 
 
-@pytest.mark.parametrize("storage", STORAGES)
+@every_storage
 def test_updates_and_velocities_are_those_without_a_monitor_to_the_bit(storage):
     tx = mo.scale_by_momentum(BALL, storage=STORAGES[storage])
     seldom = mo.monitor(tx, every=2)
@@ -168,8 +171,8 @@ def test_gain_mean_lag_and_age_of_the_heavy_ball_and_of_fista():
         np.testing.assert_allclose(fista[t]["mean_lag"], h @ (t - np.arange(n)) / h.sum(), rtol=1e-5, atol=1e-6)
 
 
-# Coefficients of the step, of ages, of neither; two velocities and an update that reads neither of them alone.
-SOME = ("adan_mix", "chebyshev", "heavy_ball", "nadam_mix", "optimistic")
+# Two velocities, coefficients of ages, and of the step.
+SOME = ("adan_mix", "heavy_ball", "nadam_mix")
 
 
 @pytest.mark.parametrize("names", [SOME, pytest.param(RULES, marks=pytest.mark.slow)], ids=["some rules", "every rule"])

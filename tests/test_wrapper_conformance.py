@@ -65,10 +65,10 @@ THIN = [
     ("restart by leaf", "float32", "schedule_free"),
     ("restart by loss", "float32", "chebyshev"),
     ("scheduled restart", "int4", "heavy_ball"),
-    ("cautious by count", "float32", "grokfast_average"),
-    ("cautious by mean", "bfloat16", "ema"),
+    ("cautious by count", "float32", "double_ema"),
+    ("cautious by mean", "float32", "grokfast_average"),
     ("cautious by sign bit", "float32", "lion_mix"),
-    ("monitor", "float32", "adan_mix"),
+    ("monitor", "float32", "nesterov"),
 ]
 thin = pytest.mark.parametrize(("wrapper", "storage", "rule"), THIN, ids=[w for w, _, _ in THIN])
 whole = pytest.mark.parametrize(
