@@ -15,6 +15,9 @@ from .convert import convert as convert
 from .filters import Filter as Filter
 from .filters import NormalForm as NormalForm
 from .filters import equivalent as equivalent
+from .monitor import MonitorState as MonitorState
+from .monitor import monitor as monitor
+from .monitor import telemetry as telemetry
 from .optimizers import lion as lion
 from .optimizers import mars_adamw as mars_adamw
 from .optimizers import mars_lion as mars_lion

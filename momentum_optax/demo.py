@@ -25,6 +25,7 @@ import numpy as np
 import optax
 
 from .filters import Filter
+from .monitor import monitor, telemetry
 from .rules import aggregated, heavy_ball, nesterov, quasi_hyperbolic
 from .transform import scale_by_momentum
 
@@ -40,6 +41,8 @@ RULES: dict[str, Filter] = {
 # rate go equally far on a slope, so a grid of it is as fair to one rule as to another.
 CNN_EFFECTIVE_RATE = 1.0
 RACE_EFFECTIVE_RATES = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0)
+# The telemetry of the CNN is measured once in so many steps.
+MEASURED = 10
 
 AUTOENCODER = (64, 48, 32, 16, 8, 16, 32, 48, 64)
 RACE_BATCH, RACE_HELD_OUT = 32, 300  # so many images each for validation and for the test
@@ -59,11 +62,19 @@ class Split(NamedTuple):
 
 
 class History(NamedTuple):
-    """Training loss (mean over the epoch) and held-out accuracy (after the epoch), one entry per epoch."""
+    """How the CNN was trained.
+
+    Attributes:
+      loss: Mean over each epoch.
+      accuracy: On held-out images, after each epoch.
+      parameters: Their number.
+      telemetry: What `telemetry` read at every `MEASURED`-th step, with "epoch", where that was.
+    """
 
     loss: list[float]
     accuracy: list[float]
     parameters: int
+    telemetry: Sequence[dict[str, float]] = ()
 
 
 class RaceResult(NamedTuple):
@@ -169,20 +180,37 @@ def train_cnn(
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, steps // 2, epochs * steps)
     model = build_cnn(data.images.shape[1], seed)
     tx = optax.chain(optax.clip_by_global_norm(1.0), scale_by_momentum(rule), optax.scale_by_learning_rate(schedule))
-    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    optimizer = nnx.Optimizer(model, monitor(tx, every=MEASURED), wrt=nnx.Param)
     step, accuracy = _cnn_functions()
-    history = History([], [], sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))))
+    # Its name in newer and in older versions of Flax.
+    pure = getattr(nnx, "as_pure", None) or nnx.pure
+    measured: list[dict[str, float]] = []
+    history = History([], [], sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))), measured)
     rng = np.random.default_rng(seed)
+    done = 0
     with tqdm(total=epochs * steps, desc="CNN", unit="step", leave=False) as bar:
         for epoch in range(epochs):
             losses = []
             for rows in rng.permutation(len(data.images))[: steps * batch_size].reshape(steps, batch_size):
                 losses.append(step(model, optimizer, data.images[rows], data.labels[rows]))
                 bar.update()
+                if done % MEASURED == 0:
+                    figures = telemetry(pure(optimizer.opt_state))
+                    measured.append({"epoch": (done + 1) / steps, **figures})
+                    bar.set_postfix_str(_in_short(figures), refresh=False)
+                done += 1
             history.loss.append(float(np.mean(jax.device_get(losses))))
             history.accuracy.append(float(accuracy(model, data.test_images, data.test_labels)))
             bar.write(f"  epoch {epoch + 1:2}: loss {history.loss[-1]:.4f}, accuracy {history.accuracy[-1]:.1%}")
     return history
+
+
+def _in_short(figures: dict[str, float]) -> str:
+    """Telemetry for a progress bar."""
+    norms = [f"{x:.2g}" for name, x in figures.items() if name.startswith("velocity_norm")]
+    cosines = [f"{x:+.2f}" for name, x in figures.items() if name.startswith("cosine")]
+    text = f"rate {figures['effective_learning_rate']:.2g}"
+    return text + (f", |v| {' '.join(norms)}, cos {' '.join(cosines)}" if norms else "")
 
 
 def _errors(weights: list[tuple[Any, Any]], x: Any) -> tuple[Any, Any]:
@@ -275,15 +303,15 @@ def table(results: Sequence[RaceResult]) -> str:
 
 
 def plot(history: History, results: Sequence[RaceResult], path: Path, title: str = "CNN") -> None:
-    """Write the curves to a PNG: the network on the left, the race, if it was run, on the right."""
+    """Write the curves to a PNG: the network and its telemetry on the left, the race, if it was run, on the right."""
     # Not pyplot: a bare figure is drawn by Agg and changes no backend and no setting for the rest of the process.
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     columns = 2 if results else 1
-    figure = Figure(figsize=(5.8 * columns, 4.8), layout="constrained")
-    grid = figure.add_gridspec(2, columns, wspace=0.08)
+    figure = Figure(figsize=(5.8 * columns, 6.4), layout="constrained")
+    grid = figure.add_gridspec(4, columns, wspace=0.08, height_ratios=(3, 3, 2, 2))
     loss = figure.add_subplot(grid[0, 0], title=title)
-    _plot_cnn(history, loss, figure.add_subplot(grid[1, 0], sharex=loss))
+    _plot_cnn(history, loss, *(figure.add_subplot(grid[row, 0], sharex=loss) for row in (1, 2, 3)))
     if results:
         _plot_race(results, figure.add_subplot(grid[:, 1]))
     for axes in figure.axes:
@@ -292,15 +320,23 @@ def plot(history: History, results: Sequence[RaceResult], path: Path, title: str
     figure.savefig(path, format="png", dpi=110)
 
 
-def _plot_cnn(history: History, loss: Any, accuracy: Any) -> None:
+def _plot_cnn(history: History, loss: Any, accuracy: Any, cosine: Any, rate: Any) -> None:
     epochs, percent = np.arange(1, len(history.loss) + 1), 100 * np.asarray(history.accuracy)
     loss.semilogy(epochs, history.loss, "o-", color="#0072B2")
-    loss.set_ylabel("training loss (nats)")
-    loss.label_outer()
+    loss.set_ylabel("training\nloss (nats)")
     accuracy.plot(epochs, percent, "s-", color="#D55E00")
     accuracy.text(epochs[-1], percent[-1], f"\n{percent[-1]:.1f} %", ha="right", va="top")
-    accuracy.set(xlabel="epoch", ylabel="held-out accuracy (%)")
-    accuracy.xaxis.get_major_locator().set_params(integer=True)
+    accuracy.set_ylabel("held-out\naccuracy (%)")
+    measured = [figures["epoch"] for figures in history.telemetry]
+    names = [name for name in (history.telemetry[0] if measured else ()) if name.startswith("cosine")]
+    for name, (color, dashes) in zip(names, STYLES, strict=False):
+        cosine.plot(measured, [figures[name] for figures in history.telemetry], color=color, linestyle=dashes)
+    cosine.set_ylabel("cos(g, v)")
+    rate.plot(measured, [figures["effective_learning_rate"] for figures in history.telemetry], color="#009E73")
+    rate.set(xlabel="epoch", ylabel="|update|\n/ |gradient|")
+    rate.xaxis.get_major_locator().set_params(integer=True)
+    for axes in (loss, accuracy, cosine):
+        axes.label_outer()
 
 
 def _plot_race(results: Sequence[RaceResult], axes: Any) -> None:

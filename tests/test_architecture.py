@@ -27,6 +27,7 @@ ALLOWED = {
     "compress": {"storage"},
     "convert": {"compress", "storage", "transform"},
     "row_sparse": {"checks", "coefficients", "filters", "storage"},
+    "monitor": {"checks", "compress", "filters", "storage", "transform"},
     "sharding": {"checks"},
     "surgery": {"checkpoint", "checks", "compress", "storage", "transform"},
     "outer": {"checks", "optimizers", "rules", "storage", "transform"},

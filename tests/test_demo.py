@@ -5,7 +5,6 @@ import re
 import sys
 
 import numpy as np
-import optax
 import pytest
 
 pytest.importorskip("flax")
@@ -16,7 +15,7 @@ pytest.importorskip("tqdm")
 import jax
 from flax import nnx
 
-from momentum_optax import demo
+from momentum_optax import demo, scale_by_momentum
 
 
 def train_on_digits(seed=0):
@@ -42,7 +41,7 @@ def test_the_cnn_learns_the_digits_in_three_epochs(history):
 
 
 def test_the_cnn_falls_short_of_that_when_the_velocity_is_ignored(monkeypatch):
-    monkeypatch.setattr(demo, "scale_by_momentum", lambda rule: optax.identity())
+    monkeypatch.setattr(demo, "scale_by_momentum", lambda rule: scale_by_momentum(demo.RULES["sgd"]))
     assert train_on_digits().accuracy[-1] < 0.72
 
 
@@ -52,6 +51,19 @@ def test_the_same_seed_gives_the_identical_history(history):
 
 def test_another_seed_gives_another_history(history):
     assert train_on_digits(seed=1).loss[0] != history.loss[0]
+
+
+def test_every_tenth_step_is_measured_and_shown(history):
+    # 1437 images in batches of 32, three times.
+    assert [round(44 * figures["epoch"]) for figures in history.telemetry] == list(range(1, 133, 10))
+    assert all(-1 <= figures["cosine"] <= 1 for figures in history.telemetry)
+    first, last = history.telemetry[0], history.telemetry[-1]
+    # Warming up from nothing, and the last of a cosine's fall.
+    assert first["effective_learning_rate"] == first["cosine"] == 0
+    assert 0 < last["effective_learning_rate"] < 1e-3
+    assert demo._in_short(
+        last
+    ) == "rate {effective_learning_rate:.2g}, |v| {velocity_norm:.2g}, cos {cosine:+.2f}".format(**last)
 
 
 @pytest.mark.parametrize(("side", "count"), [(28, 105_866), (8, 13_706)])

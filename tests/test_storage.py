@@ -95,6 +95,16 @@ def test_non_finite_velocities_stay_visible(name):
     np.testing.assert_array_equal(decoded, [np.nan, np.inf, -np.inf, 1.0])
 
 
+@pytest.mark.parametrize("storage", [*map(make, STORAGES), mo.storage.uint8(min_size=1)], ids=[*STORAGES, "uint8"])
+def test_a_leaf_whose_codes_are_the_velocities_stays_so(storage):
+    values = tuple(abs(samples((3, 5), k)) for k in (1, 2, 3, 4))
+    fresh = storage.init(jax.ShapeDtypeStruct((3, 5), jnp.float32), 2)
+    full = fresh._replace(**{fresh._fields[0]: values[:2]})
+    again = storage.encode(values[2:], full, write(STAMP, 2))
+    for parts, expected in ((full, values[:2]), (again, values[2:])):
+        np.testing.assert_array_equal(storage.parts.decode(parts), expected)
+
+
 @every_storage
 def test_a_complex_leaf_keeps_its_dtype(name):
     storage, values = make(name), jnp.asarray([1 + 2j, -0.1j], jnp.complex64)

@@ -12,6 +12,8 @@ Laws, each of them a test over every storage:
 4. What is decoded is encoded again without change, by a storage that reads no step.
 5. `bytes_per_parameter` is what is held, to the scales.
 6. NaN and infinity in one element of a velocity have a stated outcome and touch no other element.
+7. The first part holds the codes, of the leaf's shape. In the dtype of what `decode` gives it is the velocities
+   themselves, and `encode` keeps them so.
 """
 
 from typing import Any, NamedTuple, Protocol
