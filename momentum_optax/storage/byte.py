@@ -67,12 +67,8 @@ class Int8Velocity(NamedTuple):
         """The velocities, in float32 where they are compressed."""
         if not parts.codes or parts.codes[0].dtype != jnp.int8:
             return parts.codes
-        (scale,), (body,), (stamp,) = parts.scale, parts.body, parts.stamp
-        hashes = row_hashes(parts.codes[0].shape)
-        return tuple(
-            _decode(codes, scale * gain, body, row_noise(hashes, stamp, k))
-            for k, (codes, gain) in enumerate(zip(parts.codes, parts.gain, strict=True))
-        )
+        read: tuple[jax.Array, ...] = _read(parts)
+        return read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,30 +106,11 @@ class Int8:
         if not old or old[0].dtype != jnp.int8:
             full = tuple(v.astype(x.dtype) for v, x in zip(velocities, old, strict=True))
             return Int8Velocity(full, *previous[1:])
-        shape, one = old[0].shape, (1,) * old[0].ndim
-        (reach,), (margin,) = previous.reach, previous.margin
-        known = jnp.max(reach, keepdims=True) > 0
-        # A row that looks silent may yet wake up: keep it within reach of the tail.
-        scale = jnp.maximum(margin * reach, jnp.max(reach, keepdims=True) * 2.0**-24)
-        scale = jnp.where(known, jnp.clip(scale, _SMALLEST, _GREATEST), np.float32(1))
-        body = jnp.where(known, np.float32(_BODY), np.float32(0))
+        one = (1,) * old[0].ndim
         gain = tuple(jnp.full(one, g, jnp.float32) for g in write.gains)
-        stamp, hashes = stamp_of(self.seed, write.stamp).reshape(one), row_hashes(shape)
-        codes = tuple(
-            _encode(v.astype(jnp.float32), scale * g, body, row_noise(hashes, stamp, k))
-            for k, (v, g) in enumerate(zip(velocities, gain, strict=True))
-        )
-        most = row_largest(codes)
-        largest = _level(most, scale, body)
-        return Int8Velocity(
-            codes,
-            gain,
-            (jnp.where(known, scale, np.float32(_BODY**2)),),
-            (body,),
-            (jnp.maximum(largest, _FORGET * reach),),
-            (jnp.where(known, next_margin(margin, most > body, _OUTGROWN), np.float32(_MARGIN)),),
-            (stamp,),
-        )
+        stamp = stamp_of(self.seed, write.stamp)
+        written: Int8Velocity = _written(velocities, gain, previous.reach[0], previous.margin[0], stamp)
+        return written
 
 
 def int8(seed: int = 0, *, min_size: int = 4096) -> Int8:
@@ -170,6 +147,44 @@ def int8(seed: int = 0, *, min_size: int = 4096) -> Int8:
     checks.integer("seed", seed, 0)
     checks.integer("min_size", min_size, 1)
     return Int8(int(seed), int(min_size))
+
+
+# Traced once for all leaves of a shape: in a model of many small leaves tracing takes as long as compiling.
+@jax.jit
+def _read(parts: Int8Velocity) -> tuple[jax.Array, ...]:
+    """The velocities of one leaf in bytes."""
+    (scale,), (body,), (stamp,) = parts.scale, parts.body, parts.stamp
+    hashes = row_hashes(parts.codes[0].shape)
+    return tuple(
+        _decode(codes, scale * gain, body, row_noise(hashes, stamp, k))
+        for k, (codes, gain) in enumerate(zip(parts.codes, parts.gain, strict=True))
+    )
+
+
+@jax.jit
+def _written(velocities: Any, gain: Any, reach: jax.Array, margin: jax.Array, stamp: jax.Array) -> Int8Velocity:
+    """The velocities of one leaf in bytes, at a scale that follows from the steps before."""
+    known = jnp.max(reach, keepdims=True) > 0
+    # A row that looks silent may yet wake up: keep it within reach of the tail.
+    scale = jnp.maximum(margin * reach, jnp.max(reach, keepdims=True) * 2.0**-24)
+    scale = jnp.where(known, jnp.clip(scale, _SMALLEST, _GREATEST), np.float32(1))
+    body = jnp.where(known, np.float32(_BODY), np.float32(0))
+    stamp, hashes = stamp.reshape((1,) * reach.ndim), row_hashes(velocities[0].shape)
+    codes = tuple(
+        _encode(v.astype(jnp.float32), scale * g, body, row_noise(hashes, stamp, k))
+        for k, (v, g) in enumerate(zip(velocities, gain, strict=True))
+    )
+    most = row_largest(codes)
+    largest = _level(most, scale, body)
+    return Int8Velocity(
+        codes,
+        gain,
+        (jnp.where(known, scale, np.float32(_BODY**2)),),
+        (body,),
+        (jnp.maximum(largest, _FORGET * reach),),
+        (jnp.where(known, next_margin(margin, most > body, _OUTGROWN), np.float32(_MARGIN)),),
+        (stamp,),
+    )
 
 
 def _power(size: jax.Array) -> jax.Array:
