@@ -8,9 +8,9 @@ the variance of ordinary stochastic rounding. Zero stays zero.
 
 The scale must be known before the maximum is. It is a multiple of the largest value of the steps before, which is read
 off the codes themselves: a maximum over bytes that are written anyway costs no pass, one over float32 would. Values
-beyond the scale take the codes above K, which stand for steps up from the scale in the bits of a float32, 1, 1.25, 2,
-5, 16, 80, ... scales, and are rounded between them at random. While a leaf has no scale at all every code is such a
-code, from the least float32 up.
+beyond the scale take the codes above K, whose levels are the squares of $1 + (4^t - 1)/64$, 1.1, 1.5, 3.9, 25, 288, ...
+scales, and are rounded between them at random. While a leaf has no scale at all every code is a power of 4, from the
+least float32 up.
 
 What is here was chosen by what XLA makes of it: a handful of operations, or one more array or number that a step reads
 besides its large ones, decide whether it is compiled into one pass.
@@ -29,15 +29,16 @@ from .protocol import Write, times
 from .rows import layout_of, next_margin, row_hashes, row_largest, row_noise, zeros_along
 
 # Codes up to K are square roots, those from K + 1 to 127 the tail.
-_BODY, _LAST = 115, 127
-# The t-th level of the tail is t^2 quarters of an octave up, and from here on it goes up by equal steps.
-_QUARTER, _LINEAR = 1 << 21, 9
-# Where the tail starts, in the bits of a float32: at one scale; for a leaf that has none, at the least float32.
-_ONE, _LEAST_BITS = 0x3F800000, 0x00800000
+_BODY, _LAST = 118, 127
+# Roots of the tail's levels, in scales: 1 + (4^t - 1) of these. What makes the power of their code of 4^t of them.
+_NEAR = 2.0**-6
+_POWERS = 4.0 ** (_BODY - 64) / _NEAR
+# Floats of this size lie one apart.
+_WHOLE = 1.5 * 2.0**23
 # Between these a scale, its inverse and every level of it are floats.
 _SMALLEST, _GREATEST = 2.0**-110, 2.0**102
 # The scale is `margin` times the largest recent value. `margin` follows the share of rows that outgrew theirs.
-_FORGET, _MARGIN, _OUTGROWN = 0.9, 2.0, 0.005
+_FORGET, _MARGIN, _OUTGROWN = 0.9, 2.0, 0.01
 
 
 class Int8Velocity(NamedTuple):
@@ -46,8 +47,8 @@ class Int8Velocity(NamedTuple):
     Attributes:
       codes: int8, of the leaf's shape; a leaf that is not compressed has its velocity here, in full. One per velocity.
       gain: float32, one entry: what the scale is multiplied by for this velocity. One per velocity.
-      scale: float32, what the codes were written with; one entry per row.
-      first: float32, one entry: the first code of the tail.
+      scale: float32, what the codes were written with, K^2 where that is none; one entry per row.
+      body: float32, one entry: the last code before the tail; 0 without a scale.
       reach: float32, the largest recent value, falling slowly; one entry per row.
       margin: float32, one entry: the next scale is so many times `reach`.
       stamp: uint32, one entry: the noise that the codes were written with.
@@ -56,7 +57,7 @@ class Int8Velocity(NamedTuple):
     codes: tuple[Any, ...]
     gain: tuple[Any, ...]
     scale: tuple[Any, ...]
-    first: tuple[Any, ...]
+    body: tuple[Any, ...]
     reach: tuple[Any, ...]
     margin: tuple[Any, ...]
     stamp: tuple[Any, ...]
@@ -66,12 +67,8 @@ class Int8Velocity(NamedTuple):
         """The velocities, in float32 where they are compressed."""
         if not parts.codes or parts.codes[0].dtype != jnp.int8:
             return parts.codes
-        (scale,), (first,), (stamp,) = parts.scale, parts.first, parts.stamp
-        hashes = row_hashes(parts.codes[0].shape)
-        return tuple(
-            _decode(codes, scale * gain, first, row_noise(hashes, stamp, k))
-            for k, (codes, gain) in enumerate(zip(parts.codes, parts.gain, strict=True))
-        )
+        read: tuple[jax.Array, ...] = _read(parts)
+        return read
 
     @staticmethod
     def rescale(parts: "Int8Velocity", factor: Any) -> "Int8Velocity":
@@ -104,7 +101,7 @@ class Int8:
                 name: tuple(zeros_along(leaf, shape, dtype) for _ in range(min(order, 1)))
                 for name, shape, dtype in (
                     ("scale", layout.row, jnp.float32),
-                    ("first", layout.one, jnp.float32),
+                    ("body", layout.one, jnp.float32),
                     ("reach", layout.row, jnp.float32),
                     ("margin", layout.one, jnp.float32),
                     ("stamp", layout.one, jnp.uint32),
@@ -118,29 +115,11 @@ class Int8:
         if not old or old[0].dtype != jnp.int8:
             full = tuple(v.astype(x.dtype) for v, x in zip(velocities, old, strict=True))
             return Int8Velocity(full, *previous[1:])
-        shape, one = old[0].shape, (1,) * old[0].ndim
-        (reach,), (margin,) = previous.reach, previous.margin
-        known = jnp.max(reach, keepdims=True) > 0
-        # A row that looks silent may yet wake up: keep it within reach of the tail.
-        scale = jnp.maximum(margin * reach, jnp.max(reach, keepdims=True) * 2.0**-24)
-        scale = jnp.where(known, jnp.clip(scale, _SMALLEST, _GREATEST), np.float32(1))
-        first = jnp.where(known, np.float32(_BODY + 1), np.float32(1))
+        one = (1,) * old[0].ndim
         gain = tuple(jnp.full(one, g, jnp.float32) for g in write.gains)
-        stamp, hashes = stamp_of(self.seed, write.stamp).reshape(one), row_hashes(shape)
-        codes = tuple(
-            _encode(v.astype(jnp.float32), scale * g, first, row_noise(hashes, stamp, k))
-            for k, (v, g) in enumerate(zip(velocities, gain, strict=True))
-        )
-        largest = _level(row_largest(codes), scale, first)
-        return Int8Velocity(
-            codes,
-            gain,
-            (scale,),
-            (first,),
-            (jnp.maximum(largest, _FORGET * reach),),
-            (jnp.where(known, next_margin(margin, largest > scale, _OUTGROWN), np.float32(_MARGIN)),),
-            (stamp,),
-        )
+        stamp = stamp_of(self.seed, write.stamp)
+        written: Int8Velocity = _written(velocities, gain, previous.reach[0], previous.margin[0], stamp)
+        return written
 
 
 def int8(seed: int = 0, *, min_size: int = 4096) -> Int8:
@@ -149,15 +128,15 @@ def int8(seed: int = 0, *, min_size: int = 4096) -> Int8:
     The rounding has no bias, at any size. On white noise the relative error of a stored velocity, in rows of 512, is
     below 0.03 for decay 0.9 and 0.08 for 0.99; it grows with the memory, and slowly with the row. A row's scale follows
     its largest value of the steps before, so that a step needs no second look at its data. Values that outgrow it are
-    not cut but rounded coarsely for that step, between levels that lie 1.25, 1.6, and further out up to 20 times apart
-    (the scale then falls by a tenth a step):
+    not cut but rounded coarsely for that step, between levels that lie 1.1, 1.4, 2.6, and further out up to 16 times
+    apart (the scale then falls by a tenth a step):
 
     * the first step of a leaf, which has no scale yet: the error of the first velocity is between half of it and all of
       it, and fades with it. To have the first step exact as well, take it in float32 and `convert` the state;
     * a spike, or a row that wakes up after a long silence: off by about its own size for that step, in norm; a single
-      element may come out up to 20 times too large.
+      element may come out up to 16 times too large.
 
-    What is lost: an element more than 2.9e7 times its row's scale is cut there. Rows below 2^-24 of their leaf's
+    What is lost: an element more than 1.7e7 times its row's scale is cut there. Rows below 2^-24 of their leaf's
     largest are coarser the smaller they are. Velocities below 1.2e-38 are zero. A NaN or infinite velocity is stored as
     zero: its element starts anew.
 
@@ -179,48 +158,86 @@ def int8(seed: int = 0, *, min_size: int = 4096) -> Int8:
     return Int8(int(seed), int(min_size))
 
 
-def _start(first: jax.Array) -> jax.Array:
-    """The bits of the tail's lowest level, in scales."""
-    return jnp.where(first > 1, np.int32(_ONE), np.int32(_LEAST_BITS))
+# Traced once for all leaves of a shape: in a model of many small leaves tracing takes as long as compiling.
+@jax.jit
+def _read(parts: Int8Velocity) -> tuple[jax.Array, ...]:
+    """The velocities of one leaf in bytes."""
+    (scale,), (body,), (stamp,) = parts.scale, parts.body, parts.stamp
+    hashes = row_hashes(parts.codes[0].shape)
+    return tuple(
+        _decode(codes, scale * gain, body, row_noise(hashes, stamp, k))
+        for k, (codes, gain) in enumerate(zip(parts.codes, parts.gain, strict=True))
+    )
 
 
-def _tail_level(t: jax.Array, start: jax.Array) -> jax.Array:
-    """The t-th level of the tail, in scales."""
-    steps = (t * jnp.minimum(t, np.float32(_LINEAR))).astype(jnp.int32)
-    return jax.lax.bitcast_convert_type(start + steps * np.int32(_QUARTER), jnp.float32)
+@jax.jit
+def _written(velocities: Any, gain: Any, reach: jax.Array, margin: jax.Array, stamp: jax.Array) -> Int8Velocity:
+    """The velocities of one leaf in bytes, at a scale that follows from the steps before."""
+    known = jnp.max(reach, keepdims=True) > 0
+    # A row that looks silent may yet wake up: keep it within reach of the tail.
+    scale = jnp.maximum(margin * reach, jnp.max(reach, keepdims=True) * 2.0**-24)
+    scale = jnp.where(known, jnp.clip(scale, _SMALLEST, _GREATEST), np.float32(1))
+    body = jnp.where(known, np.float32(_BODY), np.float32(0))
+    stamp, hashes = stamp.reshape((1,) * reach.ndim), row_hashes(velocities[0].shape)
+    codes = tuple(
+        _encode(v.astype(jnp.float32), scale * g, body, row_noise(hashes, stamp, k))
+        for k, (v, g) in enumerate(zip(velocities, gain, strict=True))
+    )
+    most = row_largest(codes)
+    largest = _level(most, scale, body)
+    return Int8Velocity(
+        codes,
+        gain,
+        (jnp.where(known, scale, np.float32(_BODY**2)),),
+        (body,),
+        (jnp.maximum(largest, _FORGET * reach),),
+        (jnp.where(known, next_margin(margin, most > body, _OUTGROWN), np.float32(_MARGIN)),),
+        (stamp,),
+    )
 
 
-def _decode(codes: jax.Array, scale: jax.Array, first: jax.Array, noise: jax.Array) -> jax.Array:
+def _power(size: jax.Array) -> jax.Array:
+    """The float32 whose exponent counts codes: 2^-126 for 1, four times as much for each one more."""
+    return jax.lax.bitcast_convert_type((size << 24) - np.int32(1 << 23), jnp.float32)
+
+
+def _tail_level(power: jax.Array, body: jax.Array, one: float = 1.0) -> jax.Array:
+    """The level of the code that has this power: in scales, or in what the scale's root is `one` of."""
+    root = power * np.float32(one / _POWERS) + np.float32(one * (1 - _NEAR))
+    return jnp.where(body > 0, root * root, power)
+
+
+def _decode(codes: jax.Array, scale: jax.Array, body: jax.Array, noise: jax.Array) -> jax.Array:
     unit: jax.Array = jax.lax.optimization_barrier(scale * np.float32(1 / _BODY**2))
     code = codes.astype(jnp.float32)
     size = jnp.abs(code)
-    tail = _tail_level(size - first, _start(first)) * np.float32(_BODY**2)
-    return unit * jnp.where(size >= first, jnp.where(code < 0, -tail, tail), size * (code + 2 * noise))
+    tail = _tail_level(_power(jnp.abs(codes.astype(jnp.int32))), body, _BODY)
+    value = jnp.where(size <= body, size * code, jnp.where(code < 0, -tail, tail))
+    # Whatever lies in the tail has passed the end of the body, with the noise of the last code there.
+    return unit * (value + 2 * noise * jnp.minimum(size, body))
 
 
-def _encode(v: jax.Array, scale: jax.Array, first: jax.Array, noise: jax.Array) -> jax.Array:
-    inverse, start = jax.lax.optimization_barrier(1 / scale), _start(first)
+def _encode(v: jax.Array, scale: jax.Array, body: jax.Array, noise: jax.Array) -> jax.Array:
+    inverse: jax.Array = jax.lax.optimization_barrier(1 / scale)
     size = jnp.abs(v) * inverse
-    bits = jax.lax.bitcast_convert_type(size, jnp.int32)
-    body = bits < start
-    quarters = (bits - start).astype(jnp.float32) * np.float32(1 / _QUARTER)
-    root = jnp.sqrt(jnp.where(body, size, quarters))
-    # Whichever of the two ways up is the longer: up to `_LINEAR` they are the same.
-    t = jnp.floor(jnp.maximum(jnp.minimum(root, np.float32(_LINEAR)), quarters * np.float32(1 / _LINEAR)))
-    low, high = _tail_level(t, start), _tail_level(t + 1, start)
-    t = jnp.where((noise + 0.5) * (high - low) < size - low, t + 1, t)
-    y = jnp.where(body, root * np.float32(_BODY), jnp.minimum(t + first, np.float32(_LAST)))
-    # Half way to the next code: a tail code is written as it is. A little less, so that a zero stays one.
-    shift = jnp.where(body, np.float32(0.5 - 2.0**-25) - noise, np.float32(0.5))
-    y = jnp.where(v < 0, -y, y) + shift
+    root = jnp.sqrt(size)
+    noise = jnp.where(v < 0, -noise, noise)
+    # The code of the level below, if the value lies in the tail, is in the exponent.
+    power = jnp.where(body > 0, root * np.float32(_POWERS) - np.float32(_POWERS * (1 - _NEAR)), size)
+    code = ((jax.lax.bitcast_convert_type(power, jnp.uint32) + np.uint32(1 << 23)) >> 24).astype(jnp.int32)
+    low, high = (_tail_level(_power(code) * np.float32(up), body) for up in (1, 4))
+    code = jnp.minimum(jnp.where((noise + 0.5) * (high - low) < size - low, code + 1, code), _LAST)
+    y = jnp.where((root < 1) & (body > 0), root * np.float32(_BODY) - noise, code.astype(jnp.float32))
+    y = jnp.where(v < 0, -y, y)
     # Not finite: the element starts anew. The comparison is false for NaN. Asked here and not above, where XLA's CPU
     # backend would make a branch of it and take three times as long.
-    y = jnp.where(jnp.abs(v) <= np.finfo(np.float32).max, y, 0.5)
-    # By way of int32: XLA's CPU backend converts floats to bytes slowly.
-    return jnp.floor(y).astype(jnp.int32).astype(jnp.int8)
+    y = jnp.where(jnp.abs(v) <= np.finfo(np.float32).max, y, 0)
+    # The nearest whole number, as the last bits of a float: XLA's CPU backend spends many operations on conversions.
+    bits = jax.lax.bitcast_convert_type(y + np.float32(_WHOLE), jnp.int32) - np.float32(_WHOLE).view(np.int32)
+    return bits.astype(jnp.int8)
 
 
-def _level(size: jax.Array, scale: jax.Array, first: jax.Array) -> jax.Array:
+def _level(size: jax.Array, scale: jax.Array, body: jax.Array) -> jax.Array:
     """What a code of that size stands for, noise apart."""
-    tail = _tail_level(size - first, _start(first))
-    return scale * jnp.where(size >= first, tail, size * size * np.float32(1 / _BODY**2))
+    tail = _tail_level(_power(size.astype(jnp.int32)), body)
+    return scale * jnp.where(size <= body, size * size * np.float32(1 / _BODY**2), tail)

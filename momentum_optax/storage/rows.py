@@ -83,8 +83,8 @@ def row_hashes(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     inner = row_axes(shape)
     outer = tuple(d for d in range(len(shape)) if d not in inner)
     row = mix(_position(shape, outer) * np.uint32(0x85EBCA77) + np.uint32(0x2545F491))
-    column = mix(mix(_position(shape, inner) * np.uint32(0x9E3779B1) + np.uint32(0x3C6EF372)))
-    return row, jax.lax.optimization_barrier(column)
+    column = _position(shape, inner) * np.uint32(0x9E3779B1) + np.uint32(0x3C6EF372)
+    return row, column ^ (column >> 15)
 
 
 def row_bits(hashes: tuple[jax.Array, jax.Array], stamp: jax.Array, k: int) -> jax.Array:
