@@ -17,6 +17,9 @@ from flax import nnx
 
 from momentum_optax import demo, scale_by_momentum
 
+# In one process, where they share what is trained.
+pytestmark = pytest.mark.xdist_group("demo")
+
 
 def train_on_digits(seed=0):
     return demo.train_cnn(demo.load_digits(0), demo.RULES["nesterov"], 0.025, epochs=3, batch_size=32, seed=seed)

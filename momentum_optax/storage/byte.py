@@ -26,7 +26,7 @@ import numpy as np
 from .. import checks
 from .noise import stamp_of
 from .protocol import Write, times
-from .rows import layout_of, next_margin, row_hashes, row_largest, row_noise, zeros_along
+from .rows import layout_of, next_margin, row_hashes, row_largest, row_noise, split_as, zeros_along
 
 # Codes up to K are square roots, those from K + 1 to 127 the tail.
 _BODY, _LAST = 118, 127
@@ -221,6 +221,7 @@ def _encode(v: jax.Array, scale: jax.Array, body: jax.Array, noise: jax.Array) -
     inverse: jax.Array = jax.lax.optimization_barrier(1 / scale)
     size = jnp.abs(v) * inverse
     root = jnp.sqrt(size)
+    noise = split_as(noise, v)
     noise = jnp.where(v < 0, -noise, noise)
     # The code of the level below, if the value lies in the tail, is in the exponent.
     power = jnp.where(body > 0, root * np.float32(_POWERS) - np.float32(_POWERS * (1 - _NEAR)), size)

@@ -54,6 +54,12 @@ def zeros_along(leaf: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     return jnp.zeros(shape, dtype, device=NamedSharding(mesh, PartitionSpec(*kept)))
 
 
+def split_as(array: jax.Array, leaf: jax.Array) -> jax.Array:
+    """An array of the leaf's shape, over explicit mesh axes split as the leaf is: to select by one for the other."""
+    sharding = jax.typeof(leaf).sharding
+    return jax.sharding.reshard(array, sharding) if any(sharding.spec) else array
+
+
 def row_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The trailing axes that share a scale: as many as give a row at least `_ROW` elements."""
     axes: list[int] = []
