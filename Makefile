@@ -39,10 +39,12 @@ lint: $(VENV)/lint.stamp ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(VENV)/bench.stamp ## Measure cost, time and quality, reproduce known numbers (three quarters of an hour); writes benchmarks/*.json
+bench: $(VENV)/bench.stamp ## Measure cost, time and quality, reproduce known numbers (over an hour); writes benchmarks/*.json
 	$(BIN)/python benchmarks/step_cost.py
 	$(BIN)/python benchmarks/storage_quality.py --plot docs/figures/storage_quality.png
-	$(BIN)/python benchmarks/step_time.py
+	$(BIN)/python benchmarks/step_time.py --trees 'one leaf' transformer
+	$(BIN)/python benchmarks/step_time.py --trees 'small leaves' --output benchmarks/step_time_small_leaves.json \
+	  --optimizers optax.sgd 'optax.sgd again' optax.adamw 'mo.sgd, float32' 'mo.sgd, bfloat16' 'mo.sgd, int8'
 	$(BIN)/python benchmarks/published_numbers.py
 	$(BIN)/python benchmarks/outer_quality.py
 	$(BIN)/python benchmarks/suggested_settings.py

@@ -186,9 +186,13 @@ def copy_speed(side: int, pairs: int) -> float:
     return 2 * source.nbytes / float(np.median(seconds))
 
 
-def measure(shapes_of: dict[str, Any], pairs: int, copy: float) -> list[dict[str, Any]]:
+def names_of_all() -> list[str]:
+    """What can be timed here."""
+    return [*optimizers(), *([TORCH] if importlib.util.find_spec("torch") else [])]
+
+
+def measure(shapes_of: dict[str, Any], names: list[str], pairs: int, copy: float) -> list[dict[str, Any]]:
     """One row for each tree and optimizer."""
-    names = [*optimizers(), *([TORCH] if importlib.util.find_spec("torch") else [])]
     rows = []
     with tqdm(total=len(shapes_of) * len(names), unit="row", leave=False) as bar:
         for tree, shapes in shapes_of.items():
@@ -262,13 +266,14 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, help="timings of each row (default 30)")
     parser.add_argument("--quick", action="store_true", help="small trees, 3 pairs: to see that it runs")
     parser.add_argument("--trees", nargs="+", choices=trees(quick=True), help="what to time (default all)")
+    parser.add_argument("--optimizers", nargs="+", choices=names_of_all(), help="which ones (default all)")
     arguments = parser.parse_args()
     pairs = arguments.pairs or (3 if arguments.quick else 30)
     shapes_of = {name: shapes for name, shapes in trees(arguments.quick).items() if name in (arguments.trees or [name])}
     copy = copy_speed(256 if arguments.quick else 4096, pairs)
-    rows = measure(shapes_of, pairs, copy)
+    rows = measure(shapes_of, arguments.optimizers or names_of_all(), pairs, copy)
     print(table(rows))
-    if not any(row["optimizer"] == TORCH for row in rows):
+    if TORCH not in names_of_all():
         print("torch is not installed: its fused SGD is left out.")
     print(f"An elementwise copy moves {copy / 1e9:.1f} GB/s on {jax.devices()[0].device_kind}.")
     result = surroundings() | {"copy_gigabytes_per_second": copy / 1e9, "pairs": pairs, "rows": rows}
