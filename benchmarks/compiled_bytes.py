@@ -250,12 +250,12 @@ def main() -> None:
     """Count every row for every target, print the table and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", nargs="+", default=["tpu", "h200", "cpu"], choices=["tpu", "h200", "cpu"])
-    parser.add_argument("--rows", default="", help="only rows whose name contains this")
+    parser.add_argument("--rows", default="", help="only rows in whose name this regular expression is found")
     output = pathlib.Path(__file__).with_suffix(".json")
     parser.add_argument("--output", type=pathlib.Path, default=output, help="where to write the JSON")
     arguments = parser.parse_args()
     targets = available(arguments.targets)
-    chosen = [row for row in rows() if arguments.rows in row.name]
+    chosen = [row for row in rows() if re.search(arguments.rows, row.name)]
     results = []
     with tqdm(total=len(chosen) * len(targets), desc="compiling", leave=False) as bar:
         for row in chosen:

@@ -27,7 +27,7 @@ SECONDS = {
 ONE_IN = {
     "test_a_compiled_step_donates_its_state_compiles_once_and_shares_no_buffer": 2,
     "test_a_converted_state_is_one_of_the_new_optimizer_with_the_old_velocities": 2,
-    "test_a_hundred_steps_are_the_librarys": 2,
+    "test_a_hundred_steps_are_the_librarys": 3,
     "test_a_leaf_without_gradients_for_three_steps_begins_at_the_fourth": 3,
     "test_a_missing_gradient_keeps_its_leaf_to_the_bit_and_moves_the_others": 2,
     "test_a_split_state_is_that_of_one_device_bit_for_bit": 2,
@@ -35,8 +35,13 @@ ONE_IN = {
     "test_an_eager_update_shares_no_buffer_with_anything": 2,
     "test_fifty_steps_here_and_fifty_there_are_a_hundred_there": 2,
     "test_fifty_steps_there_and_fifty_here_are_a_hundred_there": 2,
+    "test_float32_is_the_optimizer_itself_to_the_bit": 2,
+    "test_float32_updates_keep_within_the_rounding_of_their_arithmetic": 2,
+    "test_state_and_update_keep_their_types_for_every_pair_of_dtypes": 2,
     "test_state_and_update_keep_their_types_in_64_bits": 2,
+    "test_the_closed_loop_is_the_papers_over_200_steps": 2,
     "test_the_learning_rate_meets_the_gradient_or_the_velocity": 3,
+    "test_traced_scheduled_and_vmapped_arguments_equal_a_python_loop_over_numbers": 2,
     "test_types_never_drift_and_a_scan_runs": 2,
     "test_velocities_of_an_nnx_model_are_split_as_its_parameters_are": 2,
 }
