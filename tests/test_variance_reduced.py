@@ -31,7 +31,7 @@ def run(tx, signal=SIGNAL, before=BEFORE, params=LIKE):
     return np.array(out), state
 
 
-def close(got, expected):
+def assert_close(got, expected):
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -53,8 +53,8 @@ def storm(a, signal, before):
 def test_storm_is_the_paper_s_recursion(a):
     expected = storm(a if callable(a) else lambda _: float(a), list(map(flat, SIGNAL)), list(map(flat, BEFORE)))
     out, state = run(mo.scale_by_storm(a))
-    close(out, expected)
-    close(flat(mo.velocity(state)[0]), expected[-1])
+    assert_close(out, expected)
+    assert_close(flat(mo.velocity(state)[0]), expected[-1])
 
 
 def test_the_first_gradient_of_a_leaf_is_its_d_whenever_it_comes():
@@ -67,7 +67,7 @@ def test_the_first_gradient_of_a_leaf_is_its_d_whenever_it_comes():
     late, state = tx.update(SIGNAL[3], state, previous_gradient=BEFORE[3])
     np.testing.assert_array_equal(late["b"], SIGNAL[3]["b"])
     a = storm(lambda _: 0.1, [np.float64(g["a"]) for g in SIGNAL[:4]], [np.float64(p["a"]) for p in BEFORE[:4]])
-    close(late["a"], a[-1])
+    assert_close(late["a"], a[-1])
     before = mo.velocity(state)[0]["b"]
     _, state = tx.update({**SIGNAL[4], "b": None}, state, previous_gradient={**BEFORE[4], "b": None})
     np.testing.assert_array_equal(mo.velocity(state)[0]["b"], before)
@@ -189,7 +189,7 @@ def test_scheduled_arguments_of_mars_follow_the_step():
     out, state = run(tx, *SIZED)
     for t, (u, g, p) in enumerate(zip(out, *SIZED, strict=True)):
         (expected,) = mars([flat(g)], [flat(p)], 0.5 + 0.05 * t, 0.1 * t, PARTS["leaf"])
-        close(u, expected)
+        assert_close(u, expected)
     assert state.step == len(SIGNAL)
 
 
@@ -273,13 +273,13 @@ def test_a_storage_changes_storm_by_its_rounding_only():
 
 def test_the_second_gradient_goes_through_chains_and_masks():
     tx = optax.chain(mo.scale_by_storm(0.1), optax.scale(-2.0))
-    close(run(tx)[0], -2 * run(mo.scale_by_storm(0.1))[0])
+    assert_close(run(tx)[0], -2 * run(mo.scale_by_storm(0.1))[0])
     mask = {"a": True, "b": False}
     masked = optax.masked(mo.scale_by_storm(0.1), mask, mask_compatible_extra_args=True)
     out, _ = run(masked)
     a = storm(lambda _: 0.1, [np.float64(g["a"]) for g in SIGNAL], [np.float64(p["a"]) for p in BEFORE])
-    close(out[:, :6], np.reshape(a, (-1, 6)))
-    close(out[:, 6:], [flat(g["b"]) for g in SIGNAL])
+    assert_close(out[:, :6], np.reshape(a, (-1, 6)))
+    assert_close(out[:, 6:], [flat(g["b"]) for g in SIGNAL])
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def run(tx, signal=None, params=None):
     return out, state
 
 
-def close(got, expected):
+def assert_close(got, expected):
     np.testing.assert_allclose(got, np.array(expected), rtol=1e-5, atol=1e-6)
 
 
@@ -49,13 +49,13 @@ def test_in_a_chain_the_rule_sees_what_stands_before_it_and_feeds_what_stands_af
     out, state = run(tx, params=params)
     for name in LIKE:
         seen = [np.clip(np.float64(g), -0.5, 0.5) + 0.1 * 2.0 for g in column(SIGNAL, name)]
-        close(column(out, name), [-3.0 * u for u in oracle(seen)])
+        assert_close(column(out, name), [-3.0 * u for u in oracle(seen)])
     assert len(mo.velocity(state)) == 1
 
 
 def test_two_rules_in_a_chain_are_applied_one_after_the_other():
     out, state = run(optax.chain(TX, TX))
-    close(column(out, "b"), oracle(oracle(column(SIGNAL, "b"))))
+    assert_close(column(out, "b"), oracle(oracle(column(SIGNAL, "b"))))
     assert len(mo.velocity(state)) == 2
 
 
@@ -64,7 +64,7 @@ def test_two_rules_in_a_chain_are_applied_one_after_the_other():
 )
 def test_masked_leaves_pass_through_and_the_others_follow_the_rule(mask):
     out, state = run(optax.masked(TX, mask))
-    close(column(out, "a"), oracle(column(SIGNAL, "a")))
+    assert_close(column(out, "a"), oracle(column(SIGNAL, "a")))
     for u, g in zip(out, SIGNAL, strict=True):
         np.testing.assert_array_equal(u["b"], g["b"])
     (v,) = mo.velocity(state)
@@ -74,19 +74,19 @@ def test_masked_leaves_pass_through_and_the_others_follow_the_rule(mask):
 def test_nested_masks_leave_only_what_both_let_through():
     tx = optax.masked(optax.masked(TX, {"a": True, "b": optax.MaskedNode()}), {"a": True, "b": False})
     out, _ = run(tx)
-    close(column(out, "a"), oracle(column(SIGNAL, "a")))
+    assert_close(column(out, "a"), oracle(column(SIGNAL, "a")))
     np.testing.assert_array_equal(column(out, "b"), column(SIGNAL, "b"))
 
 
 def test_partition_gives_each_leaf_its_own_rule():
     other = mo.scale_by_momentum(mo.heavy_ball(0.5), debias=True)
     out, state = run(optax.partition({"qhm": TX, "ball": other}, {"a": "qhm", "b": "ball"}))
-    close(column(out, "a"), oracle(column(SIGNAL, "a")))
+    assert_close(column(out, "a"), oracle(column(SIGNAL, "a")))
     v, expected = 0.0, []
     for t, g in enumerate(map(np.float64, column(SIGNAL, "b"))):
         v = 0.5 * v + g
         expected.append(v / sum(0.5**i for i in range(t + 1)))
-    close(column(out, "b"), expected)
+    assert_close(column(out, "b"), expected)
     assert len(mo.velocity(state)) == 2
 
 
@@ -107,7 +107,7 @@ def test_multi_steps_with_any_storage_is_the_rule_on_averaged_gradients(k, stora
 def test_multi_steps_averages_its_gradients_for_the_rule(k):
     out, _ = run(optax.MultiSteps(TX, k))
     means = np.float64(column(SIGNAL, "b")).reshape(-1, k, 4).mean(1)
-    close(column(out[k - 1 :: k], "b"), oracle(means))
+    assert_close(column(out[k - 1 :: k], "b"), oracle(means))
 
 
 def test_injected_arguments_follow_a_change_by_hand_and_a_schedule():
@@ -124,7 +124,7 @@ def test_injected_arguments_follow_a_change_by_hand_and_a_schedule():
         state.hyperparams["decay"] = jnp.float32(decay)
         u, state = step(g, state, LIKE)
         v = decay * v + (1 - decay) * np.float64(g["b"])
-        close(u["b"], (1 - nu_at(t)) * np.float64(g["b"]) + nu_at(t) * v)
+        assert_close(u["b"], (1 - nu_at(t)) * np.float64(g["b"]) + nu_at(t) * v)
     assert step._cache_size() == 1
 
 
@@ -132,7 +132,7 @@ def test_apply_if_finite_leaves_out_the_bad_steps():
     spoilt = [*SIGNAL[:2], jax.tree.map(lambda g: g * jnp.nan, SIGNAL[2]), *SIGNAL[3:]]
     out, state = run(optax.apply_if_finite(TX, 2), spoilt)
     good = [u for i, u in enumerate(out) if i != 2]
-    close(column(good, "a"), oracle(column(SIGNAL[:2] + SIGNAL[3:], "a")))
+    assert_close(column(good, "a"), oracle(column(SIGNAL[:2] + SIGNAL[3:], "a")))
     np.testing.assert_array_equal(out[2]["a"], 0.0)
     assert int(state.total_notfinite) == 1
 
@@ -144,12 +144,12 @@ def test_ages_of_leaves_unfrozen_later_are_their_own():
     for g in SIGNAL[:3]:
         _, state = tx.update({**g, "b": None}, state)
     u, _ = tx.update(SIGNAL[3], state)
-    close(u["b"], SIGNAL[3]["b"])
+    assert_close(u["b"], SIGNAL[3]["b"])
     weights = np.array([(1 - B) * B ** (3 - i) for i in range(4)])
-    close(u["a"], np.tensordot(weights / weights.sum(), np.float64(column(SIGNAL[:4], "a")), 1))
+    assert_close(u["a"], np.tensordot(weights / weights.sum(), np.float64(column(SIGNAL[:4], "a")), 1))
 
 
 def test_the_wrapped_rule_passes_extra_arguments_by():
     tx = optax.chain(TX, optax.scale(1.0))
     u, _ = tx.update(SIGNAL[0], tx.init(LIKE), LIKE, value=1.0, unknown=None)
-    close(u["b"], oracle(column(SIGNAL[:1], "b"))[0])
+    assert_close(u["b"], oracle(column(SIGNAL[:1], "b"))[0])
