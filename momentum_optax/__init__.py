@@ -8,6 +8,7 @@ from . import schedules as schedules
 from . import sharding as sharding
 from . import storage as storage
 from . import tuning as tuning
+from .apply import apply_updates as apply_updates
 from .coefficients import ByAge as ByAge
 from .compress import CompressedState as CompressedState
 from .compress import compress as compress
@@ -62,7 +63,6 @@ from .rules import triple_momentum as triple_momentum
 from .surgery import rescale as rescale
 from .surgery import reset as reset
 from .transform import MomentumState as MomentumState
-from .transform import apply_updates as apply_updates
 from .transform import eval_params as eval_params
 from .transform import scale_by_momentum as scale_by_momentum
 from .transform import velocity as velocity

@@ -15,10 +15,11 @@ import numpy as np
 import optax
 
 from . import checks
+from .apply import apply_updates
 from .optimizers import sgd
 from .rules import heavy_ball
 from .storage import Storage
-from .transform import apply_updates, scale_by_momentum
+from .transform import scale_by_momentum
 
 
 class OuterState(NamedTuple):

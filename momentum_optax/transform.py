@@ -207,21 +207,6 @@ def eval_params(rule: Filter, opt_state: Any, params: Any, learning_rate: Any) -
     return jax.tree.map(lambda v, p, *more: move(p, v, *more), velocities[0], params, *velocities[1:], is_leaf=absent)
 
 
-def apply_updates(params: optax.Params, updates: optax.Updates) -> optax.Params:
-    """`optax.apply_updates` that leaves a parameter alone where its update is None.
-
-    Args:
-      params: A tree of arrays.
-      updates: A tree of the same structure, with None for parameters that received no gradient.
-
-    Returns:
-      The new parameters, of the dtypes of `params`.
-    """
-    return jax.tree.map(
-        lambda u, p: p if u is None else optax.apply_updates(p, u), updates, params, is_leaf=lambda x: x is None
-    )
-
-
 def _advance(rule: Filter, g: jax.Array, v: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """One step of the filter for one leaf."""
     new = tuple(_dot((b, *row), (g, *v)) for b, row in zip(rule.B, rule.A, strict=True))

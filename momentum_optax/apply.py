@@ -1,0 +1,86 @@
+"""`apply_updates`: the last line of a training step."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from . import checks
+from .storage.noise import random_bits, stamp_of
+from .storage.rounding import stochastic_round
+
+_ROUNDINGS = ("nearest", "stochastic")
+_NARROW = (jnp.bfloat16, jnp.float16)
+# Distinguishes the noise of weights from that of their velocities, which are rounded in the same step.
+_WEIGHTS = 0x57454947
+
+
+def apply_updates(
+    params: optax.Params,
+    updates: optax.Updates,
+    *,
+    rounding: str = "nearest",
+    step: Any = None,
+    seed: int = 0,
+) -> optax.Params:
+    r"""`optax.apply_updates` that skips None, and can round 16-bit weights stochastically: $\theta' = \theta + u$.
+
+        params = mo.apply_updates(params, updates, rounding="stochastic", step=step)
+
+    Weights in bfloat16 stall when rounded to nearest: 1 plus an update of 0.001 is 1 again, however often it is added.
+    Rounded stochastically they move by the sum of their updates in the mean.
+
+    The noise is a function of (seed, step, leaf, element): a resumed run is bit-equal to an uninterrupted one, on any
+    mesh under `jit`. It is independent of the noise in the velocities' storages, also at the same seed.
+
+    Args:
+      params: A tree of arrays.
+      updates: A tree of the same structure, with None for parameters that received no gradient.
+      rounding: "nearest", or "stochastic" for leaves in bfloat16 and float16; wider leaves are never affected.
+      step: Number of the step, an integer or an integer scalar array; needed for "stochastic" and refused otherwise.
+      seed: Of the noise, a whole number from 0; for "stochastic" only.
+
+    Returns:
+      The new parameters, of the dtypes of `params`.
+
+    Raises:
+      ValueError: If `rounding` is another word; if `step` is missing for "stochastic", or `step` or `seed` is given
+        without it; if `seed` is negative.
+      TypeError: If `seed` is no whole number, or `step` is not an integer.
+
+    Reference:
+      Gupta et al., "Deep learning with limited numerical precision", ICML 2015, arXiv:1502.02551.
+    """
+    checks.choice("rounding", rounding, _ROUNDINGS)
+    checks.integer("seed", seed, 0)
+    if rounding == "nearest":
+        if step is not None or seed:
+            raise ValueError(f"step and seed need rounding='stochastic', got step {step!r} and seed {seed!r}")
+        return jax.tree.map(_nearest, updates, params, is_leaf=_is_none)
+    if step is None:
+        raise ValueError("rounding='stochastic' needs step, the number of this update: its noise depends on it")
+    if jnp.ndim(step) or not jnp.issubdtype(jnp.result_type(step), jnp.integer):
+        raise TypeError(f"step must be an integer or an integer scalar array, got {step!r}")
+    leaves, treedef = jax.tree.flatten(updates, is_leaf=_is_none)
+    weights = treedef.flatten_up_to(params)
+    new = [
+        _stochastic(u, p, stamp_of(_WEIGHTS, seed, step, i))
+        for i, (u, p) in enumerate(zip(leaves, weights, strict=True))
+    ]
+    return treedef.unflatten(new)
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
+
+
+def _nearest(update: Any, param: Any) -> Any:
+    return param if update is None else optax.apply_updates(param, update)
+
+
+def _stochastic(update: Any, param: Any, stamp: jax.Array) -> Any:
+    if update is None or param.dtype not in _NARROW:
+        return _nearest(update, param)
+    wide = param.astype(jnp.float32) + update.astype(jnp.float32)
+    return stochastic_round(wide, random_bits(wide.shape, stamp), param.dtype)

@@ -1,0 +1,61 @@
+"""Stochastic rounding to bfloat16 and float16, for velocities and for weights."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_MANTISSA_BITS = {"bfloat16": 7, "float16": 10}
+# Below this magnitude float16 is subnormal: its values lie 2^-24 apart.
+_FLOAT16_NORMAL, _FLOAT16_UNIT = 2.0**-14, 2.0**-24
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def stochastic_round(x: jax.Array, bits: jax.Array, dtype: Any) -> jax.Array:
+    r"""`x` rounded to one of its two neighbours in `dtype`, to the nearer one more often, so that the mean is exact.
+
+    $$ P(\text{up}) = \frac{x - \mathrm{down}}{\mathrm{up} - \mathrm{down}} $$
+
+    A finite `x` that rounds up to infinity is rounded down. NaN and infinity stay what they are. Differentiation passes
+    straight through, which is right in the mean since the rounding is without bias.
+
+    Args:
+      x: Real array; it is read in float32.
+      bits: Uniform random uint32 of the shape of `x`.
+      dtype: bfloat16 or float16.
+
+    Returns:
+      An array of that dtype.
+
+    Raises:
+      KeyError: If `dtype` is another one.
+
+    Reference:
+      Gupta et al., "Deep learning with limited numerical precision", ICML 2015, arXiv:1502.02551.
+    """
+    x = x.astype(jnp.float32)
+    cut = 23 - _MANTISSA_BITS[jnp.dtype(dtype).name]
+    kept = np.uint32(2**32 - 2**cut)
+    pattern = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    # Noise below the last bit that is kept, then a cut. Done in the bits of a float32, before the cast: XLA's TPU
+    # backend keeps that in one fusion.
+    noisy = jax.lax.bitcast_convert_type((pattern + (bits >> (32 - cut))) & kept, jnp.float32)
+    down = jax.lax.bitcast_convert_type(pattern & kept, jnp.float32)
+    if jnp.dtype(dtype) == jnp.float16:
+        uniform = (bits >> 8).astype(jnp.float32) * np.float32(2.0**-24)
+        size = jnp.abs(x) * np.float32(1 / _FLOAT16_UNIT)
+        whole = jnp.floor(size)
+        units = (whole + (uniform < size - whole)) * np.float32(_FLOAT16_UNIT)
+        noisy = jnp.where(jnp.abs(x) < np.float32(_FLOAT16_NORMAL), jnp.copysign(units, x), noisy)
+    rounded = noisy.astype(dtype)
+    # Noise could turn the bits of NaN into anything.
+    down = jnp.where(jnp.isfinite(x), down, x).astype(dtype)
+    return jnp.where(jnp.isfinite(rounded) & jnp.isfinite(x), rounded, down)
+
+
+@stochastic_round.defjvp
+def _straight_through(dtype: Any, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    x, bits = primals
+    return stochastic_round(x, bits, dtype), tangents[0].astype(dtype)
