@@ -60,6 +60,7 @@ from .rules import simplified_ademamix as simplified_ademamix
 from .rules import synthesized_nesterov as synthesized_nesterov
 from .rules import torch_nesterov as torch_nesterov
 from .rules import triple_momentum as triple_momentum
+from .state.memory import state_bytes as state_bytes
 from .surgery import rescale as rescale
 from .surgery import reset as reset
 from .transform import MomentumState as MomentumState

@@ -62,13 +62,14 @@ def apply_updates(
         raise ValueError("rounding='stochastic' needs step, the number of this update: its noise depends on it")
     if jnp.ndim(step) or not jnp.issubdtype(jnp.result_type(step), jnp.integer):
         raise TypeError(f"step must be an integer or an integer scalar array, got {step!r}")
+    treedef: Any
     leaves, treedef = jax.tree.flatten(updates, is_leaf=_is_none)
     weights = treedef.flatten_up_to(params)
     new = [
         _stochastic(u, p, stamp_of(_WEIGHTS, seed, step, i))
         for i, (u, p) in enumerate(zip(leaves, weights, strict=True))
     ]
-    return treedef.unflatten(new)
+    return jax.tree.unflatten(treedef, new)
 
 
 def _is_none(x: Any) -> bool:

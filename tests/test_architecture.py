@@ -30,6 +30,7 @@ ALLOWED = {
     "row_sparse": {"checks", "coefficients", "filters", "storage"},
     "monitor": {"checks", "compress", "filters", "storage", "transform"},
     "sharding": {"checks"},
+    "state": {"sharding"},
     "surgery": {"checkpoint", "checks", "compress", "storage", "transform"},
     "outer": {"apply", "checks", "optimizers", "rules", "storage", "transform"},
     "tuning": {"analysis", "checks", "filters", "rules"},

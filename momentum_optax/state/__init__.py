@@ -1,0 +1,1 @@
+"""Optimizer states: read, converted, edited, measured and saved."""

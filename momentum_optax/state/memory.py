@@ -1,0 +1,76 @@
+"""`state_bytes`: what an optimizer's state will take, before anything is allocated."""
+
+import math
+from collections import Counter
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ..sharding import state_shardings
+
+
+class StateBytes(NamedTuple):
+    """Bytes of an optimizer's state.
+
+    Attributes:
+      total: Bytes of all arrays of the state, over all devices and without replicas.
+      per_device: Bytes on each device; `total` where no shardings were given.
+      by_field: Bytes of each field over all devices, such as "0/velocity/codes" or "0/mu"; they add up to `total`.
+      by_field_per_device: Bytes of each field on each device.
+    """
+
+    total: float
+    per_device: float
+    by_field: dict[str, float]
+    by_field_per_device: dict[str, float]
+
+
+def state_bytes(
+    tx: optax.GradientTransformation, params: optax.Params, shardings: optax.Params | None = None
+) -> StateBytes:
+    """Bytes of the state of an optimizer, by field and by device, from shapes alone.
+
+        mo.state_bytes(tx, jax.eval_shape(model.init, key, x)).total / 2**30
+
+    Four-bit integers count as half a byte, as GPUs and TPUs store them; XLA's CPU backend takes a byte for each.
+
+    Args:
+      tx: The optimizer: any transformation of Optax or of this package.
+      params: A tree of arrays or `ShapeDtypeStruct`; nothing is allocated.
+      shardings: A tree of `NamedSharding` like `params`, on one mesh. The state is split as
+        `sharding.state_shardings` says.
+
+    Returns:
+      A `StateBytes`.
+
+    Raises:
+      TypeError, ValueError: As `sharding.state_shardings` for shardings that are not of that kind.
+    """
+    state = jax.eval_shape(tx.init, params)
+    pairs = jax.tree_util.tree_leaves_with_path(state)
+    if shardings is None:
+        local = [leaf.shape for _, leaf in pairs]
+    else:
+        placed = jax.tree.leaves(state_shardings(tx, params, shardings))
+        local = [s.shard_shape(leaf.shape) for s, (_, leaf) in zip(placed, pairs, strict=True)]
+    whole: Counter[str] = Counter()
+    device: Counter[str] = Counter()
+    for (path, leaf), shape in zip(pairs, local, strict=True):
+        width = _bits(leaf.dtype) / 8
+        whole[_field(path)] += math.prod(leaf.shape) * width
+        device[_field(path)] += math.prod(shape) * width
+    return StateBytes(sum(whole.values()), sum(device.values()), dict(whole), dict(device))
+
+
+def _field(path: tuple[Any, ...]) -> str:
+    """The path up to the last field of a NamedTuple; what follows are velocities and parameters."""
+    last = max((i for i, key in enumerate(path) if isinstance(key, jax.tree_util.GetAttrKey)), default=-1)
+    return jax.tree_util.keystr(tuple(path[: last + 1]), simple=True, separator="/")
+
+
+def _bits(dtype: jnp.dtype) -> int:
+    if jnp.issubdtype(dtype, jnp.integer):
+        return jnp.iinfo(dtype).bits
+    return 8 * jnp.dtype(dtype).itemsize
