@@ -91,6 +91,15 @@ def runner(rule, storage="float32", debias=False):
     return mo.scale_by_momentum(RULES[rule](), storage=keep, debias=debias)
 
 
+def own_jit(function, **options):
+    """`jax.jit` with a cache that is not shared.
+
+    JAX keeps one cache for all jits of one function, so that a count of compilations would include those of other
+    tests that compile the `update` of the same optimizer.
+    """
+    return jax.jit(partial(function), **options)
+
+
 def avals(tree):
     """Everything that a compiled step may depend on: structure, dtypes, shapes, weak types."""
     leaves, treedef = jax.tree.flatten(jax.eval_shape(lambda t: t, tree))

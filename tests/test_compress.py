@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conformance import assert_bit_equal, avals, gradients, pointers
+from conformance import assert_bit_equal, avals, gradients, own_jit, pointers
 from flax import nnx
 
 import momentum_optax as mo
@@ -57,7 +57,7 @@ def signal(steps, params=PARAMS):
 
 def run(tx, steps, params=PARAMS):
     """Updates of compiled steps, and the last state; the parameters stay where they are."""
-    state, step, out = tx.init(params), jax.jit(tx.update), []
+    state, step, out = tx.init(params), own_jit(tx.update), []
     for g in signal(steps, params):
         u, state = step(g, state, params)
         out.append(u)
