@@ -156,6 +156,22 @@ def assert_bit_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+def assert_same_run(a, b, roundings):
+    """Of two compiled programs that make the same steps: stored codes to the bit, floats to so many roundings.
+
+    The noise of a storage is the same in every program, but XLA's CPU backend does not join float operations alike in
+    all of them. A rounding is half a unit in the last place of the largest element.
+    """
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        if jnp.issubdtype(x.dtype, jnp.inexact) and x.dtype.itemsize > 2:
+            unit = jnp.finfo(x.dtype).eps / 2 * float(jnp.abs(y).max(initial=0))
+            np.testing.assert_allclose(x, y, rtol=0, atol=roundings * unit)
+        else:
+            np.testing.assert_array_equal(x, y)
+
+
 def chained(rule, learning_rate, **options):
     """The usual optimizer of a rule."""
     return optax.chain(mo.scale_by_momentum(rule, **options), optax.scale_by_learning_rate(learning_rate))
