@@ -1,5 +1,6 @@
 """What the compiled step moves: exact counts, on compilers for accelerators that need not be here."""
 
+import collections
 import importlib.util
 import json
 import math
@@ -27,8 +28,8 @@ def script():
 # What is promised first; the fast tests count no more, since a row takes seconds.
 FIRST = "^(optax.trace|heavy_ball, float32|nesterov, int8|heavy_ball, int4|aggregated, int8|adamw, mu in int8.*)$"
 
-# All rows take many minutes of one compiler: in parts that several processes share.
-NAMES = sorted({name for name, _ in COMMITTED})
+# All rows take many minutes of one compiler: in parts that several processes share, the names with most shapes first.
+NAMES = [name for name, _ in collections.Counter(name for name, _ in COMMITTED).most_common()]
 PARTS = [f"^({'|'.join(map(re.escape, NAMES[part::4]))})$" for part in range(4)]
 IDS = ["first", *(f"part {part}" for part in range(1, 5))]
 # The most bytes per parameter where it is more than for one compressed velocity.
