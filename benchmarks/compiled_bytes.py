@@ -126,6 +126,8 @@ def rows() -> list[Row]:
 
 def target(name: str) -> Any:
     """The device to compile for."""
+    # Without its device a compiler can write a program to JAX's persistent cache and cannot read it there.
+    jax.config.update("jax_enable_compilation_cache", False)
     if name == "cpu":
         return jax.devices("cpu")[0]
     if name == "tpu":

@@ -91,6 +91,15 @@ def runner(rule, storage="float32", debias=False):
     return mo.scale_by_momentum(RULES[rule](), storage=keep, debias=debias)
 
 
+def own_jit(function, **options):
+    """`jax.jit` with a cache that is not shared.
+
+    JAX keeps one cache for all jits of one function, so that a count of compilations would include those of other
+    tests that compile the `update` of the same optimizer.
+    """
+    return jax.jit(partial(function), **options)
+
+
 def avals(tree):
     """Everything that a compiled step may depend on: structure, dtypes, shapes, weak types."""
     leaves, treedef = jax.tree.flatten(jax.eval_shape(lambda t: t, tree))
@@ -145,6 +154,22 @@ def assert_bit_equal(a, b):
     """Same structure, and every leaf the same to the bit (NaN equals NaN)."""
     assert jax.tree.structure(a) == jax.tree.structure(b)
     jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def assert_same_run(a, b, roundings):
+    """Of two compiled programs that make the same steps: stored codes to the bit, floats to so many roundings.
+
+    The noise of a storage is the same in every program, but XLA's CPU backend does not join float operations alike in
+    all of them. A rounding is half a unit in the last place of the largest element.
+    """
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        if jnp.issubdtype(x.dtype, jnp.inexact) and x.dtype.itemsize > 2:
+            unit = jnp.finfo(x.dtype).eps / 2 * float(jnp.abs(y).max(initial=0))
+            np.testing.assert_allclose(x, y, rtol=0, atol=roundings * unit)
+        else:
+            np.testing.assert_array_equal(x, y)
 
 
 def chained(rule, learning_rate, **options):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conformance import RULES, STORAGES, assert_bit_equal, avals, gradients, pointers
+from conformance import RULES, STORAGES, assert_bit_equal, assert_same_run, avals, gradients, pointers
 from references import DIMENSION, START, TABLE
 
 import momentum_optax as mo
@@ -249,7 +249,7 @@ def test_masked_leaves_and_partitions_accumulate_apart():
 
 
 @pytest.mark.parametrize("storage", ["float32", "bfloat16", pytest.param("int8", marks=pytest.mark.slow)])
-def test_scan_resume_and_donation_give_the_same_bits(storage):
+def test_scan_resume_and_donation_give_the_same_codes_and_numbers(storage):
     tx = mo.accumulated(mo.heavy_ball(0.9), 3, REST, storage=STORAGES[storage]())
     signal = jax.tree.map(lambda *g: jnp.stack(g), *[gradients(LIKE, seed) for seed in range(8)])
 
@@ -271,7 +271,9 @@ def test_scan_resume_and_donation_give_the_same_bits(storage):
         if t == 4:  # within a cycle: through NumPy and back
             carry = jax.tree.map(lambda x: jnp.array(np.asarray(x)), carry)
     assert compiled._cache_size() == 1
-    assert_bit_equal(carry, whole)
+    # Of each program: 4 roundings in each of 8 micro-steps (decoding, decay, division by k, sum), and 4 in each of 2
+    # updates (decay of weights, its sum, learning rate, step), none of numbers larger than their array's largest.
+    assert_same_run(carry, whole, 2 * (8 * 4 + 2 * 4))
 
 
 def test_decays_and_k_under_vmap_are_single_runs():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conformance import assert_bit_equal, avals, gradients, pointers
+from conformance import assert_bit_equal, avals, gradients, own_jit, pointers
 from flax import nnx
 
 import momentum_optax as mo
@@ -57,7 +57,7 @@ def signal(steps, params=PARAMS):
 
 def run(tx, steps, params=PARAMS):
     """Updates of compiled steps, and the last state; the parameters stay where they are."""
-    state, step, out = tx.init(params), jax.jit(tx.update), []
+    state, step, out = tx.init(params), own_jit(tx.update), []
     for g in signal(steps, params):
         u, state = step(g, state, params)
         out.append(u)
@@ -82,6 +82,7 @@ def distance(a, b):
 # What it computes.
 
 
+@pytest.mark.one_in(2)
 @every_optimizer
 def test_float32_is_the_optimizer_itself_to_the_bit(name):
     tx, fields = OPTIMIZERS[name]
@@ -91,6 +92,7 @@ def test_float32_is_the_optimizer_itself_to_the_bit(name):
     assert_bit_equal(opened(state), expected)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("name", "storage"), [*((name, "int8") for name in OPTIMIZERS), ("adam", "bfloat16"), ("adam", "float32")]
 )
@@ -406,6 +408,7 @@ def velocities(state):
     return mo.velocity(state), [v for pairs in found for _, v in pairs]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", TRANSFORMS)
 @pytest.mark.parametrize(("old", "new"), [("float32", "int8"), ("int8", "bfloat16"), ("bfloat16", "float32")])
 def test_a_converted_state_is_one_of_the_new_optimizer_with_the_old_velocities(name, old, new):

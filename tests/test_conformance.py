@@ -106,11 +106,15 @@ def check_types(tx, real, complex_):
     assert not any(x.weak_type for x in jax.tree.leaves(state))
 
 
+@pytest.mark.rare_storages
+@pytest.mark.one_in(2)
 @every_runner
 def test_state_and_update_keep_their_types_for_every_pair_of_dtypes(rule, storage, debias):
     check_types(runner(rule, storage, debias), REAL, (jnp.complex64,))
 
 
+@pytest.mark.rare_storages("int8")
+@pytest.mark.one_in(2)
 @every_runner
 def test_state_and_update_keep_their_types_in_64_bits(rule, storage, debias, x64):
     check_types(runner(rule, storage, debias), (*REAL, jnp.float64), (jnp.complex64, jnp.complex128))
@@ -123,6 +127,7 @@ def test_a_weakly_typed_gradient_gives_a_strongly_typed_state():
     assert avals(after) == avals(state)
 
 
+@pytest.mark.rare_storages
 @every_rule
 @every_storage
 def test_scan_cond_multisteps_and_apply_if_finite_accept_bf16_parameters_with_f32_gradients(rule, storage):
@@ -147,6 +152,7 @@ def test_scan_cond_multisteps_and_apply_if_finite_accept_bf16_parameters_with_f3
     check(optax.MultiSteps(tx, 2), grads.update(dtype=jnp.bfloat16))
 
 
+@pytest.mark.rare_storages
 @every_runner
 def test_nothing_is_computed_in_half_precision(rule, storage, debias):
     tx = runner(rule, storage, debias)
@@ -212,6 +218,8 @@ def test_optax_rounds_an_injected_decay_to_one_for_bf16_parameters_unless_told_i
 # Contract 2: compiled once. Contract 3: donation and aliasing.
 
 
+@pytest.mark.rare_storages("int8")
+@pytest.mark.one_in(2)
 @every_rule
 @every_storage
 def test_a_compiled_step_donates_its_state_compiles_once_and_shares_no_buffer(rule, storage):
@@ -234,6 +242,8 @@ def test_a_compiled_step_donates_its_state_compiles_once_and_shares_no_buffer(ru
     assert compiled._cache_size() == 1
 
 
+@pytest.mark.rare_storages
+@pytest.mark.one_in(2)
 @every_rule
 @every_storage
 def test_an_eager_update_shares_no_buffer_with_anything(rule, storage):
@@ -273,6 +283,7 @@ def numeric_arguments(rule):
     return [name for name, value in RULES[rule].keywords.items() if name not in STATIC and isinstance(value, float)]
 
 
+@pytest.mark.one_in(2)
 @every_rule
 def test_traced_scheduled_and_vmapped_arguments_equal_a_python_loop_over_numbers(rule, x64):
     arguments = numeric_arguments(rule)
@@ -338,6 +349,7 @@ def test_the_decay_of_a_compiled_step_can_be_an_argument_of_it():
     assert step._cache_size() == 1
 
 
+@pytest.mark.rare_storages
 @every_rule
 @every_storage
 def test_init_takes_shapes_scalars_and_empty_leaves_and_empty_trees(rule, storage):
@@ -354,6 +366,7 @@ def test_init_takes_shapes_scalars_and_empty_leaves_and_empty_trees(rule, storag
     assert avals(after) == avals(tx.init({}))
 
 
+@pytest.mark.rare_storages
 @every_rule
 @every_storage
 def test_every_part_of_the_state_has_the_rank_of_its_parameter(rule, storage):
@@ -366,6 +379,8 @@ def test_every_part_of_the_state_has_the_rank_of_its_parameter(rule, storage):
 # Contract 4: trees.
 
 
+@pytest.mark.rare_storages("int8")
+@pytest.mark.one_in(2)
 @every_rule
 @every_storage
 def test_a_missing_gradient_keeps_its_leaf_to_the_bit_and_moves_the_others(rule, storage):
@@ -691,6 +706,7 @@ def inside(rule, rate):
     return optax.chain(optax.scale_by_learning_rate(rate), mo.scale_by_momentum(rule))
 
 
+@pytest.mark.one_in(3)
 @every_rule
 def test_the_learning_rate_meets_the_gradient_or_the_velocity(rule, x64):
     signal = normal((12, 3), dtype=jnp.float64)

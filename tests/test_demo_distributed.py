@@ -654,7 +654,16 @@ def test_two_processes_survive_a_kill_and_leave_nothing_behind(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
 
 
+@pytest.fixture
+def interruptible():
+    """Programs started by this test heed SIGINT, also where this process ignores it, as one in a shell's background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda n: n.name)
 def test_workers_end_with_their_launcher_however_it_ends(number, tmp_path):
     with subprocess.Popen(

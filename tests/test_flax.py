@@ -189,6 +189,7 @@ def same_split(a, b):
     return a.sharding.is_equivalent_to(b.sharding, a.ndim)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     "tx",
     [
@@ -218,6 +219,7 @@ def split_evenly(leaf, spec):
     return PartitionSpec(*(a if n % 2 == 0 else None for n, a in zip(leaf.shape, axes, strict=True)))
 
 
+@pytest.mark.rare_storages
 @every_rule
 @every_storage
 def test_map_params_gives_every_part_of_the_state_the_specification_of_its_parameter(rule, storage):

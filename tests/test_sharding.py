@@ -88,6 +88,7 @@ def assert_bit_equal(a, b):
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
 
 
+@pytest.mark.one_in(2)
 @every_layout
 @every_optimizer
 def test_a_split_state_is_that_of_one_device_bit_for_bit(name, layout):
@@ -122,6 +123,7 @@ def collectives(program):
     return found
 
 
+@pytest.mark.one_in(2)
 @every_layout
 @every_optimizer
 def test_a_step_sends_nothing_but_the_scales_of_its_bytes(name, layout):

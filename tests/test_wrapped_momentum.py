@@ -44,6 +44,7 @@ ROWS = [(rule, "float32") for rule in ("adan_mix", "chebyshev")] + [
 ]
 
 
+@pytest.mark.rare_storages
 @pytest.mark.parametrize(("rule", "storage"), ROWS)
 def test_a_guarded_run_is_the_run_without_the_bad_steps(rule, storage):
     tx = mo.guarded(runner(rule, storage))
@@ -552,7 +553,7 @@ def final(tx, params=None):
         u, state = tx.update(g, state, params)
         return (optax.apply_updates(params, u), state), None
 
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *HUNDRED)
+    stacked = jax.tree.map(lambda p, *x: jnp.stack(x).astype(p.dtype), params, *HUNDRED)
     return jax.jit(lambda: jax.lax.scan(step, (params, tx.init(params)), stacked)[0][0])()
 
 
@@ -572,11 +573,36 @@ def test_sign_methods_are_optax_s_over_a_hundred_steps(ours, theirs):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=4 * 2**-23), got, expected)
 
 
-def test_muon_with_optax_s_debiasing_is_optax_s_over_a_hundred_steps():
-    ours = final(mo.muon(0.02, mo.nadam_mix(0.9, psi=1e6), weight_decay=0.1))
-    theirs = final(optax.contrib.muon(0.02, beta=0.9, weight_decay=0.1))
-    # Parameters are about 1, so that this is 8 ulps.
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=8 * 2**-23), ours, theirs)
+def newton_schulz_rounding(rows, columns):
+    """The largest error in Frobenius norm, in units of the rounding u, of five computed steps a X + (b A + c A A) X.
+
+    Here A = X X^T, and X has no more rows than columns. A product of inner dimension k is off by at most
+    k u |X| |Y|, so that one step adds what `added` holds; before that, the steps multiply errors by the largest slope
+    of their polynomial, the Lipschitz constant of the step in this norm.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    s = np.linspace(0, 1.21, 1001)  # singular values: at most 1 at first, then at most the polynomial's maximum
+    assert abs(a * s + b * s**3 + c * s**5).max() < s[-1]
+    slope = abs(a + 3 * b * s**2 + 5 * c * s**4).max()
+    size = np.sqrt(rows) * s[-1]
+    added = 3 * a * size + abs(b) * (columns + rows + 3) * size**3 + c * (2 * columns + 2 * rows + 4) * size**5
+    error = 2.0 * rows * columns  # the gradients' average and its division by its norm, a sum of as many squares
+    for _ in range(5):
+        error = slope * error + added
+    return error
+
+
+def test_muon_with_optax_s_debiasing_is_optax_s_over_a_hundred_steps(x64):
+    params = jax.tree.map(lambda x: jnp.ones(x.shape, jnp.float64), MATRICES)
+    ours = final(mo.muon(0.02, mo.nadam_mix(0.9, psi=1e6), weight_decay=0.1), params)
+    theirs = final(optax.contrib.muon(0.02, beta=0.9, weight_decay=0.1), params)
+    for name, (inputs, outputs) in (("tall", (16, 5)), ("wide", (6, 12))):
+        # Directions do not depend on the parameters, so that the errors of a hundred steps of both add up, beside the
+        # roundings of parameters below 2.
+        direction = max(1, outputs / inputs) ** 0.5 * newton_schulz_rounding(*sorted((inputs, outputs)))
+        atol = 2 * 100 * (0.02 * direction + 2 * 2) * 2.0**-53
+        assert ours[name].dtype == jnp.float64
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=atol)
 
 
 def newton_schulz(G):

@@ -205,11 +205,13 @@ def check_close(got, expected):
     jax.tree.map(check, got, expected)
 
 
+@pytest.mark.rare_storages
 @thin
 def test_types_stay_for_some_rules(wrapper, storage, rule):
     check_types(wrapper, storage, [rule])
 
 
+@pytest.mark.rare_storages
 @thin
 def test_runs_are_replayed_donated_batched_and_skipped_for_some_rules(wrapper, storage, rule):
     check_runs(wrapper, storage, [rule])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conformance import STORAGES, gradients
+from conformance import STORAGES, gradients, own_jit
 
 import momentum_optax as mo
 
@@ -27,7 +27,7 @@ def oracle(signal):
 def run(tx, signal=None, params=None):
     """The updates of a compiled transformation, and the last state."""
     params = LIKE if params is None else params
-    state, step, out = tx.init(params), jax.jit(tx.update), []
+    state, step, out = tx.init(params), own_jit(tx.update), []
     for g in SIGNAL if signal is None else signal:
         u, state = step(g, state, params)
         out.append(u)

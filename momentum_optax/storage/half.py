@@ -75,7 +75,7 @@ def bfloat16(rounding: str = "stochastic", seed: int = 0) -> Bfloat16:
     Args:
       rounding: "stochastic" or "nearest".
       seed: Of the noise, a whole number from 0. The noise is a function of (seed, step, leaf, velocity, element): a
-        replay of a run is the run, bit for bit. Models under `vmap` share it.
+        replay with the same compiled step is the run, bit for bit. Models under `vmap` share it.
 
     Raises:
       ValueError: If `rounding` is another word, or `seed` is negative.
