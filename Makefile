@@ -55,6 +55,7 @@ bench: $(VENV)/bench.stamp ## Measure cost, time and quality, reproduce known nu
 	  --optimizers optax.sgd 'optax.sgd again' optax.adamw 'mo.sgd, float32' 'mo.sgd, bfloat16' 'mo.sgd, int8'
 	$(BIN)/python benchmarks/published_numbers.py
 	$(BIN)/python benchmarks/outer_quality.py
+	$(BIN)/python benchmarks/race.py --plot docs/figures/momentum.png
 	$(BIN)/python benchmarks/suggested_settings.py
 	$(BIN)/python benchmarks/yellowfin.py
 	$(BIN)/python benchmarks/accumulation.py

@@ -1,6 +1,6 @@
 """What does keeping the velocity in fewer bytes do to velocities and to final losses?
 
-    python benchmarks/storage_quality.py --plot storage_quality.png
+    python benchmarks/storage_quality.py --plot docs/figures/storage_quality.png
 
 Three networks train with Nesterov's rule, one run for each storage, decay and seed; learning rates fall with 1 - decay,
 so that the length of a step along a lasting gradient stays. Beside every run an exact float32 velocity is fed the same
@@ -334,33 +334,55 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
-    """Draw the final losses, one panel per task: median and range over seeds."""
+    """Draw the final losses to a file."""
+    draw(rows).savefig(path, dpi=110)
+
+
+def draw(rows: list[dict[str, Any]]) -> Any:
+    """The final losses: a panel for each task and decay on a scale of its losses, a point for each seed."""
     # Not pyplot: a bare figure is drawn by Agg and changes no setting of the process.
     from matplotlib.figure import Figure  # noqa: PLC0415
 
-    tasks = list(dict.fromkeys(row["task"] for row in rows))
-    names = list(dict.fromkeys(row["storage"] for row in rows))
-    figure = Figure(figsize=(4.4 * len(tasks), 4.2), layout="constrained")
-    for axes, task in zip(np.ravel(figure.subplots(1, len(tasks))), tasks, strict=True):
-        _plot_task([row for row in rows if row["task"] == task], names, axes)
-        axes.set(title=task, xlabel="decay", ylabel=f"held-out {LOSSES[task]}")
-    handles = {line.get_label(): line for axes in figure.axes for line in axes.containers}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
-    figure.savefig(path, dpi=120)
+    tasks, decays = (list(dict.fromkeys(row[key] for row in rows)) for key in ("task", "decay"))
+    figure = Figure(figsize=(4.2 * len(tasks), 2.5 * len(decays) + 0.5), layout="constrained")
+    panels = figure.subplots(len(decays), len(tasks), squeeze=False)
+    for (i, decay), (j, task) in itertools.product(enumerate(decays), enumerate(tasks)):
+        here = [row for row in rows if (row["task"], row["decay"]) == (task, decay)]
+        _plot_panel([row for row in here if _changes_velocities(row)], panels[i, j])
+        panels[i, j].set_ylabel(f"decay {decay:g}" if j == 0 else None)
+        left_out = [row["storage"] for row in here if not _changes_velocities(row)]
+        note = (
+            f"\n{' and '.join(left_out)} by default: no leaf is large enough,\nnothing was compressed"
+            if left_out
+            else ""
+        )
+        panels[i, j].set_title(f"{task}: held-out {LOSSES[task]}{note}" if i == 0 else None, fontsize=10)
+    return figure
 
 
-def _plot_task(rows: list[dict[str, Any]], names: list[str], axes: Any) -> None:
-    """Storages side by side at each decay; markers for print in grey."""
-    decays = list(dict.fromkeys(row["decay"] for row in rows))
-    here = [name for name in names if any(row["storage"] == name for row in rows)]
-    looks = dict(zip(names, itertools.cycle(zip(COLORS, "osD^vPX", strict=True)), strict=False))
-    for place, name in enumerate(here):
-        of_name = [np.array(row["losses"], float) for row in rows if row["storage"] == name]
-        middle, low, high = (np.array([f(x) for x in of_name]) for f in (np.median, np.min, np.max))
-        x = np.arange(len(decays)) + (place - (len(here) - 1) / 2) * 0.8 / max(len(here), 6)
-        color, marker = looks[name]
-        axes.errorbar(x, middle, (middle - low, high - middle), fmt=marker, color=color, capsize=2, label=name)
-    axes.set_xticks(range(len(decays)), [f"{decay:g}" for decay in decays])
+def _changes_velocities(row: dict[str, Any]) -> bool:
+    """Whether a row is float32 or keeps velocities in something else: small leaves stay in float32."""
+    return row["storage"] == "float32" or any(error != 0 for error in row["tree_errors"])
+
+
+def _plot_panel(rows: list[dict[str, Any]], axes: Any) -> None:
+    """Seeds and medians of each storage; what ends far above float32 is an arrow with its range."""
+    losses = [np.array(row["losses"], float) for row in rows]
+    far = [not np.median(x) <= 1.5 * losses[0].max() for x in losses]
+    shown = np.concatenate([x for x, beyond in zip(losses, far, strict=True) if not beyond])
+    margin = 0.15 * (shown.max() - shown.min())
+    bottom, top = shown.min() - margin, shown.max() + margin
+    for x, (values, beyond, color) in enumerate(zip(losses, far, COLORS, strict=False)):
+        if beyond:
+            axes.annotate("", (x, top), (x, top - margin), arrowprops={"arrowstyle": "->", "color": color})
+            text = f"{values.min():.3g} to {values.max():.3g}"
+            axes.text(x, top - 1.1 * margin, text, color=color, ha="center", va="top", fontsize=8)
+        else:
+            axes.plot(np.linspace(x - 0.15, x + 0.15, len(values)), values, "o", color=color, markersize=4)
+            axes.hlines(np.median(values), x - 0.3, x + 0.3, color=color)
+    names = [row["storage"].replace("reference", "two passes").replace(", ", ",\n") for row in rows]
+    axes.set_xticks(range(len(rows)), names, fontsize=8)
+    axes.set(ylim=(bottom, top), xlim=(-0.6, len(rows) - 0.4))
     axes.grid(axis="y", color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -380,14 +402,18 @@ def main() -> None:
     output = pathlib.Path(__file__).with_suffix(".json")
     parser.add_argument("--output", type=pathlib.Path, default=output, help="where to write the JSON")
     parser.add_argument("--plot", type=pathlib.Path, help="draw the final losses to this file")
+    parser.add_argument("--redraw", action="store_true", help="take the rows from the JSON instead of training")
     parser.add_argument("--seeds", type=int, help="runs of each row (default 5)")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="what to train (default all)")
     parser.add_argument("--quick", action="store_true", help="decay 0.9, a few steps, 2 seeds: to see that it runs")
     arguments = parser.parse_args()
     decays, seeds = (DECAYS[:1], 2) if arguments.quick else (DECAYS, 5)
-    rows = measure(arguments.tasks, decays, arguments.seeds or seeds, arguments.quick)
+    if arguments.redraw:
+        rows = json.loads(arguments.output.read_text())["rows"]
+    else:
+        rows = measure(arguments.tasks, decays, arguments.seeds or seeds, arguments.quick)
+        arguments.output.write_text(json.dumps(surroundings() | {"losses": LOSSES, "rows": rows}, indent=2) + "\n")
     print(table(rows))
-    arguments.output.write_text(json.dumps(surroundings() | {"losses": LOSSES, "rows": rows}, indent=2) + "\n")
     if arguments.plot:
         plot(rows, arguments.plot)
 

@@ -341,7 +341,7 @@ def test_what_cannot_be_is_refused():
 
 def test_the_tables_of_the_documentation_are_those_of_the_committed_file():
     root = pathlib.Path(__file__).parents[1]
-    page, readme = ((root / name).read_text() for name in ("docs/batches-and-rows.md", "README.md"))
+    page = (root / "docs" / "batches-and-rows.md").read_text()
     document = json.loads((root / "benchmarks" / "accumulation.json").read_text())
     rows = {(row["optimizer"], row["storage"]): row for row in document["rows"]}
     for storage in ("float32", "bfloat16", "int8"):
@@ -356,8 +356,3 @@ def test_the_tables_of_the_documentation_are_those_of_the_committed_file():
         assert f"| {storage} | {decay} | {' | '.join(f'{x:.3f}' for x in found)} |" in page
         # About as the root of k: five roundings are no more than the root of five times one.
         assert 1.2 < found[2] / found[0] < 5**0.5 * 1.1
-    ours, theirs = rows["accumulated", "float32"], rows["MultiSteps", "float32"]
-    said = f"{ours['peak']:.0f} bytes per parameter instead of {theirs['peak']:.0f}"
-    assert said in " ".join(readme.split())
-    said = f"moves {ours['moved_tpu']:.0f} instead of {theirs['moved_tpu']:.0f}"
-    assert said in " ".join(readme.split())

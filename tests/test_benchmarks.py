@@ -103,6 +103,32 @@ def test_relative_errors_are_those_of_the_leaves_and_of_the_whole(quality):
     np.testing.assert_allclose(tree, math.sqrt((16 + 1) / (9 + 4)), rtol=1e-6)
 
 
+def test_the_figure_of_qualities_shows_what_seeds_differ_by_and_what_was_not_compressed(quality):
+    pytest.importorskip("matplotlib")
+    rows = json.loads((BENCHMARKS / "storage_quality.json").read_text())["rows"]
+    figure = quality.draw(rows)
+    columns = {axes.get_title().partition(":")[0]: axes.get_title() for axes in figure.axes if axes.get_title()}
+    assert set(columns) == set(quality.TASKS)
+    assert "int8 and int4 by default: no leaf is large enough,\nnothing was compressed" in columns["autoencoder"]
+    assert "nothing was compressed" not in columns["gru"] + columns["cnn"]
+    assert len(figure.axes) == len(quality.TASKS) * len(quality.DECAYS)
+    for axes, (decay, task) in zip(figure.axes, itertools.product(quality.DECAYS, quality.TASKS), strict=True):
+        here = {row["storage"]: row["losses"] for row in rows if (row["task"], row["decay"]) == (task, decay)}
+        names = [label.get_text().replace("\n", " ") for label in axes.get_xticklabels()]
+        low, high = axes.get_ylim()
+        bar = {
+            names[round(np.mean(lines.get_segments()[0][:, 0]))]: lines.get_segments()[0][0, 1]
+            for lines in axes.collections
+        }
+        for name in ("float32", "bfloat16", next(name for name in names if name.startswith("int8"))):
+            assert bar[name] == pytest.approx(np.median(here[name]), rel=1e-6)
+            # The seeds of float32 fill half of the panel, so that a difference of their size can be seen.
+            assert low < min(here[name]) < max(here[name]) < high
+        assert max(here["float32"]) - min(here["float32"]) > 0.2 * (high - low), (task, decay)
+        far = {text.get_text() for text in axes.texts if text.get_text()}
+        assert len(bar) + len(far) == len(names)
+
+
 def test_the_transformer_has_the_stated_number_of_parameters(step_time):
     shapes = jax.tree.leaves(step_time.trees(quick=False)["transformer"], is_leaf=lambda x: isinstance(x, tuple))
     assert round(sum(map(math.prod, shapes)) / 1e6, 1) == 28.3
@@ -122,6 +148,17 @@ def test_storage_quality_writes_every_row(quality, tmp_path):
         assert name != "float32" or max(row["tree_errors"]) < 1e-5
     assert 0 < np.mean(rows["autoencoder", "reference"]["tree_errors"]) < 0.1
     assert (tmp_path / "losses.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_race_writes_every_rule(tmp_path):
+    for package in ("matplotlib", "sklearn", "tqdm"):
+        pytest.importorskip(package)
+    result, text = run_quick("race", tmp_path, "--plot", tmp_path / "race.png")
+    assert [np.shape(row["errors"]) for row in result["rows"]] == [(2, 2)] * 5
+    for row in result["rows"]:
+        assert f"{np.median(np.array(row['errors'])[:, -1]):.3f} (" in text
+    assert (tmp_path / "race.png").stat().st_size > 10_000
 
 
 @pytest.mark.slow

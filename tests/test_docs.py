@@ -2,11 +2,13 @@
 
 import ast
 import doctest
+import html
 import importlib.util
 import inspect
 import json
 import pathlib
 import re
+import tomllib
 
 import pytest
 
@@ -15,7 +17,9 @@ import momentum_optax as mo
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-WITH_CODE = [page for page in PAGES if "```python" in page.read_text()]
+# Statements are blocks of `python`; sessions, with prompts and what is printed, are blocks of `pycon`.
+CODE = re.compile(r"^```(python|pycon)\n(.*?)^```", re.S | re.M)
+WITH_CODE = [page for page in PAGES if CODE.search(page.read_text())]
 
 
 def name_of(page):
@@ -26,18 +30,27 @@ def name_of(page):
 def test_the_code_of_a_page_runs_and_prints_what_it_shows(page, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     names = {}
-    for match in re.finditer(r"^```python\n(.*?)^```", page.read_text(), re.S | re.M):
+    for match in CODE.finditer(page.read_text()):
         line = page.read_text()[: match.start()].count("\n") + 1
-        if ">>> " not in match[1]:
-            exec(compile("\n" * line + match[1], str(page), "exec"), names)
+        if match[1] == "python":
+            exec(compile("\n" * line + match[2], str(page), "exec"), names)
             continue
-        test = doctest.DocTestParser().get_doctest(match[1], names, name_of(page), str(page), line)
+        test = doctest.DocTestParser().get_doctest(match[2], names, name_of(page), str(page), line)
         test.globs = names  # the parser copies it
         found = []
         doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS).run(
             test, out=found.append, clear_globs=False
         )
         assert not found, "".join(found)
+
+
+@pytest.mark.parametrize("page", [*WITH_CODE, ROOT / "README.md"], ids=lambda page: page.stem)
+def test_code_is_named_by_its_kind_and_fits_the_column_of_a_page(page):
+    for language, code in CODE.findall(page.read_text()):
+        lines = code.splitlines()
+        prompts = [line for line in lines if line.startswith((">>>", "..."))]
+        assert bool(prompts) == (language == "pycon"), "only a pycon block is copied without its prompts"
+        assert max(map(len, prompts or lines)) <= 80, "a wider line is broken where the reader does not want it"
 
 
 def exported(module):
@@ -114,16 +127,56 @@ def test_the_navigation_has_every_page_and_every_page_is_there():
     assert sorted(re.findall(r"\S+\.md\b", nav)) == sorted(map(name_of, PAGES))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="mkdocs is not installed: see `make docs`")
-def test_a_site_that_would_fetch_something_is_refused(tmp_path):
+needs_mkdocs = pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="see `make docs` for mkdocs")
+
+
+def hooks():
     spec = importlib.util.spec_from_file_location("hooks", DOCS / "hooks.py")
-    hooks = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(hooks)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@needs_mkdocs
+def test_a_site_that_would_fetch_something_is_refused(tmp_path):
+    made = hooks()
     page = tmp_path / "index.html"
     page.write_text('<a href="https://example.org">a link to follow</a><script src="local.js"></script>')
-    hooks.on_post_build(config={"site_dir": tmp_path})
+    made.on_post_build(config={"site_dir": tmp_path})
     page.write_text('<script async src="https://example.org/x.js"></script>')
-    with pytest.raises(hooks.PluginError, match="elsewhere"):
-        hooks.on_post_build(config={"site_dir": tmp_path})
+    with pytest.raises(made.PluginError, match="elsewhere"):
+        made.on_post_build(config={"site_dir": tmp_path})
     equation = '<p><span class="arithmatex">\\(a &lt; b_1\\)</span></p>'
-    assert "<msub>" in hooks.on_page_content(equation)
+    assert "<msub>" in made.on_page_content(equation)
+
+
+@needs_mkdocs
+def test_the_button_beside_a_session_copies_its_code_alone():
+    markdown = pytest.importorskip("markdown")
+    session = ">>> for x in '<\"':  # quoted\n...     print(x)\n<\n\"\n>>> 1 + 1\n2\n"
+    marks = {"pymdownx.highlight": {"use_pygments": True, "pygments_lang_class": True}}
+    extensions = ["pymdownx.superfences", "pymdownx.highlight"]
+    text = f"```pycon\n{session}```\n\n```python\nprint(1)\n```\n"
+    page = hooks().on_page_content(markdown.markdown(text, extensions=extensions, extension_configs=marks))
+    (copied,) = re.findall('data-copy="(.*?)"', page, re.S)
+    assert html.unescape(copied) == "for x in '<\"':  # quoted\n    print(x)\n1 + 1"
+    assert "pygments_lang_class: true" in (ROOT / "mkdocs.yml").read_text()
+
+
+def test_the_packages_for_the_documentation_wrap_signatures():
+    # mkdocstrings leaves a signature on one line unless it finds one of the two.
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {re.split(r"[>\[]", name)[0] for name in extras["docs"]} & {"ruff", "black"}
+
+
+# Of the list of phrases that the house style does without.
+DIALECT = (
+    r"hangs? on\b", r"of (?:its|their) own\b", r"\bas (?:it is|they are)[.,;:]", r"\b(?:is|are) none\b", r"\bso many\b",
+    r"\bevery published\b", r"\bsuperset\b",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.stem)
+def test_the_prose_is_the_fields(page):
+    prose = " ".join(CODE.sub("", page.read_text()).split())
+    assert not re.findall("|".join(DIALECT), prose)

@@ -1,6 +1,7 @@
 """What a user installs."""
 
 import pathlib
+import re
 import subprocess
 import sys
 import zipfile
@@ -33,3 +34,13 @@ def test_the_wheel_needs_only_jax_and_optax(wheel):
     lines = wheel.read(metadata).decode().splitlines()
     needed = [line.split()[1] for line in lines if line.startswith("Requires-Dist: ") and "extra ==" not in line]
     assert sorted(n.split(">")[0] for n in needed) == ["jax", "optax"]
+
+
+def test_the_description_on_an_index_needs_nothing_beside_it(wheel):
+    metadata = next(n for n in wheel.namelist() if n.endswith("/METADATA"))
+    description = wheel.read(metadata).decode().partition("\n\n")[2]
+    assert not re.search(r"\]\(|<img|href=", description), "an index shows the text without the files of the repository"
+    (block,) = re.findall(r"^```python\n(.*?)^```", description, re.S | re.M)
+    exec(block, {})
+    first, readme = (text.split("\n\n")[1] for text in (description, (ROOT / "README.md").read_text()))
+    assert " ".join(first.split()) == re.sub(r"\[(.*?)\]\(.*?\)", r"\1", " ".join(readme.split()))

@@ -329,7 +329,7 @@ def test_what_cannot_be_is_refused():
 
 def test_the_table_of_the_documentation_is_that_of_the_committed_file():
     root = pathlib.Path(__file__).parents[1]
-    page, readme = ((root / name).read_text() for name in ("docs/batches-and-rows.md", "README.md"))
+    page = (root / "docs" / "batches-and-rows.md").read_text()
     document = json.loads((root / "benchmarks" / "row_sparse.json").read_text())
     assert document["shape"] == [50_000, 256]
     rows = {(row["share"], row["way"]): row for row in document["rows"]}
@@ -340,6 +340,5 @@ def test_the_table_of_the_documentation_is_that_of_the_committed_file():
             f"{x:.0f}" if x >= 10 else f"{x:.2g}" for x in (row["times_faster"], low, high, masked["times_faster"])
         )
         assert f"| {share:.1%} | {faster} ({low} to {high}) | {other} |" in page
-    assert f"{rows[0.01, 'rows']['times_faster']:.0f} times faster" in " ".join(readme.split())
     assert rows[0.01, "rows"]["quartiles"][0] > 5
     assert rows[0.3, "rows"]["quartiles"][1] < 1, "the text says that it does not help there"

@@ -1,0 +1,199 @@
+"""The tables of the documentation are those of the committed results, and what the text says of them holds."""
+
+import json
+import pathlib
+import re
+
+import numpy as np
+import pytest
+
+import momentum_optax as mo
+
+ROOT = pathlib.Path(__file__).parents[1]
+TASKS = {"autoencoder": "digits autoencoder", "gru": "character GRU", "cnn": "MNIST CNN"}
+DECAYS = (0.9, 0.99, 0.999)
+# Quantiles of Student's t with 4 degrees of freedom: five pairs, two sides, 5 %.
+SIGNIFICANT = 2.776
+
+
+def page(name):
+    return (ROOT / "docs" / f"{name}.md").read_text()
+
+
+def prose(name):
+    return " ".join(page(name).split())
+
+
+def rows(name):
+    return json.loads((ROOT / "benchmarks" / f"{name}.json").read_text())["rows"]
+
+
+def row_of(*cells):
+    return f"| {' | '.join(cells)} |\n"
+
+
+def quality():
+    """Rows by task, decay and storage; of the autoencoder those in which every leaf was compressed."""
+    found = {(row["task"], row["decay"], row["storage"]): row for row in rows("storage_quality")}
+    whole = {(t, d, s.removesuffix(", all leaves")): row for (t, d, s), row in found.items() if s.endswith("leaves")}
+    return found | whole
+
+
+def spread(losses):
+    digits = 3 if max(losses) < 10 else 1 if max(losses) < 100 else 0
+    return f"{np.median(losses):.{digits}f} ({min(losses):.{digits}f} to {max(losses):.{digits}f})"
+
+
+def mean_error(row, kind):
+    error = np.mean(row[f"{kind}_errors"])
+    return f"{error:.3f}" if error < 1 else f"{error:.1f}"
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("task", TASKS)
+def test_losses_and_errors_of_the_storages(task, decay):
+    found, narrow = quality(), ("bfloat16", "int8", "int4")
+    losses = [spread(found[task, decay, name]["losses"]) for name in ("float32", *narrow)]
+    assert row_of(TASKS[task], str(decay), *losses) in page("storage")
+    errors = [mean_error(found[task, decay, name], kind) for kind in ("tree", "leaf") for name in narrow]
+    assert row_of(TASKS[task], str(decay), *errors) in page("storage")
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+def test_errors_of_the_codec_with_two_passes(decay):
+    found = [quality()["autoencoder", decay, name] for name in ("int8", "reference")]
+    cells = [", ".join(mean_error(row, kind) for kind in ("tree", "leaf")) for row in found]
+    assert row_of(str(decay), *cells) in page("storage")
+    ratios = [np.mean(found[0][f"{kind}_errors"]) / np.mean(found[1][f"{kind}_errors"]) for kind in ("tree", "leaf")]
+    low, high = (1.4, 2.0) if decay == 0.999 else (0.8, 1.35)
+    assert all(low < ratio < high for ratio in ratios)
+
+
+def test_what_is_said_to_be_significant_is_and_the_rest_is_not():
+    found = quality()
+
+    def student(task, decay, storage):
+        gaps = np.subtract(*(found[task, decay, name]["losses"] for name in (storage, "float32")))
+        return gaps.mean() / (gaps.std(ddof=1) / np.sqrt(len(gaps))), gaps.mean()
+
+    quiet = [student(task, decay, name) for task in TASKS for decay in DECAYS for name in ("bfloat16", "int8")]
+    assert len(quiet) == 18
+    assert max(abs(t) for t, _ in quiet) < SIGNIFICANT
+    assert "none of the 18 means is significant" in prose("storage")
+    gru, cnn, autoencoder = (student(task, 0.9, "int4") for task in ("gru", "cnn", "autoencoder"))
+    assert min(gru[0], cnn[0]) > SIGNIFICANT > autoencoder[0]
+    assert f"{gru[1]:.3f} nats on the GRU and {cnn[1]:.3f} on the CNN" in prose("storage")
+
+
+def test_bytes_moved_by_a_step():
+    counted = {(row["row"], tuple(row["shape"])): row for row in rows("compiled_bytes")}
+    square = (8192, 4096)
+
+    def moved(name, shape=square):
+        return [counted[name, shape][target]["bytes"] for target in ("tpu", "h200")]
+
+    def cells(title, floors, *names):
+        each = [", ".join(f"{x:.2f}" for x in of_target) for of_target in zip(*map(moved, names), strict=True)]
+        return row_of(title, floors, *each)
+
+    text = page("storage")
+    assert cells("`optax.trace` and float32", "20", "optax.trace") in text
+    assert moved("optax.trace") == moved("nesterov, float32")
+    rules = ("heavy_ball", "ema", "nesterov", "quasi_hyperbolic")
+    for storage, title in (("bfloat16", "bfloat16"), ("int8", "int8: heavy ball, EMA, Nesterov, quasi-hyperbolic"),
+                           ("int4", "int4: the same rules")):  # fmt: skip
+        floor = f"{counted[f'heavy_ball, {storage}', square]['floor']:g}"
+        for rule in rules:
+            assert cells(title, floor, f"{rule}, {storage}") in text
+    for storage, floor in (("int8", "14"), ("int4", "13")):
+        awkward = [
+            shape for name, shape in counted if name.startswith(f"nesterov, {storage}, weight") and shape != square
+        ]
+        assert len(awkward) == 4
+        worst = np.max([moved(f"{rule}, {storage}, weight decay and schedule", shape)
+                        for shape in awkward for rule in ("nesterov", "heavy_ball")], 0)  # fmt: skip
+        assert row_of(f"{storage}, worst of four awkward shapes", floor, *(f"{x:.2f}" for x in worst)) in text
+    several = [f"aggregated, {name}" for name in ("float32", "int8", "int4")]
+    assert cells("two velocities of AggMo: float32, int8, int4", "28, 16, 14", *several) in text
+    assert cells("`optax.adamw`, with `mu` in int8", "28, 22", "optax.adamw", "adamw, mu in int8") in text
+    one_pass, two_passes = moved("adamw, mu in int8, nu in uint8")
+    assert row_of("and with `nu` in uint8 as well", "16", f"{one_pass:.2f}", f"{two_passes:.2f}, not one pass") in text
+
+
+OPTIMIZERS = (
+    "optax.sgd", "optax.adamw", "mo.sgd, float32", "mo.sgd, bfloat16", "mo.sgd, int8", "mo.sgd, int4",
+    "torch.optim.SGD(fused)",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_times_of_a_step_and_of_its_compilation(optimizer):
+    found = {
+        (row["tree"], row["optimizer"]): row for name in ("step_time", "step_time_small_leaves") for row in rows(name)
+    }
+
+    def cell(tree):
+        row = found.get((tree, optimizer))
+        if row is None:
+            return ""
+        ratio, seconds = row["ratio"], row["compile_seconds"]
+        digits = 2 if seconds < 1 else 1 if seconds < 10 else 0
+        return f"{ratio:.{2 if ratio < 10 else 0}f}" + (f", {seconds:.{digits}f} s" if seconds else "")
+
+    cells = [cell(tree) for tree in ("one leaf", "transformer", "small leaves")]
+    assert row_of(f"`{optimizer}`", *cells) in page("storage")
+
+
+def test_workers_that_meet_rarely():
+    for row in rows("outer_quality"):
+        losses = np.array(row["losses"])
+        low, middle, high = (f"{x:.3f}" for x in (losses.min(), np.median(losses), losses.max()))
+        assert row_of(row["way"], f"{row['bytes']:.2f}", f"{middle} ({low} to {high})") in page("distributed")
+    medians = {row["way"]: np.median(row["losses"]) for row in rows("outer_quality")}
+    assert medians["DiLoCo"] <= 1.05 * medians["every step"], "what rare meetings may cost"
+
+
+RACED = {
+    "sgd": "plain SGD",
+    "heavy_ball": "heavy ball 0.9",
+    "nesterov": "Nesterov 0.9",
+    "quasi_hyperbolic": "quasi-hyperbolic 0.999, 0.7",
+    "aggregated": "AggMo 0, 0.9, 0.99",
+}
+
+
+def test_the_race_of_five_rules():
+    found = {row["rule"]: row for row in rows("race")}
+    assert found.keys() == RACED.keys()
+    for rule, title in RACED.items():
+        row, final = found[rule], np.array(found[rule]["errors"])[:, -1]
+        errors = f"{np.median(final):.3f} ({final.min():.3f} to {final.max():.3f})"
+        assert row_of(title, f"{row['effective_rate']:.3g}", errors) in page("guide")
+        assert len(final) == 5
+
+
+def test_the_report_is_what_its_command_prints(capsys):
+    command, printed = re.search(r'```sh\npython -c "(.*?)"\n```\n\n```text\n(.*?)```', page("analysis"), re.S).groups()
+    exec(command, {})
+    assert capsys.readouterr().out == printed
+
+
+def test_the_worth_of_suggested_settings():
+    *usual, worst = sorted(rows("suggested_settings"), key=lambda row: row["ratio"])
+    text = prose("analysis")
+    assert f"{usual[0]['ratio']:.2f} to {usual[-1]['ratio']:.2f} times the steps" in text
+    steps = f"{worst['steps']} steps instead of {worst['best_steps']}"
+    assert f"in {len(usual)} of {len(usual) + 1} cases; in one, {steps}" in text
+
+
+def test_the_difference_of_debiasing():
+    decays = (0.5, 0.9)
+    v = 0.0
+    for decay in decays:
+        v = decay * v + (1 - decay)
+    assert f"`optax.ema` {v / (1 - decays[-1] ** 2):.2f} at the second" in prose("coming-from")
+    tx = mo.scale_by_momentum(mo.ema(lambda step: 0.5 + 0.4 * (step > 0)), debias=True)
+    state = tx.init(np.float32(0))
+    for _ in decays:
+        update, state = tx.update(np.float32(1), state)
+        assert update == pytest.approx(1, abs=1e-6)
