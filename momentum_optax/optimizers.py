@@ -430,7 +430,7 @@ def mars_adamw(
     return in_gradient_dtype(
         optax.chain(
             mars_correction(decay, gamma, scope),
-            optax.scale_by_adam(decay, b2, eps),
+            _of_steady_types(optax.scale_by_adam(decay, b2, eps)),
             _weight_decay(weight_decay, mask),
             optax.scale_by_learning_rate(learning_rate),
         )
@@ -479,6 +479,16 @@ def mars_lion(
             optax.scale_by_learning_rate(learning_rate),
         )
     )
+
+
+def _of_steady_types(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`tx` with a state that keeps its dtypes: injected decays of a wider one would widen Optax's moments."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, new = tx.update(updates, state, params)
+        return updates, jax.tree.map(lambda x, old: x.astype(old.dtype), new, state)
+
+    return optax.GradientTransformation(tx.init, update)
 
 
 def _widened(updates: Any, params: Any = None) -> Any:
@@ -530,7 +540,7 @@ def _storage_of(storage: str | Storage, name: str, dtype: Any) -> Storage:
 
 
 def _weight_decay(weight_decay: "Scalar | None", mask: Any) -> optax.GradientTransformation:
-    """`optax.add_decayed_weights`; without effect and need of parameters for None and for the number 0."""
+    """`add_decayed_weights` of checked arguments; nothing for None."""
     if weight_decay is None:
         if mask is not None:
             raise ValueError(f"mask needs a weight_decay, got None and the mask {mask!r}")
@@ -542,6 +552,11 @@ def _weight_decay(weight_decay: "Scalar | None", mask: Any) -> optax.GradientTra
             f"mask must be a tree of bools or a function of the parameters, got {mask!r}; "
             "a function must be named in optax.inject_hyperparams(..., static_args='mask')"
         )
+    return add_decayed_weights(weight_decay, mask)
+
+
+def add_decayed_weights(weight_decay: Scalar, mask: Any = None) -> optax.GradientTransformation:
+    """`optax.add_decayed_weights`; without effect and need of parameters for the number 0, else an error that names it."""
     if is_zero(weight_decay):
         return optax.identity()
     tx = optax.add_decayed_weights(weight_decay, mask)

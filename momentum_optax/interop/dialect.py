@@ -11,7 +11,7 @@ import optax
 from .. import checks
 from ..coefficients import Scalar, is_zero, lift
 from ..filters import Filter
-from ..optimizers import in_gradient_dtype
+from ..optimizers import add_decayed_weights, in_gradient_dtype
 from ..storage import Storage, resolve
 from ..storage.full import Float32
 from ..transform import scale_by_momentum
@@ -74,10 +74,10 @@ class Dialect:
         return in_gradient_dtype(
             optax.chain(
                 optax.scale(-1.0) if self.maximize else optax.identity(),
-                _decay(self.l2),
+                add_decayed_weights(self.l2),
                 optax.identity() if rule is None else scale_by_momentum(rule, storage=self.storage),
                 optax.scale_by_sign() if self.sign else optax.identity(),
-                optax.identity() if is_zero(self.decoupled) else _decay(decay),
+                optax.identity() if is_zero(self.decoupled) else add_decayed_weights(decay),
                 optax.identity() if inside else optax.scale_by_learning_rate(self.learning_rate),
             )
         )
@@ -132,10 +132,6 @@ def _plain(argument: Any) -> Any:
     if array.size != 1:
         raise ValueError(f"a tensor must have one element to be a hyperparameter, got shape {array.shape}")
     return float(array.item())
-
-
-def _decay(weight_decay: Scalar) -> optax.GradientTransformation:
-    return optax.identity() if is_zero(weight_decay) else optax.add_decayed_weights(weight_decay)
 
 
 def _rate_inside(rule: Filter, rate: Scalar) -> Filter:
