@@ -546,7 +546,7 @@ def _weight_decay(weight_decay: "Scalar | None", mask: Any) -> optax.GradientTra
             raise ValueError(f"mask needs a weight_decay, got None and the mask {mask!r}")
         return optax.identity()
     checks.within("weight_decay", weight_decay, "[0, inf)")
-    if isinstance(mask, bool | np.bool_) or checks.is_scalar_array(mask):
+    if isinstance(mask, bool) or getattr(mask, "shape", None) == ():
         # What Optax makes of a function that it takes for a schedule.
         raise TypeError(
             f"mask must be a tree of bools or a function of the parameters, got {mask!r}; "
@@ -556,7 +556,7 @@ def _weight_decay(weight_decay: "Scalar | None", mask: Any) -> optax.GradientTra
 
 
 def add_decayed_weights(weight_decay: Scalar, mask: Any = None) -> optax.GradientTransformation:
-    """`optax.add_decayed_weights`; without effect and need of parameters for the number 0, else an error that names it."""
+    """`optax.add_decayed_weights`; nothing for the number 0, and an error that names it without parameters."""
     if is_zero(weight_decay):
         return optax.identity()
     tx = optax.add_decayed_weights(weight_decay, mask)

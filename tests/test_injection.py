@@ -1,7 +1,7 @@
 """`optax.inject_hyperparams` around every finished optimizer and every dialect, without `static_args`.
 
-Optax makes an array of every number, also of defaults, and a schedule of every function; what is None, a bool, a word, a
-tuple or a rule stays as it came.
+Optax makes an array of every number, also of defaults, and a schedule of every function; what is None, a bool, a word,
+a tuple or a rule stays as it came.
 """
 
 import dataclasses
@@ -112,7 +112,7 @@ def second(name, gradient):
     return {"previous_gradient": jax.tree.map(lambda g: jnp.roll(g, 1), gradient)} if takes else {}
 
 
-def run(name, tx, params, gradients, state=None, step=None):
+def run(name, tx, params, gradients, *, state=None, step=None):
     """Updates of a compiled `init` and `update`, and the last state."""
     state = jax.jit(tx.init)(params if params is not None else gradients[0]) if state is None else state
     step, begin, out = step or jax.jit(tx.update), avals(state), []
@@ -143,7 +143,7 @@ def test_every_public_optimizer_and_dialect_has_a_row_with_all_its_arguments():
     for name, row in ROWS.items():
         arguments = set(inspect.signature(FACTORIES[name]).parameters) - {"storage"}
         assert {*row.numbers, *row.static} == arguments, name
-    assert RULES == ("sgd", "muon", "normalized_sgd")
+    assert set(RULES) == {"sgd", "muon", "normalized_sgd"}
 
 
 @every
@@ -168,11 +168,11 @@ def test_numbers_are_injected_and_act_when_they_change(name, x64):
     theirs, _ = run(name, FACTORIES[name](**numbers), params, gradients)
     assert_same(ours, theirs, name)
     assert set(state.hyperparams) == set(numbers)
-    same, _ = run(name, tx, params, gradients, state, step)
+    same, _ = run(name, tx, params, gradients, state=state, step=step)
     for key, value in numbers.items():
         new = jnp.asarray(value + 1 if isinstance(value, int) else np.float64(value / 2))
         changed = state._replace(hyperparams={**state.hyperparams, key: new})
-        other, _ = run(name, tx, params, gradients, changed, step)
+        other, _ = run(name, tx, params, gradients, state=changed, step=step)
         assert abs(other - same).max() > 1e-6 * abs(same).max(), key
 
 
@@ -195,7 +195,7 @@ def test_schedules_are_injected_as_the_optimizer_itself_takes_them(name, x64):
 
 @pytest.mark.parametrize("name", RULES)
 def test_a_rule_as_momentum_stays_a_rule(name, x64):
-    params, gradients = signal()
+    _, gradients = signal()
     rule = mo.nesterov(mo.schedules.nesterov_convex())
     ours, state = run(name, injected(name, learning_rate=0.1, momentum=rule), None, gradients)
     theirs, _ = run(name, FACTORIES[name](0.1, rule), None, gradients)

@@ -34,7 +34,7 @@ def test_the_code_for_many_devices_runs():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     params = {"w": jnp.ones((8, 4))}
     split = {"w": NamedSharding(mesh, PartitionSpec("data"))}
-    names = {"mo": mo, "jax": jax, "mesh": mesh, "params": params, "params_shardings": split, "tx": mo.sgd(0.1)}
+    names = {"mo": mo, "jax": jax, "mesh": mesh, "params": params, "params_shardings": split, "tx": mo.sgd(0.1, 0.9)}
     exec(states, names)
     assert mo.velocity(names["state"])[0]["w"].sharding.is_equivalent_to(split["w"], 2)
     spread = jax.jit(names["tx"].init)({"w": jax.device_put(params["w"], NamedSharding(mesh, PartitionSpec()))})
