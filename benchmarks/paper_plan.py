@@ -68,7 +68,8 @@ def adamw(**storages: str) -> Callable[[], optax.GradientTransformation]:
 
 OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
     **{
-        f"sgd, {name}": functools.partial(mo.sgd, 0.1, storage=name) for name in ("float32", "bfloat16", "int8", "int4")
+        f"sgd, {name}": functools.partial(mo.sgd, 0.1, 0.9, storage=name)
+        for name in ("float32", "bfloat16", "int8", "int4")
     },
     "adamw": adamw(),
     "adamw, mu int8": adamw(mu="int8"),

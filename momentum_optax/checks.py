@@ -26,6 +26,11 @@ def is_scalar_array(value: Any) -> bool:
     return np.dtype(value.dtype).kind not in "cbOUSmM"
 
 
+def is_array(value: Any) -> bool:
+    """Whether `value` is a scalar array or a tracer, and no number of NumPy's: its value is never looked at."""
+    return is_scalar_array(value) and not is_number(value)
+
+
 def scalar(name: str, value: Any) -> None:
     """Raise `TypeError` unless `value` can be a coefficient: number, scalar array or schedule."""
     if not (is_number(value) or is_scalar_array(value) or is_schedule(value)):
@@ -49,17 +54,24 @@ def finite(name: str, value: Any) -> None:
     within(name, value, "(-inf, inf)")
 
 
+def constant(name: str, value: Any, interval: str) -> None:
+    """Raise unless `value` is a scalar array or a number in `interval`; for what takes no schedule."""
+    if not (is_number(value) or is_scalar_array(value)):
+        raise TypeError(f"{name} must be a number or a scalar array, got {value!r}")
+    within(name, value, interval)
+
+
 def number(name: str, value: Any, interval: str) -> None:
     """Raise unless `value` is a number in `interval`; for arguments that must be known when a rule is built."""
     if not is_number(value):
-        raise TypeError(f"{name} must be a number, got {value!r}")
+        raise TypeError(f"{name} must be a number, got {value!r}{static(name, value)}")
     within(name, value, interval)
 
 
 def integer(name: str, value: Any, least: int) -> None:
     """Raise unless `value` is a whole number of at least `least`."""
     if not (is_number(value) and float(value).is_integer()):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
+        raise TypeError(f"{name} must be a whole number, got {value!r}{static(name, value)}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value!r}")
 
@@ -73,4 +85,11 @@ def choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
 def flag(name: str, value: Any) -> None:
     """Raise `TypeError` unless `value` is True or False; a traced flag cannot choose a program."""
     if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
+        raise TypeError(f"{name} must be True or False, got {value!r}{static(name, value)}")
+
+
+def static(name: str, value: Any) -> str:
+    """What an error adds where an array came in place of what must be known before a program is compiled."""
+    if not hasattr(value, "dtype") or is_number(value):
+        return ""
+    return f"; an array cannot stand for it: name it in optax.inject_hyperparams(..., static_args={name!r})"

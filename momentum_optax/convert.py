@@ -39,7 +39,7 @@ def convert(
     """Keep the velocities in a running optimizer's state in another storage.
 
         state = mo.convert(state, "int8")
-        tx = mo.sgd(0.1, storage="int8")         # and go on with this one
+        tx = mo.sgd(0.1, 0.9, storage="int8")         # and go on with this one
 
     The state is that of the new optimizer, with two exceptions that `like` settles: a step that only the old storage
     read is still there (and does no harm), and float64 velocities that went through fewer bytes come back as float32.

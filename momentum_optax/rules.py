@@ -7,8 +7,9 @@ the step. "Normal form" gives (scale, decay, nu) such that the rule is `quasi_hy
 
 Every argument that is named in a formula may be a number, a scalar array (traced too) or a schedule of the step,
 unless its own text says otherwise. Numbers are range-checked here, with `ValueError`; what is no scalar at all raises
-`TypeError`. Arrays and schedules are not checked. Velocities have the parameters' shapes, updates the gradients'
-dtypes; accumulation is in float32, or wider where the leaf is (see `scale_by_momentum`).
+`TypeError`. Arrays and schedules are not checked. The decay of a sum, such as the heavy ball's, may be 1: nothing is
+forgotten. That of an average may not: the gradient would have weight 0. Velocities have the parameters' shapes, updates
+the gradients' dtypes; accumulation is in float32, or wider where the leaf is (see `scale_by_momentum`).
 """
 
 import math
@@ -28,7 +29,7 @@ def heavy_ball(decay: Scalar, *, dampening: Scalar = 0.0, first_step: str = "zer
     is the negative momentum of Gidel et al. for games. Normal form for dampening 0: (1/(1-mu), mu, 1).
 
     Args:
-      decay: mu in (-1, 1).
+      decay: mu in (-1, 1].
       dampening: tau in [0, 1).
       first_step: `"zero"` starts from velocity zero; `"gradient"` is PyTorch's rule, in which the first gradient that a
         leaf receives becomes its velocity undampened. Without dampening both are the same.
@@ -40,7 +41,7 @@ def heavy_ball(decay: Scalar, *, dampening: Scalar = 0.0, first_step: str = "zer
       Polyak, "Some methods of speeding up the convergence of iteration methods", 1964. Gidel et al., "Negative
       momentum for improved game dynamics", AISTATS 2019, arXiv:1807.04740.
     """
-    checks.within("decay", decay, "(-1, 1)")
+    checks.within("decay", decay, "(-1, 1]")
     checks.within("dampening", dampening, "[0, 1)")
     checks.choice("first_step", first_step, ("zero", "gradient"))
     intake = lift(lambda tau: 1 - tau, dampening)
@@ -78,7 +79,7 @@ def nesterov(decay: Scalar) -> Filter:
     `torch_nesterov` agrees at a constant decay only. Normal form: (1/(1-mu), mu, mu).
 
     Args:
-      decay: mu in [0, 1); see `schedules.fista`, `schedules.nesterov_convex` and `schedules.sutskever`.
+      decay: mu in [0, 1]; see `schedules.fista`, `schedules.nesterov_convex` and `schedules.sutskever`.
 
     Raises:
       ValueError: If `decay` is a number out of range.
@@ -87,7 +88,7 @@ def nesterov(decay: Scalar) -> Filter:
       Nesterov, 1983. Sutskever et al., "On the importance of initialization and momentum in deep learning",
       ICML 2013 (give the schedule as mu_{t+1} at step t). Beck and Teboulle, "FISTA", SIAM J. Imaging Sci. 2009.
     """
-    _checked("decay", decay)
+    checks.within("decay", decay, "[0, 1]")
     return Filter(A=decay, B=decay, C=decay, D=lift(lambda mu: 1 + mu, decay), lookahead=1.0)
 
 
@@ -100,7 +101,7 @@ def torch_nesterov(decay: Scalar, *, dampening: Scalar = 0.0) -> Filter:
     with those libraries. The evaluation point is that of a constant decay. Normal form: (1/(1-mu), mu, mu).
 
     Args:
-      decay: mu in [0, 1).
+      decay: mu in [0, 1].
       dampening: tau in [0, 1); the first gradient that a leaf receives enters undampened. PyTorch's constructor wants 0
         here, its arithmetic does not.
 
@@ -110,7 +111,7 @@ def torch_nesterov(decay: Scalar, *, dampening: Scalar = 0.0) -> Filter:
     Reference:
       `torch.optim.SGD(nesterov=True)`, `optax.trace(nesterov=True)`.
     """
-    _checked("decay", decay)
+    checks.within("decay", decay, "[0, 1]")
     checks.within("dampening", dampening, "[0, 1)")
     intake = lift(lambda tau: 1 - tau, dampening)
     if not is_zero(dampening):
@@ -160,7 +161,7 @@ def aggregated(decays: tuple[Scalar, ...] = (0.0, 0.9, 0.99)) -> Filter:
     A velocity whose decay is the number 0 is not stored.
 
     Args:
-      decays: K values beta_i in [0, 1).
+      decays: K values beta_i in [0, 1].
 
     Raises:
       ValueError: If `decays` is empty or a number is out of range.
@@ -174,7 +175,7 @@ def aggregated(decays: tuple[Scalar, ...] = (0.0, 0.9, 0.99)) -> Filter:
     if not decays:
         raise ValueError("decays must have at least one entry, got none")
     for i, decay in enumerate(decays):
-        _checked(f"decays[{i}]", decay)
+        checks.within(f"decays[{i}]", decay, "[0, 1]")
     K = len(decays)
     return Filter(A=_diagonal(*decays), B=(1.0,) * K, C=tuple(lift(lambda b: b / K, decay) for decay in decays), D=1.0)
 
@@ -236,7 +237,7 @@ def simplified_ademamix(decay: Scalar = 0.99, alpha: Scalar = 0.0) -> Filter:
     Normal form: (alpha + 1/(1-beta), beta, 1/(1 + alpha (1-beta))).
 
     Args:
-      decay: beta in [0, 1).
+      decay: beta in [0, 1].
       alpha: Weight of the raw gradient, in [0, inf).
 
     Raises:
@@ -246,7 +247,7 @@ def simplified_ademamix(decay: Scalar = 0.99, alpha: Scalar = 0.0) -> Filter:
       Morwani et al., "Connections between schedule-free optimizers, AdEMAMix, and accelerated SGD variants", 2025,
       arXiv:2502.02431.
     """
-    _checked("decay", decay)
+    checks.within("decay", decay, "[0, 1]")
     checks.within("alpha", alpha, "[0, inf)")
     return Filter(A=decay, B=1.0, C=decay, D=lift(lambda a: 1 + a, alpha))
 
@@ -261,7 +262,7 @@ def synthesized_nesterov(decay: Scalar, lookahead: Scalar) -> Filter:
     beta_2 = beta_1 Nesterov. Normal form: (1/(1-b1), b1, 1 - b2 (1-b1)/b1).
 
     Args:
-      decay: beta_1 in (-1, 1).
+      decay: beta_1 in (-1, 1].
       lookahead: beta_2, finite.
 
     Raises:
@@ -270,7 +271,7 @@ def synthesized_nesterov(decay: Scalar, lookahead: Scalar) -> Filter:
     Reference:
       Lessard, Recht and Packard, SIAM J. Optim. 2016, arXiv:1408.3595, section 3.
     """
-    checks.within("decay", decay, "(-1, 1)")
+    checks.within("decay", decay, "(-1, 1]")
     checks.finite("lookahead", lookahead)
     ahead = next_step(lookahead)
     return Filter(
@@ -506,7 +507,7 @@ def complex_heavy_ball(decay: Scalar, angle: Scalar) -> Filter:
     Two real velocities, Re z and Im z; a complex leaf keeps two complex ones. For games, where real momentum fails.
 
     Args:
-      decay: beta in [0, 1).
+      decay: beta in [0, 1].
       angle: phi in radians, finite.
 
     Raises:
@@ -515,7 +516,7 @@ def complex_heavy_ball(decay: Scalar, angle: Scalar) -> Filter:
     Reference:
       Lorraine et al., "Complex momentum for optimization in games", AISTATS 2022, arXiv:2102.08431.
     """
-    _checked("decay", decay)
+    checks.within("decay", decay, "[0, 1]")
     checks.finite("angle", angle)
     # Euler's formula by operators alone, so that numbers stay Python's and tracers stay JAX's.
     real = lift(lambda b, phi: (b * math.e ** (1j * phi)).real, decay, angle)
@@ -786,7 +787,7 @@ def _step(step: Any) -> Any:
 
 
 def _checked(name: str, decay: Scalar) -> Scalar:
-    """The usual range of a decay: 1 would never forget, and below 0 the memory alternates."""
+    """The range of an average's decay: at 1 the gradient would have no weight, and below 0 the memory alternates."""
     checks.within(name, decay, "[0, 1)")
     return decay
 

@@ -9,10 +9,14 @@ them, and any Optax schedule too.
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import checks
 from .coefficients import Scalar, look_up, value_at
+
+if TYPE_CHECKING:
+    import jax
+    import numpy as np
 
 Schedule = Callable[[Any], Any]
 
@@ -117,7 +121,7 @@ def demon(decay: float, total_steps: int) -> Schedule:
     return schedule
 
 
-def restarted(schedule: Schedule, at: int | Sequence[int]) -> Schedule:
+def restarted(schedule: Schedule, at: "int | Sequence[int] | np.ndarray | jax.Array") -> Schedule:
     """A schedule that begins anew at given steps: scheduled restart.
 
     `nesterov(restarted(nesterov_convex(), 40))` is the SRSGD rule: its momentum is 0 at a restart, which also
@@ -125,7 +129,8 @@ def restarted(schedule: Schedule, at: int | Sequence[int]) -> Schedule:
 
     Args:
       schedule: What to repeat.
-      at: A period of at least 1, or the increasing steps, of at least 1, at which it begins anew.
+      at: A period of at least 1, or the increasing steps, of at least 1, at which it begins anew; numbers, or an
+        integer array of no or one axis, which is not checked.
 
     Raises:
       ValueError: If `at` is out of range, empty or not increasing.
@@ -137,8 +142,11 @@ def restarted(schedule: Schedule, at: int | Sequence[int]) -> Schedule:
     """
     if not checks.is_schedule(schedule):
         raise TypeError(f"schedule must be a function of the step, got {schedule!r}")
+    if getattr(at, "ndim", 0) == 1:
+        return lambda step: schedule(step - ((at <= step) * at).max(initial=0))
     if not isinstance(at, Sequence):
-        checks.integer("at", at, 1)
+        if not checks.is_array(at):
+            checks.integer("at", at, 1)
         return lambda step: schedule(step % at)
     for i, begin in enumerate(at):
         checks.integer(f"at[{i}]", begin, 1 if i == 0 else at[i - 1] + 1)
@@ -269,7 +277,7 @@ def momentum_correction(decay: Scalar, learning_rate: Schedule) -> Schedule:
     Reference:
       Goyal et al., "Accurate, large minibatch SGD: training ImageNet in 1 hour", 2017, arXiv:1706.02677, section 3.
     """
-    checks.within("decay", decay, "(-1, 1)")
+    checks.within("decay", decay, "(-1, 1]")
     if not checks.is_schedule(learning_rate):
         raise TypeError(f"learning_rate must be a schedule of the step, got {learning_rate!r}")
 

@@ -58,7 +58,7 @@ def zero1(
 ) -> optax.GradientTransformationExtraArgs:
     """Spread an optimizer's state over a data axis along which parameters and gradients are whole on every device.
 
-        tx = mo.sharding.zero1(mo.sgd(0.1), mesh, "data")
+        tx = mo.sharding.zero1(mo.sgd(0.1, 0.9), mesh, "data")
 
     Each device keeps and updates its share of the state, and the updates are gathered: ZeRO's first stage. The share is
     cut along the first axis of a parameter whose length the devices divide; a parameter without one stays whole. For

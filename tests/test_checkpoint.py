@@ -33,7 +33,7 @@ OPTIMIZERS = {
     "debiased": lambda: mo.scale_by_momentum(mo.aggregated((0.0, 0.9, 0.99)), storage=BYTES, debias=True),
     "guarded": lambda: mo.guarded(mo.sgd(0.1, mo.nesterov(0.9), storage=BYTES), "leaf"),
     "adaptive_restart": lambda: mo.adaptive_restart(mo.nesterov(mo.schedules.fista()), storage=BYTES),
-    "scheduled_restart": lambda: mo.scheduled_restart(mo.sgd(0.1, storage=BYTES), 3),
+    "scheduled_restart": lambda: mo.scheduled_restart(mo.sgd(0.1, 0.9, storage=BYTES), 3),
     "cautious": lambda: mo.cautious(mo.scale_by_momentum(mo.lion_mix(), storage="bfloat16"), "mean"),
     "compress": lambda: mo.compress(optax.adamw(1e-3), {"mu": BYTES, "nu": SQUARES}),
 }
@@ -164,27 +164,31 @@ def test_a_description_survives_json_and_fits_its_own_state_only():
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused_by_the_name_of_its_field():
-    layout = describe(abstract(mo.sgd(0.1, storage=BYTES)))
+    layout = describe(abstract(mo.sgd(0.1, 0.9, storage=BYTES)))
     assert list(layout["fields"])[:3] == ["0", "1", "2"]
     momentum = "2/velocity"
     for tx, params, message in (
-        (mo.sgd(0.1), PARAMS, f"{momentum} must be a Float32Velocity, got a Int8Velocity"),
+        (mo.sgd(0.1, 0.9), PARAMS, f"{momentum} must be a Float32Velocity, got a Int8Velocity"),
         (mo.sgd(0.1, mo.ema(0.9), storage=BYTES), PARAMS, None),
         (optax.sgd(0.1, 0.9), PARAMS, "0 must be a TraceState, got a EmptyState"),
         (mo.sgd(0.1, mo.aggregated((0.5, 0.9)), storage=BYTES), PARAMS, f"{momentum}/codes/1/b must be int8[64], got"),
-        (mo.sgd(lambda t: 0.1, storage=BYTES), PARAMS, "3 must be a ScaleByScheduleState, got a EmptyState"),
+        (mo.sgd(lambda t: 0.1, 0.9, storage=BYTES), PARAMS, "3 must be a ScaleByScheduleState, got a EmptyState"),
         (
-            mo.sgd(0.1, storage=BYTES),
+            mo.sgd(0.1, 0.9, storage=BYTES),
             PARAMS | {"x": PARAMS["b"]},
             f"{momentum}/codes/0/x must be int8[64], got nothing",
         ),
         (
-            mo.sgd(0.1, storage=BYTES),
+            mo.sgd(0.1, 0.9, storage=BYTES),
             {k: PARAMS[k] for k in "bs"},
             f"{momentum}/codes/0/w must not be there, got int8[16",
         ),
-        (mo.sgd(0.1, storage=BYTES), PARAMS | {"w": jnp.ones((16, 32))}, "w must be int8[16, 32], got int8[16, 64]"),
-        (mo.sgd(0.1, storage="int8"), PARAMS, f"{momentum}/codes/0/b must be float32[64], got int8[64]"),
+        (
+            mo.sgd(0.1, 0.9, storage=BYTES),
+            PARAMS | {"w": jnp.ones((16, 32))},
+            "w must be int8[16, 32], got int8[16, 64]",
+        ),
+        (mo.sgd(0.1, 0.9, storage="int8"), PARAMS, f"{momentum}/codes/0/b must be float32[64], got int8[64]"),
     ):
         if message is None:  # rates and coefficients are in no state
             check(layout, abstract(tx, params))
@@ -195,11 +199,11 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_the_name_of_its_field():
     for path in layout["fields"]:
         less = layout | {"fields": {k: x for k, x in layout["fields"].items() if k != path}}
         with pytest.raises(CheckpointError, match=rf"^{path} must be .*, got nothing$"):
-            check(less, abstract(mo.sgd(0.1, storage=BYTES)))
+            check(less, abstract(mo.sgd(0.1, 0.9, storage=BYTES)))
 
 
 def test_what_is_no_description_is_refused():
-    tx = mo.sgd(0.1)
+    tx = mo.sgd(0.1, 0.9)
     layout = describe(abstract(tx))
     for bad in (None, {}, {"fields": {}}, {**layout, "fields": None}, {**layout, "fields": {"0": 3}}, []):
         with pytest.raises(CheckpointError, match="description must be what describe gives"):

@@ -67,6 +67,8 @@ CALLS = {
 }
 # One allowed value only: everything else is refused.
 FIXED = {("caffe_sgd", "regularization_type")}
+# How PyTorch computes: arguments that change no number, there or here.
+IGNORED = {"foreach", "differentiable", "fused", "capturable"}
 
 every = pytest.mark.parametrize("name", CALLS)
 
@@ -112,7 +114,7 @@ def _parameters(f):
 def test_every_argument_changes_the_steps(name):
     base, others = CALLS[name]
     function = getattr(interop, name)
-    arguments = set(_parameters(function)) - {"storage"} - {a for d, a in FIXED if d == name}
+    arguments = set(_parameters(function)) - {"storage"} - {a for d, a in FIXED if d == name} - IGNORED
     assert set(others) == arguments
     before = follow(function(**base))
     for argument, value in others.items():
@@ -122,8 +124,68 @@ def test_every_argument_changes_the_steps(name):
 
 @every
 def test_an_argument_that_the_dialect_does_not_have_is_refused(name):
-    with pytest.raises(TypeError, match="unexpected keyword argument 'foreach'"):
-        getattr(interop, name)(**CALLS[name][0], foreach=True)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'caution'"):
+        getattr(interop, name)(**CALLS[name][0], caution=True)
+
+
+@pytest.mark.parametrize("name", ["torch_sgd", "timm_sgdw", "lion"])
+def test_how_pytorch_computes_is_accepted_and_ignored(name):
+    function, base = getattr(interop, name), CALLS[name][0]
+    before = follow(function(**base))
+    for argument in IGNORED:
+        for value in (None, False, True):
+            np.testing.assert_array_equal(follow(function(**base, **{argument: value})), before)
+        with pytest.raises(TypeError, match=f"{argument} must be True or False, got 'yes'"):
+            function(**base, **{argument: "yes"})
+
+
+class Tensor:
+    """What of PyTorch's tensors is looked at."""
+
+    def __init__(self, value):
+        self.value, self.dtype = np.float32(value), "torch.float32"
+        self.shape = self.value.shape
+
+    def detach(self):
+        return self
+
+    def cpu(self):
+        return self
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.value, dtype)
+
+
+@every
+def test_a_rate_may_be_a_tensor_of_one_element(name, x64):
+    base, others = CALLS[name]
+    rate = next((key for key in ("lr", "learning_rate", "base_lr") if key in others), None)
+    if rate is None:
+        pytest.skip("it has no rate")
+    function = getattr(interop, name)
+    expected = follow(function(**{**base, rate: float(np.float32(0.1))}))
+    for value in (0.1, [0.1]):
+        np.testing.assert_array_equal(follow(function(**{**base, rate: Tensor(value)})), expected)
+    with pytest.raises(ValueError, match=r"a tensor must have one element to be a hyperparameter, got shape \(2,\)"):
+        function(**{**base, rate: Tensor([0.1, 0.2])})
+
+
+@pytest.mark.parametrize("name", ["torch_sgd", "timm_sgdw", "apex_sgd", "flash_sgd"])
+def test_without_momentum_dampening_does_nothing_as_in_pytorch(name):
+    function = getattr(interop, name)
+    plain, damped = function(lr=0.1), function(lr=0.1, momentum=0.0, dampening=0.3)
+    np.testing.assert_array_equal(follow(damped), follow(plain))
+    assert mo.velocity(damped.init(jnp.ones(3))) == ()
+
+
+@every
+def test_a_storage_without_a_momentum_to_keep_is_refused(name):
+    others = CALLS[name][1]
+    if "momentum" not in others or name.startswith(("tf1", "qhoptim", "muon")):
+        pytest.skip("it always keeps a velocity")
+    base = {key: value for key, value in CALLS[name][0].items() if key != "momentum"}
+    with pytest.raises(ValueError, match="storage needs a momentum to keep, got 'int8' and momentum 0"):
+        getattr(interop, name)(**base, momentum=0.0, storage="int8")
 
 
 @every
@@ -174,8 +236,7 @@ def test_a_parameter_without_a_gradient_is_left_alone(name):
         ("torch_sgd", {"weight_decay": -1.0}, ValueError, "weight_decay must be"),
         ("torch_sgd", {"nesterov": True}, ValueError, "nesterov needs a momentum above 0 and dampening 0"),
         ("torch_sgd", {"momentum": 0.9, "nesterov": True, "dampening": 0.1}, ValueError, "nesterov needs a momentum"),
-        ("torch_sgd", {"dampening": 0.1}, ValueError, "dampening must be 0 where the momentum is 0"),
-        ("torch_sgd", {"momentum": lambda t: 0.0 * t, "dampening": 0.1}, ValueError, "or starts at 0, got 0.1"),
+        ("torch_sgd", {"momentum": lambda t: 0.0 * t, "dampening": 0.1}, ValueError, "starts at 0, got 0.1"),
         ("torch_sgd", {"momentum": 0.9, "nesterov": 1}, TypeError, "nesterov must be True or False, got 1"),
         ("torch_sgd", {"maximize": "yes"}, TypeError, "maximize must be True or False, got 'yes'"),
         ("torch_sgd", {"lr": None}, TypeError, "lr must be a number, a scalar array or a schedule"),
@@ -183,8 +244,8 @@ def test_a_parameter_without_a_gradient_is_left_alone(name):
         ("apex_sgd", {"lr": 0.1, "wd_after_momentum": True}, ValueError, "wd_after_momentum must be False without"),
         ("apex_sgd", {"lr": 0.1, "wd_after_momentum": None}, TypeError, "wd_after_momentum must be True or False"),
         ("flash_sgd", {"momentum": 0.9, "nesterov": True, "dampening": 0.1}, ValueError, "nesterov needs"),
-        ("heavyball_sgd", {"beta": 1.0}, ValueError, r"beta must be in \[0, 1\), got 1.0"),
-        ("keras_sgd", {"momentum": 1}, ValueError, r"momentum must be a float in \[0, 1\], got 1"),
+        ("heavyball_sgd", {"beta": 1.1}, ValueError, r"beta must be in \[0, 1\], got 1.1"),
+        ("keras_sgd", {"momentum": 1}, ValueError, r"momentum must be a float in \[0, 1\] or a scalar array, got 1"),
         ("keras_sgd", {"momentum": 1.1}, ValueError, "momentum must be a float"),
         ("keras_sgd", {"momentum": lambda t: 0.9}, ValueError, "momentum must be a float"),
         ("keras_sgd", {"nesterov": True}, ValueError, "nesterov needs a momentum above 0"),
@@ -203,7 +264,7 @@ def test_a_parameter_without_a_gradient_is_left_alone(name):
             ValueError,
             "regularization_type must be one of 'L2'",
         ),
-        ("caffe_sgd", {"base_lr": 0.1, "momentum": 1.0}, ValueError, r"momentum must be in \[0, 1\)"),
+        ("caffe_sgd", {"base_lr": 0.1, "momentum": 1.1}, ValueError, r"momentum must be in \[0, 1\]"),
         ("caffe_sgd", {"base_lr": 0.1, "momentum": lambda t: 0.9}, TypeError, "momentum must be a number"),
         (
             "qhoptim_qhm",
@@ -223,7 +284,8 @@ def test_a_parameter_without_a_gradient_is_left_alone(name):
         ("signum", {"weight_decouple": False}, ValueError, "weight_decouple must be True without"),
         ("signum", {"momentum": 1.0}, ValueError, "momentum must be in"),
         ("muon_average", {"momentum": 0.0}, ValueError, "nesterov needs a momentum above 0"),
-        ("muon_sum", {"momentum": 1.0}, ValueError, r"momentum must be in \[0, 1\)"),
+        ("muon_sum", {"momentum": 1.1}, ValueError, r"momentum must be in \[0, 1\]"),
+        ("muon_average", {"momentum": 1.0}, ValueError, r"momentum must be in \[0, 1\)"),
     ],
 )
 def test_what_the_library_refuses_or_ignores_is_refused(name, arguments, error, match):

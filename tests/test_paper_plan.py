@@ -137,7 +137,7 @@ def test_a_device_holds_what_the_plan_says(optimizer, mesh):
 
 
 def test_a_state_that_zero1_made_is_divided_as_planned(mesh):
-    tx = mo.sharding.zero1(mo.sgd(0.1, storage="int8"), mesh, "data")
+    tx = mo.sharding.zero1(mo.sgd(0.1, 0.9, storage="int8"), mesh, "data")
     params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), SMALL.params())
     state = jax.jit(tx.init)(jax.device_put(params, NamedSharding(mesh, P())))
     here = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
@@ -206,7 +206,7 @@ def test_zero1_scatters_gradients_and_gathers_updates(mesh):
     found = compiled(step, mesh, (P("data"), P("data")), (P("data"), P()), W, X)
     assert sent_by(found) == plan.sent("ZeRO-1", 4 * W.size, 8) == 2 * 7 / 8 * 4 * W.size
 
-    tx = mo.sharding.zero1(mo.sgd(0.1), mesh, "data")
+    tx = mo.sharding.zero1(mo.sgd(0.1, 0.9), mesh, "data")
     whole, split = (NamedSharding(mesh, spec) for spec in (P(), P("data")))
     w, x = (jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s) for a, s in ((W, whole), (X, split)))
 
@@ -215,7 +215,7 @@ def test_zero1_scatters_gradients_and_gathers_updates(mesh):
         return optax.apply_updates(w, updates), state
 
     state = jax.eval_shape(jax.jit(tx.init), w)
-    shardings = mo.sharding.state_shardings(mo.sgd(0.1), w, split)
+    shardings = mo.sharding.state_shardings(mo.sgd(0.1, 0.9), w, split)
     state = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings)
     found = jax.jit(with_package, out_shardings=(whole, shardings)).lower(w, state, x).compile()
     assert sent_by(found) == 3 * 7 / 8 * 4 * W.size

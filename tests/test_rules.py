@@ -375,22 +375,23 @@ def test_recht_pids_way_back_from_the_normal_form_is_right():
     np.testing.assert_allclose(form, (a, b, n), rtol=1e-12)
 
 
-_DECAY = {"decay": "[0, 1)"}
+# Of an average, and of a sum, which may forget nothing.
+_DECAY, _SUM = {"decay": "[0, 1)"}, {"decay": "[0, 1]"}
 _CURVATURES = {"L": "(0, inf)", "mu": "(0, L)"}
 FINITE = "(-inf, inf)"
 # The allowed interval of every number; "at least n" for whole ones.
 ALLOWED = {
-    "heavy_ball": {"decay": "(-1, 1)", "dampening": "[0, 1)"},
+    "heavy_ball": {"decay": "(-1, 1]", "dampening": "[0, 1)"},
     "ema": _DECAY,
-    "nesterov": _DECAY,
-    "torch_nesterov": _DECAY | {"dampening": "[0, 1)"},
+    "nesterov": _SUM,
+    "torch_nesterov": _SUM | {"dampening": "[0, 1)"},
     # As wide as the normal form of a heavy ball or of a synthesised Nesterov needs.
     "quasi_hyperbolic": {"decay": "(-1, 1)", "nu": FINITE},
-    "aggregated": {"b0": "[0, 1)", "b1": "[0, 1)", "b2": "[0, 1)"},
+    "aggregated": {"b0": "[0, 1]", "b1": "[0, 1]", "b2": "[0, 1]"},
     "aggregated_exponential": {"base": "(0, 1)", "count": "at least 1"},
     "double_ema": {"fast": "[0, 1)", "slow": "[0, 1)", "alpha": "[0, inf)"},
-    "simplified_ademamix": _DECAY | {"alpha": "[0, inf)"},
-    "synthesized_nesterov": {"decay": "(-1, 1)", "lookahead": FINITE},
+    "simplified_ademamix": _SUM | {"alpha": "[0, inf)"},
+    "synthesized_nesterov": {"decay": "(-1, 1]", "lookahead": FINITE},
     "triple_momentum": _CURVATURES,
     "robust_momentum": _CURVATURES | {"rho": "[1 - sqrt(mu/L), 1 - mu/L]"},
     "accelerated": {"kappa": "[1, inf)", "xi": "[1, inf)", "epsilon": "(0, 1]"},
@@ -398,7 +399,7 @@ ALLOWED = {
     "pid": _DECAY | {"proportional": FINITE, "integral": FINITE, "derivative": FINITE},
     "recht_pid": {"proportional": "(-inf, 0)", "integral": "(0, inf)", "derivative": "(0, inf)"},
     "optimistic": {"alpha": FINITE, "beta": FINITE},
-    "complex_heavy_ball": _DECAY | {"angle": FINITE},
+    "complex_heavy_ball": _SUM | {"angle": FINITE},
     "lion_mix": {"b1": "[0, 1)", "b2": "[0, 1)"},
     "muon_mix": _DECAY,
     "grokfast": _DECAY | {"amplification": "[0, inf)"},

@@ -23,7 +23,7 @@ OPTIMIZERS = {
     "float32": lambda: mo.sgd(0.1, mo.aggregated(), weight_decay=0.01),
     "bfloat16": lambda: mo.sgd(0.1, mo.nesterov(0.9), storage="bfloat16"),
     "int8": lambda: mo.sgd(0.1, mo.nesterov(0.9), weight_decay=0.01, storage=BYTES),
-    "int4": lambda: mo.sgd(0.1, storage=mo.storage.int4(min_size=512)),
+    "int4": lambda: mo.sgd(0.1, 0.9, storage=mo.storage.int4(min_size=512)),
     "debiased": lambda: optax.chain(mo.scale_by_momentum(mo.ema(0.9), debias=True), optax.scale(-0.1)),
     "adamw": lambda: mo.compress(
         optax.adamw(1e-3), {"mu": BYTES, "nu": mo.storage.uint8(min_size=512)}, second_moments={"nu"}
@@ -292,7 +292,7 @@ def test_a_state_in_the_hosts_memory_and_back():
 def test_errors_say_what_is_allowed():
     mesh, shardings = placed("data")
     other, _ = placed("data and model")
-    tx = mo.sgd(0.1)
+    tx = mo.sgd(0.1, 0.9)
     with pytest.raises(TypeError, match=r"NamedShardings, got P.*\['w'\]"):
         state_shardings(tx, PARAMS, {**shardings, "w": P()})
     with pytest.raises(ValueError, match="on one mesh, got 2"):

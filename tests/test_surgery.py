@@ -154,12 +154,12 @@ def test_only_what_is_selected_changes(storage):
 WRAPPED = {
     "guarded": lambda: mo.guarded(mo.sgd(0.1, mo.nesterov(0.9)), "leaf"),
     "restart": lambda: optax.chain(mo.adaptive_restart(mo.nesterov(mo.schedules.fista())), optax.scale(-0.1)),
-    "scheduled": lambda: mo.scheduled_restart(mo.sgd(0.1), 100),
+    "scheduled": lambda: mo.scheduled_restart(mo.sgd(0.1, 0.9), 100),
     "cautious": lambda: mo.cautious(mo.scale_by_momentum(mo.ema(0.9)), "mean"),
-    "masked": lambda: optax.masked(mo.sgd(0.1), {"head": True, "body": False}),
-    "injected": lambda: optax.inject_hyperparams(mo.sgd)(learning_rate=0.1),
-    "accumulated": lambda: optax.MultiSteps(mo.sgd(0.1), 1),
-    "partitioned": lambda: optax.partition({"a": mo.sgd(0.1), "b": mo.sgd(0.2)}, {"head": "a", "body": "b"}),
+    "masked": lambda: optax.masked(mo.sgd(0.1, 0.9), {"head": True, "body": False}),
+    "injected": lambda: optax.inject_hyperparams(mo.sgd)(learning_rate=0.1, momentum=0.9),
+    "accumulated": lambda: optax.MultiSteps(mo.sgd(0.1, 0.9), 1),
+    "partitioned": lambda: optax.partition({"a": mo.sgd(0.1, 0.9), "b": mo.sgd(0.2, 0.9)}, {"head": "a", "body": "b"}),
 }
 
 
@@ -211,14 +211,14 @@ def test_fields_of_compress_begin_anew_as_their_optimizer_does():
 
 
 def test_errors_say_what_is_allowed():
-    _, state = steps(mo.sgd(0.1))
-    for call in (lambda s, f: mo.rescale(s, 2.0, f), lambda s, f: mo.reset(s, mo.sgd(0.1).init(PARAMS), f)):
+    _, state = steps(mo.sgd(0.1, 0.9))
+    for call in (lambda s, f: mo.rescale(s, 2.0, f), lambda s, f: mo.reset(s, mo.sgd(0.1, 0.9).init(PARAMS), f)):
         with pytest.raises(ValueError, match=r"true of a parameter, and is false of all: 'body', 'head/w'"):
             call(state, lambda path: False)
         with pytest.raises(TypeError, match=r"select must return True or False, got 1 for"):
             call(state, lambda path: 1)
     with pytest.raises(ValueError, match=r"fresh must be .* 2/velocity must be a Float32Velocity, got a Int8Velocity"):
-        mo.reset(state, mo.sgd(0.1, storage="int8").init(PARAMS))
+        mo.reset(state, mo.sgd(0.1, 0.9, storage="int8").init(PARAMS))
     with pytest.raises(ValueError, match=r"opt_state must hold a state of scale_by_momentum or compress, got none"):
         mo.reset(*[optax.adam(0.1).init(PARAMS)] * 2)
     with pytest.raises(ValueError, match=r"opt_state must hold velocities"):

@@ -94,7 +94,7 @@ def test_guarded_by_leaf_holds_every_part_of_a_compressed_leaf_and_of_that_leaf_
 def test_a_guarded_optimizer_leaves_parameters_and_schedules_alone():
     params = jax.tree.map(lambda x: x + 1.0, LIKE)
     rate = optax.linear_schedule(1.0, 0.0, 4)
-    tx = mo.guarded(mo.sgd(rate, weight_decay=0.1))
+    tx = mo.guarded(mo.sgd(rate, 0.9, weight_decay=0.1))
     out, state = steps(tx, [SIGNAL[0], spoiled(SIGNAL[1], "a"), SIGNAL[2]], params)
     assert_bit_equal(out[1], LIKE)
     v = np.float64(SIGNAL[0]["b"]) + 0.1

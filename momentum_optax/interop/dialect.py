@@ -4,16 +4,18 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import optax
 
 from .. import checks
 from ..coefficients import Scalar, is_zero, lift
 from ..filters import Filter
-from ..optimizers import in_gradient_dtype
+from ..optimizers import add_decayed_weights, in_gradient_dtype
 from ..storage import Storage, resolve
+from ..storage.full import Float32
 from ..transform import scale_by_momentum
+from .slots import as_array
 
 P = ParamSpec("P")
 
@@ -51,7 +53,8 @@ class Dialect:
 
     def __post_init__(self) -> None:
         checks.flag("maximize", self.maximize)
-        resolve(self.storage)
+        if self.rule is None and not isinstance(resolve(self.storage), Float32):
+            raise ValueError(f"storage needs a momentum to keep, got {self.storage!r} and momentum 0")
 
     def displacement(self) -> Filter:
         """The filter from the gradients (sign and coupled decay in them) to the steps of the parameters."""
@@ -71,10 +74,10 @@ class Dialect:
         return in_gradient_dtype(
             optax.chain(
                 optax.scale(-1.0) if self.maximize else optax.identity(),
-                _decay(self.l2),
+                add_decayed_weights(self.l2),
                 optax.identity() if rule is None else scale_by_momentum(rule, storage=self.storage),
                 optax.scale_by_sign() if self.sign else optax.identity(),
-                optax.identity() if is_zero(self.decoupled) else _decay(decay),
+                optax.identity() if is_zero(self.decoupled) else add_decayed_weights(decay),
                 optax.identity() if inside else optax.scale_by_learning_rate(self.learning_rate),
             )
         )
@@ -85,20 +88,50 @@ DIALECTS: dict[str, Callable[..., Dialect]] = {}
 
 
 def dialect(function: Callable[P, Dialect]) -> Callable[P, optax.GradientTransformationExtraArgs]:
-    """Make a function that describes an optimizer give its transformation, and list it in `DIALECTS`."""
-    DIALECTS[function.__name__] = function
+    """Make a function that describes an optimizer give its transformation, and list it in `DIALECTS`.
+
+    An argument may be a tensor of PyTorch's with one element, as its learning rate is where programs are captured: it
+    counts as the number that it holds now.
+    """
+
+    @functools.wraps(function)
+    def describe(*args: P.args, **kwargs: P.kwargs) -> Dialect:
+        return function(*map(_plain, args), **{name: _plain(x) for name, x in kwargs.items()})
+
+    DIALECTS[function.__name__] = describe
 
     @functools.wraps(function)
     def public(*args: P.args, **kwargs: P.kwargs) -> optax.GradientTransformationExtraArgs:
-        return function(*args, **kwargs).transformation()
+        return describe(*args, **kwargs).transformation()
 
     shown = inspect.signature(function).replace(return_annotation=optax.GradientTransformationExtraArgs)
     public.__signature__ = shown  # type: ignore[attr-defined] # what inspect and help read
     return public
 
 
-def _decay(weight_decay: Scalar) -> optax.GradientTransformation:
-    return optax.identity() if is_zero(weight_decay) else optax.add_decayed_weights(weight_decay)
+def checked_decay(weight_decay: "Scalar | None") -> Scalar:
+    """A weight decay that is a coefficient in range; 0 for None, which `optax.inject_hyperparams` leaves alone."""
+    if weight_decay is None:
+        return 0.0
+    checks.within("weight_decay", weight_decay, "[0, inf)")
+    return weight_decay
+
+
+def check_without_effect(**flags: Any) -> None:
+    """Raise unless each argument that changes how PyTorch computes, but no number, is None, True or False."""
+    for name, value in flags.items():
+        if value is not None:
+            checks.flag(name, value)
+
+
+def _plain(argument: Any) -> Any:
+    """`argument`; a tensor of PyTorch's as its one number."""
+    if not hasattr(argument, "detach"):
+        return argument
+    array = as_array("tensor", argument)
+    if array.size != 1:
+        raise ValueError(f"a tensor must have one element to be a hyperparameter, got shape {array.shape}")
+    return float(array.item())
 
 
 def _rate_inside(rule: Filter, rate: Scalar) -> Filter:

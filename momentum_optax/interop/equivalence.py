@@ -215,7 +215,8 @@ def _tidy(target: str, found: Mapping[str, Any]) -> dict[str, Any]:
         return float(f"{x:.15g}") if isinstance(x, float) else x
 
     out = {name: clean(value) for name, value in found.items()}
-    return {name: value for name, value in out.items() if value != _default(target, name)}
+    # A default of None is a weight decay of 0.
+    return {name: value for name, value in out.items() if value != (_default(target, name) or 0)}
 
 
 def _agree_under_rates(source: Recipe, target: Recipe) -> bool:

@@ -1,5 +1,7 @@
 """Dialects of TensorFlow, Keras and Caffe: their own argument names, defaults and errors."""
 
+from typing import TYPE_CHECKING
+
 from .. import checks
 from ..coefficients import Scalar, is_zero, lift
 from ..filters import Filter
@@ -7,13 +9,16 @@ from ..storage import Storage
 from .dialect import Dialect, dialect
 from .torch_like import sgd_rule
 
+if TYPE_CHECKING:
+    import jax
+
 
 @dialect
 def keras_sgd(
     learning_rate: Scalar = 0.01,
-    momentum: float = 0.0,
+    momentum: "float | jax.Array" = 0.0,
     nesterov: bool = False,
-    weight_decay: float | None = None,
+    weight_decay: "float | jax.Array | None" = None,
     *,
     storage: str | Storage = "float32",
 ) -> Dialect:
@@ -27,9 +32,9 @@ def keras_sgd(
 
     Args:
       learning_rate: eta, a number in [0, inf), a scalar array or a schedule.
-      momentum: mu, a float in [0, 1]; Keras takes no integer and no schedule.
+      momentum: mu, a float in [0, 1] or a scalar array; Keras takes no integer and no schedule.
       nesterov: The second form.
-      weight_decay: lambda in [0, inf), decoupled; None for none. `update` then needs `params`.
+      weight_decay: lambda in [0, inf), decoupled, no schedule; `update` then needs `params`. None for none.
       storage: How the velocity is kept, see `scale_by_momentum`.
 
     Raises:
@@ -41,13 +46,13 @@ def keras_sgd(
       Keras 3.15, `keras/src/optimizers/sgd.py` and `base_optimizer.py`.
     """
     checks.within("learning_rate", learning_rate, "[0, inf)")
-    if not isinstance(momentum, float) or not 0 <= momentum <= 1:
-        raise ValueError(f"momentum must be a float in [0, 1], got {momentum!r}")
+    if not checks.is_array(momentum) and (not isinstance(momentum, float) or not 0 <= momentum <= 1):
+        raise ValueError(f"momentum must be a float in [0, 1] or a scalar array, got {momentum!r}")
     checks.flag("nesterov", nesterov)
-    if weight_decay is not None:
-        checks.number("weight_decay", weight_decay, "[0, inf)")
+    decay = 0.0 if weight_decay is None else weight_decay
+    checks.constant("weight_decay", decay, "[0, inf)")
     rule = _rule(momentum, nesterov)
-    return Dialect(rule, learning_rate, rate_inside=True, decoupled=weight_decay or 0.0, storage=storage)
+    return Dialect(rule, learning_rate, rate_inside=True, decoupled=decay, storage=storage)
 
 
 @dialect
@@ -88,8 +93,8 @@ def tf1_momentum(
 @dialect
 def caffe_sgd(
     base_lr: Scalar,
-    momentum: float = 0.0,
-    weight_decay: float = 0.0,
+    momentum: "float | jax.Array" = 0.0,
+    weight_decay: "float | jax.Array | None" = None,
     regularization_type: str = "L2",
     *,
     storage: str | Storage = "float32",
@@ -100,8 +105,8 @@ def caffe_sgd(
 
     Args:
       base_lr: eta, a number in [0, inf), a scalar array or a schedule, which stands for Caffe's `lr_policy`.
-      momentum: mu, a number in [0, 1).
-      weight_decay: lambda, a number in [0, inf), coupled; `update` then needs `params`.
+      momentum: mu, a number in [0, 1] or a scalar array.
+      weight_decay: lambda in [0, inf), coupled, no schedule; `update` then needs `params`. None for none.
       regularization_type: "L2"; Caffe's "L1" is refused.
       storage: How the velocity is kept.
 
@@ -113,13 +118,14 @@ def caffe_sgd(
       Caffe, `src/caffe/solvers/sgd_solver.cpp` and `src/caffe/proto/caffe.proto`.
     """
     checks.within("base_lr", base_lr, "[0, inf)")
-    checks.number("momentum", momentum, "[0, 1)")
-    checks.number("weight_decay", weight_decay, "[0, inf)")
+    checks.constant("momentum", momentum, "[0, 1]")
+    decay = 0.0 if weight_decay is None else weight_decay
+    checks.constant("weight_decay", decay, "[0, inf)")
     checks.choice("regularization_type", regularization_type, ("L2",))
-    return Dialect(_rule(momentum, False), base_lr, rate_inside=True, l2=weight_decay, storage=storage)
+    return Dialect(_rule(momentum, False), base_lr, rate_inside=True, l2=decay, storage=storage)
 
 
-def _rule(momentum: float, nesterov: bool) -> Filter | None:
+def _rule(momentum: Scalar, nesterov: bool) -> Filter | None:
     """The rule of a constant momentum."""
     if nesterov and is_zero(momentum):
         raise ValueError(f"nesterov needs a momentum above 0, got {momentum!r}")

@@ -4,7 +4,7 @@ from .. import checks, rules
 from ..coefficients import Scalar, is_zero, lift
 from ..filters import Filter
 from ..storage import Storage
-from .dialect import Dialect, dialect
+from .dialect import Dialect, check_without_effect, checked_decay, dialect
 
 
 @dialect
@@ -12,7 +12,7 @@ def qhoptim_qhm(
     lr: Scalar,
     momentum: Scalar,
     nu: Scalar,
-    weight_decay: Scalar = 0.0,
+    weight_decay: "Scalar | None" = None,
     weight_decay_type: str = "grad",
     *,
     storage: str | Storage = "float32",
@@ -23,7 +23,7 @@ def qhoptim_qhm(
       lr: eta, a number in [0, inf), a scalar array or a schedule, as all numbers here.
       momentum: beta in [0, 1).
       nu: Finite.
-      weight_decay: lambda in [0, inf); `update` then needs `params`.
+      weight_decay: lambda in [0, inf); `update` then needs `params`. None for none.
       weight_decay_type: "grad", coupled, or "direct", decoupled: $\theta \leftarrow (1 - \eta\lambda)\theta$ first.
       storage: How the velocity is kept, see `scale_by_momentum`.
 
@@ -36,9 +36,9 @@ def qhoptim_qhm(
     """
     checks.within("lr", lr, "[0, inf)")
     checks.within("momentum", momentum, "[0, 1)")
-    checks.within("weight_decay", weight_decay, "[0, inf)")
+    decay = checked_decay(weight_decay)
     checks.choice("weight_decay_type", weight_decay_type, ("grad", "direct"))
-    l2, decoupled = (weight_decay, 0.0) if weight_decay_type == "grad" else (0.0, weight_decay)
+    l2, decoupled = (decay, 0.0) if weight_decay_type == "grad" else (0.0, decay)
     return Dialect(rules.quasi_hyperbolic(momentum, nu), lr, l2=l2, decoupled=decoupled, storage=storage)
 
 
@@ -46,7 +46,7 @@ def qhoptim_qhm(
 def aggmo(
     lr: Scalar,
     betas: tuple[float, ...] = (0.0, 0.9, 0.99),
-    weight_decay: Scalar = 0.0,
+    weight_decay: "Scalar | None" = None,
     *,
     storage: str | Storage = "float32",
 ) -> Dialect:
@@ -54,9 +54,9 @@ def aggmo(
 
     Args:
       lr: eta.
-      betas: Distinct numbers in [0, 1). The reference keeps its buffers by the value of beta, so that equal ones share
+      betas: Distinct numbers in [0, 1]. The reference keeps its buffers by the value of beta, so that equal ones share
         a buffer and a scheduled one loses it.
-      weight_decay: lambda in [0, inf), coupled; `update` then needs `params`.
+      weight_decay: lambda in [0, inf), coupled; `update` then needs `params`. None for none.
       storage: How the velocities are kept.
 
     Raises:
@@ -67,13 +67,12 @@ def aggmo(
       Lucas et al., ICLR 2019, arXiv:1804.00325, and its `aggmo.py`.
     """
     checks.within("lr", lr, "[0, inf)")
-    checks.within("weight_decay", weight_decay, "[0, inf)")
     rule = rules.aggregated(betas)
     for i, beta in enumerate(betas):
-        checks.number(f"betas[{i}]", beta, "[0, 1)")
+        checks.number(f"betas[{i}]", beta, "[0, 1]")
     if len(set(betas)) < len(betas):
         raise ValueError(f"betas must be distinct, got {betas!r}")
-    return Dialect(rule, lr, l2=weight_decay, storage=storage)
+    return Dialect(rule, lr, l2=checked_decay(weight_decay), storage=storage)
 
 
 @dialect
@@ -82,7 +81,7 @@ def accsgd(
     kappa: Scalar = 1000.0,
     xi: Scalar = 10.0,
     smallConst: Scalar = 0.7,
-    weight_decay: Scalar = 0.0,
+    weight_decay: "Scalar | None" = None,
     *,
     storage: str | Storage = "float32",
 ) -> Dialect:
@@ -95,7 +94,7 @@ def accsgd(
       kappa: Long step over short step, in [1, inf).
       xi: Statistical advantage, in [1, inf).
       smallConst: In (0, 1].
-      weight_decay: lambda in [0, inf), coupled; `update` then needs `params`.
+      weight_decay: lambda in [0, inf), coupled; `update` then needs `params`. None for none.
       storage: How the velocity is kept.
 
     Raises:
@@ -108,9 +107,8 @@ def accsgd(
     """
     checks.within("lr", lr, "[0, inf)")
     checks.within("smallConst", smallConst, "(0, 1]")
-    checks.within("weight_decay", weight_decay, "[0, inf)")
     rule = rules.accelerated(kappa, xi, smallConst)
-    return Dialect(rule, lr, rate_inside=True, l2=weight_decay, storage=storage)
+    return Dialect(rule, lr, rate_inside=True, l2=checked_decay(weight_decay), storage=storage)
 
 
 @dialect
@@ -147,9 +145,13 @@ def mass(
 def lion(
     lr: Scalar = 1e-4,
     betas: tuple[Scalar, Scalar] = (0.9, 0.99),
-    weight_decay: Scalar = 0.0,
+    weight_decay: "Scalar | None" = None,
     *,
     maximize: bool = False,
+    foreach: bool | None = None,
+    differentiable: bool = False,
+    fused: bool | None = None,
+    capturable: bool = False,
     storage: str | Storage = "float32",
 ) -> Dialect:
     r"""Lion.
@@ -160,8 +162,12 @@ def lion(
     Args:
       lr: eta.
       betas: beta_1 and beta_2, each in [0, 1).
-      weight_decay: lambda in [0, inf), decoupled; `update` then needs `params`.
+      weight_decay: lambda in [0, inf), decoupled; `update` then needs `params`. None for none.
       maximize: Ascend.
+      foreach: Ignored, see `torch_sgd`.
+      differentiable: Ignored.
+      fused: Ignored.
+      capturable: Ignored.
       storage: How the velocity is kept.
 
     Raises:
@@ -172,21 +178,23 @@ def lion(
       Chen et al., NeurIPS 2023, arXiv:2302.06675; timm 1.0.31, `timm/optim/lion.py`.
     """
     checks.within("lr", lr, "[0, inf)")
-    checks.within("weight_decay", weight_decay, "[0, inf)")
+    check_without_effect(foreach=foreach, differentiable=differentiable, fused=fused, capturable=capturable)
     if not isinstance(betas, tuple | list):
         raise TypeError(f"betas must be a pair of decays, got {betas!r}")
     if len(betas) != 2:
         raise ValueError(f"betas must have 2 entries, got {betas!r}")
     for i, beta in enumerate(betas):
         checks.within(f"betas[{i}]", beta, "[0, 1)")
-    return Dialect(rules.lion_mix(*betas), lr, decoupled=weight_decay, maximize=maximize, sign=True, storage=storage)
+    return Dialect(
+        rules.lion_mix(*betas), lr, decoupled=checked_decay(weight_decay), maximize=maximize, sign=True, storage=storage
+    )
 
 
 @dialect
 def signum(
     lr: Scalar = 1e-3,
     momentum: Scalar = 0.9,
-    weight_decay: Scalar = 0.0,
+    weight_decay: "Scalar | None" = None,
     weight_decouple: bool = True,
     *,
     maximize: bool = False,
@@ -201,7 +209,7 @@ def signum(
     Args:
       lr: eta.
       momentum: mu in [0, 1); the number 0 is sign descent, without state.
-      weight_decay: lambda in [0, inf); `update` then needs `params`.
+      weight_decay: lambda in [0, inf); `update` then needs `params`. None for none.
       weight_decouple: False adds $\lambda\theta$ to the gradient instead. Without weight decay it must stay True.
       maximize: Ascend.
       storage: How the velocity is kept.
@@ -215,11 +223,11 @@ def signum(
     """
     checks.within("lr", lr, "[0, inf)")
     checks.within("momentum", momentum, "[0, 1)")
-    checks.within("weight_decay", weight_decay, "[0, inf)")
+    decay = checked_decay(weight_decay)
     checks.flag("weight_decouple", weight_decouple)
-    if not weight_decouple and is_zero(weight_decay):
+    if not weight_decouple and is_zero(decay):
         raise ValueError("weight_decouple must be True without a weight_decay, got False")
-    l2, decoupled = (0.0, weight_decay) if weight_decouple else (weight_decay, 0.0)
+    l2, decoupled = (0.0, decay) if weight_decouple else (decay, 0.0)
     rule = None if is_zero(momentum) else _gated_average(momentum)
     return Dialect(rule, lr, l2=l2, decoupled=decoupled, maximize=maximize, sign=True, storage=storage)
 
@@ -245,7 +253,7 @@ def muon_average(momentum: Scalar = 0.95, nesterov: bool = True, *, storage: str
     Reference:
       Jordan et al., 2024; PyTorch 2.13, `torch/optim/_muon.py`.
     """
-    _check_muon(momentum, nesterov)
+    _check_muon(momentum, nesterov, "[0, 1)")
     return Dialect(rules.quasi_hyperbolic(momentum, momentum if nesterov else 1.0), None, storage=storage)
 
 
@@ -257,7 +265,7 @@ def muon_sum(momentum: Scalar = 0.95, nesterov: bool = False, *, storage: str | 
     alone, neither scaled nor turned downhill.
 
     Args:
-      momentum: mu in [0, 1).
+      momentum: mu in [0, 1].
       nesterov: The second form.
       storage: How the velocity is kept.
 
@@ -268,14 +276,14 @@ def muon_sum(momentum: Scalar = 0.95, nesterov: bool = False, *, storage: str | 
     Reference:
       Ahn et al., "Dion: distributed orthonormalized updates", 2025, arXiv:2504.05295, and its `muon.py`.
     """
-    _check_muon(momentum, nesterov)
+    _check_muon(momentum, nesterov, "[0, 1]")
     after = lift(lambda m: m * m, momentum) if nesterov else momentum
     direct = lift(lambda m: 1 + m, momentum) if nesterov else 1.0
     return Dialect(Filter(A=momentum, B=1.0, C=after, D=direct), None, storage=storage)
 
 
-def _check_muon(momentum: Scalar, nesterov: bool) -> None:
-    checks.within("momentum", momentum, "[0, 1)")
+def _check_muon(momentum: Scalar, nesterov: bool, interval: str) -> None:
+    checks.within("momentum", momentum, interval)
     checks.flag("nesterov", nesterov)
     if nesterov and is_zero(momentum):
         raise ValueError(f"nesterov needs a momentum above 0, got {momentum!r}")

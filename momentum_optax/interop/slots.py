@@ -33,16 +33,15 @@ class Slot(NamedTuple):
 
 def only_state(opt_state: Any) -> MomentumState:
     """The one state of `scale_by_momentum` in `opt_state`."""
-    found = [x for x in jax.tree.leaves(opt_state, is_leaf=_is_momentum) if _is_momentum(x)]
+    found = _states(opt_state)
     if len(found) != 1:
         raise ValueError(f"opt_state must hold one state of scale_by_momentum, got {len(found)}")
-    state: MomentumState = found[0]
-    return state
+    return found[0]
 
 
 def has_velocity(opt_state: Any) -> bool:
     """Whether `opt_state` holds a state of `scale_by_momentum`; an optimizer without momentum has none."""
-    return any(map(_is_momentum, jax.tree.leaves(opt_state, is_leaf=_is_momentum)))
+    return bool(_states(opt_state))
 
 
 def order_of(state: MomentumState) -> int:
@@ -67,36 +66,55 @@ def read(state: MomentumState) -> dict[str, Slot]:
 
 
 def read_one(opt_state: Any) -> dict[str, Slot]:
-    """The velocity of each parameter of the one state of `scale_by_momentum`, which has one each."""
-    state = only_state(opt_state)
-    if order_of(state) != 1:
-        raise ValueError(f"opt_state must hold one velocity per parameter, got {order_of(state)}")
-    return read(state)
+    """The velocity of each parameter, which has one.
+
+    There may be several states of `scale_by_momentum`, as of the groups of `optax.partition`: all but one of them mask
+    the parameter. One that has none, whose group is without momentum, is masked in all.
+    """
+    states = _states(opt_state)
+    if not states:
+        raise ValueError("opt_state must hold a state of scale_by_momentum, got none")
+    found: dict[str, Slot] = {}
+    for state in states:
+        if order_of(state) != 1:
+            raise ValueError(f"opt_state must hold one velocity per parameter, got {order_of(state)}")
+        for path, slot in read(state).items():
+            if slot.velocities is not None and found.get(path, slot) is not slot and found[path].velocities is not None:
+                raise ValueError(f"opt_state must hold one velocity per parameter, got two for {path!r}")
+            found[path] = slot if slot.velocities is not None else found.get(path, slot)
+    return found
 
 
 def write(opt_state: Any, slots: Mapping[str, Slot], steps: int | None, gains: tuple[float, ...] | None = None) -> Any:
     """`opt_state` with other velocities, ages and counters.
 
     Args:
-      opt_state: Holds one state of `scale_by_momentum`, in float32.
+      opt_state: Holds states of `scale_by_momentum`, in float32, as `read_one` wants them.
       slots: One for each path. Without velocities, the parameter starts anew.
       steps: The number of updates made; needed where something counts them.
       gains: What a debiasing state has seen of a constant 1, one per velocity.
     """
-    state = only_state(opt_state)
+    states = _states(opt_state)
+    kept = {path for state in states for path, slot in read(state).items() if slot.velocities is not None}
+    for path, slot in slots.items():
+        if slot.velocities is not None and path not in kept:
+            raise ValueError(f"{path} is masked in opt_state, and its entry has a velocity")
+    new = [_written(state, slots, gains) for state in states]
+    rest = iter(new)
+    return counted(jax.tree.map(lambda x: next(rest) if _is_momentum(x) else x, opt_state, is_leaf=_is_momentum), steps)
+
+
+def _written(state: MomentumState, slots: Mapping[str, Slot], gains: tuple[float, ...] | None) -> MomentumState:
+    """One state with the velocities of the parameters that it does not mask."""
     if not isinstance(state.velocity, Float32Velocity):
         kept = type(state.velocity).__name__
         raise ValueError(f"opt_state must keep its velocities in float32, got {kept}: convert(...) it afterwards")
     if state.gain is not None and gains is None:
         raise ValueError("opt_state must not debias here: what it divides by is not in the other state")
-    old = read(state)
-    order = len(state.velocity.values)
     values = [
-        _mapped(state.velocity.values[k], lambda path, x, k=k: _fitted(path, slots[path], k, x)) for k in range(order)
+        _mapped(tree, lambda path, x, k=k: _fitted(path, slots[path], k, x))
+        for k, tree in enumerate(state.velocity.values)
     ]
-    for path, slot in old.items():
-        if slot.velocities is None and slots[path].velocities is not None:
-            raise ValueError(f"{path} is masked in opt_state, and its entry has a velocity")
     age = state.age
     if age is not None:
         age = _mapped(age, lambda path, x: jnp.full_like(x, slots[path].age or 0))
@@ -106,8 +124,7 @@ def write(opt_state: Any, slots: Mapping[str, Slot], steps: int | None, gains: t
             _mapped(tree, lambda path, x, g=g: jnp.full_like(x, g if slots[path].velocities is not None else 0))
             for tree, g in zip(gain, gains, strict=True)
         )
-    new = state._replace(velocity=Float32Velocity(tuple(values)), age=age, gain=gain)
-    return counted(jax.tree.map(lambda x: new if x is state else x, opt_state, is_leaf=_is_momentum), steps)
+    return state._replace(velocity=Float32Velocity(tuple(values)), age=age, gain=gain)
 
 
 def counted(opt_state: Any, steps: int | None) -> Any:
@@ -224,6 +241,10 @@ def _fitted(path: str, slot: Slot, k: int, like: Any) -> jax.Array:
         raise TypeError(f"the velocity for {path!r} must be real as its parameter, got {value.dtype}")
     placed: jax.Array = jax.device_put(jnp.array(value, like.dtype), like.sharding)
     return placed
+
+
+def _states(opt_state: Any) -> list[MomentumState]:
+    return [x for x in jax.tree.leaves(opt_state, is_leaf=_is_momentum) if _is_momentum(x)]
 
 
 def _is_momentum(x: Any) -> bool:

@@ -91,7 +91,7 @@ def _heavyball(n: Numbers) -> dict[str, Any]:
 def _keras(n: Numbers) -> dict[str, Any]:
     _linear("keras_sgd", n, decoupled=True)
     nesterov = _is_nesterov("keras_sgd", n)
-    decay = _per(n.shrink, n.plain) or None
+    decay = _per(n.shrink, n.plain)
     return {"learning_rate": n.plain, "momentum": n.decay, "nesterov": nesterov, "weight_decay": decay}
 
 

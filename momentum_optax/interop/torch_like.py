@@ -6,7 +6,7 @@ from .. import checks
 from ..coefficients import Coefficient, Scalar, at_first, is_zero, lift
 from ..filters import Filter
 from ..storage import Storage
-from .dialect import Dialect, dialect
+from .dialect import Dialect, check_without_effect, checked_decay, dialect
 
 
 @dialect
@@ -14,10 +14,14 @@ def torch_sgd(
     lr: Scalar = 1e-3,
     momentum: Scalar = 0.0,
     dampening: Scalar = 0.0,
-    weight_decay: Scalar = 0.0,
+    weight_decay: "Scalar | None" = None,
     nesterov: bool = False,
     *,
     maximize: bool = False,
+    foreach: bool | None = None,
+    differentiable: bool = False,
+    fused: bool | None = None,
+    capturable: bool = False,
     storage: str | Storage = "float32",
 ) -> Dialect:
     r"""`torch.optim.SGD`, step for step.
@@ -32,23 +36,28 @@ def torch_sgd(
     Args:
       lr: eta, a number in [0, inf), a scalar array or a schedule, as all numbers here.
       momentum: mu in [0, inf); the number 0 keeps no state.
-      dampening: tau, finite. Without momentum it does nothing, in PyTorch too; here it is then refused.
-      weight_decay: lambda in [0, inf), coupled; `update` then needs `params`.
+      dampening: tau, finite. As in PyTorch, nothing without momentum.
+      weight_decay: lambda in [0, inf), coupled; `update` then needs `params`. None for none, PyTorch's 0.
       nesterov: u = g + mu v'.
       maximize: Ascend; the sign is turned before the weight decay is added.
+      foreach: Ignored, like the next three: how PyTorch computes, and nothing that changes a number.
+      differentiable: Ignored; JAX can differentiate through every step.
+      fused: Ignored.
+      capturable: Ignored.
       storage: How the velocity is kept, see `scale_by_momentum`.
 
     Raises:
       ValueError: If a number is out of range; for `nesterov` without a momentum or with dampening, as in PyTorch; for
-        dampening with a momentum that is 0 or a schedule that starts at 0: PyTorch's buffer would begin only later.
+        dampening with a momentum schedule that starts at 0: PyTorch's buffer would begin only later; for a `storage`
+        without a momentum to keep.
       TypeError: If an argument is of the wrong type.
 
     Reference:
-      PyTorch 2.13, `torch/optim/sgd.py`. `foreach`, `fused` and `differentiable` do not change the numbers and are no
-      arguments here.
+      PyTorch 2.13, `torch/optim/sgd.py`.
     """
-    rule = _checked_rule(lr, momentum, dampening, weight_decay, nesterov)
-    return Dialect(rule, lr, l2=weight_decay, maximize=maximize, storage=storage)
+    check_without_effect(foreach=foreach, differentiable=differentiable, fused=fused, capturable=capturable)
+    rule = _checked_rule(lr, momentum, dampening, nesterov)
+    return Dialect(rule, lr, l2=checked_decay(weight_decay), maximize=maximize, storage=storage)
 
 
 @dialect
@@ -56,10 +65,14 @@ def timm_sgdw(
     lr: Scalar = 1e-3,
     momentum: Scalar = 0.0,
     dampening: Scalar = 0.0,
-    weight_decay: Scalar = 0.0,
+    weight_decay: "Scalar | None" = None,
     nesterov: bool = False,
     *,
     maximize: bool = False,
+    foreach: bool | None = None,
+    differentiable: bool = False,
+    fused: bool | None = None,
+    capturable: bool = False,
     storage: str | Storage = "float32",
 ) -> Dialect:
     r"""The `SGDW` of timm: PyTorch's rule with decoupled weight decay, $\theta' = (1 - \eta\lambda)\theta - \eta u$.
@@ -70,9 +83,13 @@ def timm_sgdw(
       lr: eta.
       momentum: mu in [0, inf).
       dampening: tau, see `torch_sgd`.
-      weight_decay: lambda in [0, inf), decoupled; `update` then needs `params`.
+      weight_decay: lambda in [0, inf), decoupled; `update` then needs `params`. None for none.
       nesterov: u = g + mu v'.
       maximize: Ascend.
+      foreach: Ignored, see `torch_sgd`.
+      differentiable: Ignored.
+      fused: Ignored.
+      capturable: Ignored.
       storage: How the velocity is kept.
 
     Raises:
@@ -83,8 +100,9 @@ def timm_sgdw(
     Reference:
       timm 1.0.31, `timm/optim/sgdw.py`; Loshchilov and Hutter, ICLR 2019, arXiv:1711.05101.
     """
-    rule = _checked_rule(lr, momentum, dampening, weight_decay, nesterov)
-    return Dialect(rule, lr, decoupled=weight_decay, maximize=maximize, storage=storage)
+    check_without_effect(foreach=foreach, differentiable=differentiable, fused=fused, capturable=capturable)
+    rule = _checked_rule(lr, momentum, dampening, nesterov)
+    return Dialect(rule, lr, decoupled=checked_decay(weight_decay), maximize=maximize, storage=storage)
 
 
 @dialect
@@ -92,7 +110,7 @@ def apex_sgd(  # noqa: PLR0917  the order of the library
     lr: Scalar,
     momentum: Scalar = 0.0,
     dampening: Scalar = 0.0,
-    weight_decay: Scalar = 0.0,
+    weight_decay: "Scalar | None" = None,
     nesterov: bool = False,
     wd_after_momentum: bool = False,
     *,
@@ -108,7 +126,7 @@ def apex_sgd(  # noqa: PLR0917  the order of the library
       lr: eta.
       momentum: mu in [0, inf).
       dampening: tau, see `torch_sgd`.
-      weight_decay: lambda in [0, inf); `update` then needs `params`.
+      weight_decay: lambda in [0, inf); `update` then needs `params`. None for none.
       nesterov: u = g + mu v'.
       wd_after_momentum: Add $\lambda\theta$ to the update, past momentum and Nesterov, instead of to the gradient.
       storage: How the velocity is kept.
@@ -121,10 +139,11 @@ def apex_sgd(  # noqa: PLR0917  the order of the library
       NVIDIA Apex, `apex/optimizers/fused_sgd.py` and `csrc/multi_tensor_sgd_kernel.cu`.
     """
     checks.flag("wd_after_momentum", wd_after_momentum)
-    if wd_after_momentum and is_zero(weight_decay):
+    decay = checked_decay(weight_decay)
+    if wd_after_momentum and is_zero(decay):
         raise ValueError("wd_after_momentum must be False without a weight_decay, got True")
-    rule = _checked_rule(lr, momentum, dampening, weight_decay, nesterov, intake=_at_step_zero)
-    after, before = (weight_decay, 0.0) if wd_after_momentum else (0.0, weight_decay)
+    rule = _checked_rule(lr, momentum, dampening, nesterov, intake=_at_step_zero)
+    after, before = (decay, 0.0) if wd_after_momentum else (0.0, decay)
     return Dialect(rule, lr, l2=before, decoupled=after, storage=storage)
 
 
@@ -133,7 +152,7 @@ def flash_sgd(
     lr: Scalar = 1e-3,
     momentum: Scalar = 0.0,
     dampening: Scalar = 0.0,
-    weight_decay: Scalar = 0.0,
+    weight_decay: "Scalar | None" = None,
     nesterov: bool = False,
     *,
     storage: str | Storage = "float32",
@@ -144,7 +163,7 @@ def flash_sgd(
       lr: eta.
       momentum: mu in [0, inf).
       dampening: tau, finite; from the first step on.
-      weight_decay: lambda in [0, inf), coupled; `update` then needs `params`.
+      weight_decay: lambda in [0, inf), coupled; `update` then needs `params`. None for none.
       nesterov: u = g + mu v'.
       storage: How the velocity is kept; what `quantize` asks for there.
 
@@ -155,15 +174,15 @@ def flash_sgd(
     Reference:
       flashoptim 0.1.4, `flashoptim/optimizers.py`.
     """
-    rule = _checked_rule(lr, momentum, dampening, weight_decay, nesterov, intake=lambda first, then: then)
-    return Dialect(rule, lr, l2=weight_decay, storage=storage)
+    rule = _checked_rule(lr, momentum, dampening, nesterov, intake=lambda first, then: then)
+    return Dialect(rule, lr, l2=checked_decay(weight_decay), storage=storage)
 
 
 @dialect
 def heavyball_sgd(
     lr: Scalar = 0.0025,
     beta: Scalar = 0.9,
-    weight_decay: Scalar = 0.0,
+    weight_decay: "Scalar | None" = None,
     *,
     storage: str | Storage = "float32",
 ) -> Dialect:
@@ -171,8 +190,8 @@ def heavyball_sgd(
 
     Args:
       lr: eta.
-      beta: In [0, 1).
-      weight_decay: lambda in [0, inf), decoupled; `update` then needs `params`.
+      beta: In [0, 1].
+      weight_decay: lambda in [0, inf), decoupled; `update` then needs `params`. None for none.
       storage: How the velocity is kept; what `storage_dtype` asks for there.
 
     Raises:
@@ -184,32 +203,30 @@ def heavyball_sgd(
       heavyball 3.2.1, `heavyball/__init__.py` and `chainable.py`.
     """
     checks.within("lr", lr, "[0, inf)")
-    checks.within("beta", beta, "[0, 1)")
-    checks.within("weight_decay", weight_decay, "[0, inf)")
-    return Dialect(Filter(A=beta, B=1.0, C=beta, D=1.0), lr, decoupled=weight_decay, storage=storage)
+    checks.within("beta", beta, "[0, 1]")
+    return Dialect(Filter(A=beta, B=1.0, C=beta, D=1.0), lr, decoupled=checked_decay(weight_decay), storage=storage)
 
 
 def _checked_rule(
     lr: Scalar,
     momentum: Scalar,
     dampening: Scalar,
-    weight_decay: Scalar,
     nesterov: bool,
     *,
     intake: Callable[[Coefficient, Coefficient], Coefficient] = at_first,
 ) -> Filter | None:
     """PyTorch's rule after PyTorch's checks; `intake(first, then)` says what a first step is."""
-    for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
+    for name, value in (("lr", lr), ("momentum", momentum)):
         checks.within(name, value, "[0, inf)")
     checks.finite("dampening", dampening)
     checks.flag("nesterov", nesterov)
     damped = not is_zero(dampening)
     if nesterov and (is_zero(momentum) or (damped and checks.is_number(dampening))):
         raise ValueError(f"nesterov needs a momentum above 0 and dampening 0, got {momentum!r} and {dampening!r}")
-    if damped and (is_zero(momentum) or _starts_at_zero(momentum)):
-        raise ValueError(f"dampening must be 0 where the momentum is 0 or starts at 0, got {dampening!r}")
     if is_zero(momentum):
         return None
+    if damped and _starts_at_zero(momentum):
+        raise ValueError(f"dampening must be 0 where the momentum starts at 0, got {dampening!r}")
     taken = lift(lambda tau: 1 - tau, dampening)
     return sgd_rule(momentum, intake(1.0, taken) if damped else taken, nesterov)
 

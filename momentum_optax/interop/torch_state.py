@@ -17,7 +17,6 @@ from .slots import (
     checked_steps,
     counted,
     has_velocity,
-    only_state,
     permuted,
     read_one,
     write,
@@ -41,7 +40,8 @@ def from_torch(
 
     A parameter that PyTorch has no buffer for has had no gradient yet; its first step is still to come here too.
     The velocities are in the basis of the dialect's own function (`torch_sgd`, `timm_sgdw`, ...), or of `sgd` with the
-    same numbers; for another rule, `change_basis` afterwards. For another storage, `convert` afterwards.
+    same numbers; for another rule, `change_basis` afterwards. For another storage, `convert` afterwards. Parameter
+    groups with hyperparameters of their own are `optax.partition` here, with a dialect for each group.
 
     Args:
       opt_state: What `init` of our optimizer gave, velocities in float32.
@@ -78,7 +78,7 @@ def from_torch(
     for path, number in chosen.items():
         buffer = buffers.get(number)
         if buffer is None:
-            pending_ok = only_state(opt_state).age is not None or ours[path].velocities is None
+            pending_ok = ours[path].age is not None or ours[path].velocities is None
             if groups[number].get("dampening", 0) and not pending_ok:
                 raise ValueError(
                     f"entry {number!r} for {path!r} has had no gradient yet, and its first one will enter undampened "

@@ -76,26 +76,27 @@ def saturate(delta: Scalar, scope: str = "tree") -> optax.GradientTransformation
     return optax.stateless(update)
 
 
-def orthogonalize(steps: int = 5) -> optax.GradientTransformation:
+def orthogonalize(steps: int | None = None) -> optax.GradientTransformation:
     r"""The nearest semi-orthogonal matrix to each update, by Optax's Newton-Schulz iteration: Muon's direction.
 
     With $X_0 = u / (\|u\|_F + 10^{-8})$, $X \leftarrow a X + (b A + c A^2) X$, $A = X X^T$, and (a, b, c) = (3.4445,
     -4.7750, 2.0315). Five steps bring singular values of $X_0$ from [0.01, 1] to [0.68, 1.14]; they need not converge.
 
     Args:
-      steps: The number of iterations, a whole number of at least 1.
+      steps: The number of iterations, a whole number of at least 1 that is known now; 5 if None.
 
     Returns:
       A transformation without state, for matrices; the arithmetic is in the update's dtype. None stays None.
 
     Raises:
       TypeError: If `steps` is no whole number.
-      ValueError: If `steps` is out of range; at `update` if a leaf is no matrix: give others to `optax.masked` or
-        `optax.partition`.
+      ValueError: If `steps` is out of range; at `init` and `update` if a leaf is no matrix: give others to
+        `optax.partition`, or leave them out by `optax.masked`.
 
     Reference:
       Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; `optax.contrib.scale_by_muon`.
     """
+    steps = 5 if steps is None else steps
     checks.integer("steps", steps, 1)
 
     def matrices(tree: Any) -> Any:
@@ -104,15 +105,29 @@ def orthogonalize(steps: int = 5) -> optax.GradientTransformation:
     # Without memory of its own, Optax's Muon is the map that it applies to its average.
     tx = optax.contrib.scale_by_muon(ns_steps=int(steps), beta=0.0, nesterov=False, weight_dimension_numbers=matrices)
 
-    def update(updates: optax.Updates, params: Any = None) -> optax.Updates:
-        del params
-        for path, u in jax.tree_util.tree_leaves_with_path(updates):
-            if jnp.ndim(u) != 2:
-                name = jax.tree_util.keystr(path)
-                raise ValueError(f"the update of params{name} must be a matrix, got shape {jnp.shape(u)}")
-        return tx.update(updates, tx.init(updates))[0]
+    def init(params: optax.Params) -> optax.EmptyState:
+        _check_matrices(params)
+        return optax.EmptyState()
 
-    return optax.stateless(update)
+    def update(
+        updates: optax.Updates, state: optax.EmptyState, params: Any = None
+    ) -> tuple[optax.Updates, optax.EmptyState]:
+        del params
+        _check_matrices(updates)
+        return tx.update(updates, tx.init(updates))[0], state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _check_matrices(tree: Any) -> None:
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        shape = x.shape if hasattr(x, "shape") else jnp.shape(x)
+        if len(shape) != 2:
+            raise ValueError(
+                f"params{jax.tree_util.keystr(path)} must be a matrix, got shape {shape}; give others another "
+                'optimizer: optax.partition({"muon": mo.muon(0.02), "adam": optax.adam(3e-4)}, lambda params: '
+                'jax.tree.map(lambda p: "muon" if p.ndim == 2 else "adam", params))'
+            )
 
 
 def by_norm(function: Callable[[Any, Any, Any], Any], updates: Any, scope: str) -> Any:

@@ -50,7 +50,7 @@ class YellowFinState(NamedTuple):
 
 
 def scale_by_yellowfin(
-    decay: Scalar = 0.999, window: int = 20, *, storage: str | Storage = "float32"
+    decay: Scalar = 0.999, window: int | None = None, *, storage: str | Storage = "float32"
 ) -> optax.GradientTransformationExtraArgs:
     r"""YellowFin: the heavy ball, its rate and momentum tuned from the gradients while it runs.
 
@@ -87,7 +87,7 @@ def scale_by_yellowfin(
 
     Args:
       decay: beta in [0, 1): a number, a scalar array, or a schedule of the number of gradients that counted.
-      window: How many squared norms the range looks back at, at least 1.
+      window: How many squared norms the range looks back at, at least 1, known now; 20 if None, as in the paper.
       storage: How the velocity is kept, see `scale_by_momentum`. The mean gradient, whose norm is compared with that of
         the gradients, stays exact: 4 bytes per parameter.
 
@@ -103,6 +103,7 @@ def scale_by_yellowfin(
       Zhang and Mitliagkas, "YellowFin and the art of momentum tuning", MLSys 2019, arXiv:1706.03471.
     """
     checks.within("decay", decay, "[0, 1)")
+    window = 20 if window is None else window
     checks.integer("window", window, 1)
     # Any decay makes the same state.
     ball = scale_by_momentum(heavy_ball(0.5), storage=storage)

@@ -1,0 +1,266 @@
+"""`optax.inject_hyperparams` around every finished optimizer and every dialect, without `static_args`.
+
+Optax makes an array of every number, also of defaults, and a schedule of every function; what is None, a bool, a word,
+a tuple or a rule stays as it came.
+"""
+
+import dataclasses
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conformance import avals
+
+import momentum_optax as mo
+
+FINISHED = {name: f for name, f in vars(mo).items() if getattr(f, "__module__", "") == "momentum_optax.optimizers"}
+DIALECTS = {
+    f"interop.{name}": f for name, f in vars(mo.interop).items() if "storage" in getattr(f, "__annotations__", ())
+}
+FACTORIES = FINISHED | DIALECTS
+
+
+@dataclasses.dataclass
+class Row:
+    """An optimizer with a number for each argument that Optax injects.
+
+    `required` are numbers of arguments without a default; `static` are arguments that Optax leaves alone; `constant`
+    are numbers for which the optimizer takes no schedule of its own, or means another step by it.
+    """
+
+    numbers: dict[str, Any]
+    required: tuple[str, ...] = ()
+    static: tuple[str, ...] = ()
+    constant: tuple[str, ...] = ()
+
+
+DECAY = {"weight_decay": 0.02}
+TORCH = {"lr": 0.1, "momentum": 0.9, "dampening": 0.3, **DECAY}
+HOW = ("foreach", "differentiable", "fused", "capturable")
+ROWS = {
+    "sgd": Row(
+        {"learning_rate": 0.1, "momentum": 0.9, "dampening": 0.3, **DECAY},
+        ("learning_rate",),
+        ("nesterov", "accumulator_dtype", "mask", "maximize"),
+    ),
+    "lion": Row({"learning_rate": 0.1, "b1": 0.8, "b2": 0.7, **DECAY}, ("learning_rate",), ("mu_dtype", "mask")),
+    "signum": Row({"learning_rate": 0.1, "beta": 0.8, **DECAY}, ("learning_rate",), ("accumulator_dtype", "mask")),
+    "muon": Row({"learning_rate": 0.1, "momentum": 0.8, **DECAY}, ("learning_rate",), ("steps", "mask")),
+    "normalized_sgd": Row({"learning_rate": 0.1, "momentum": 0.8}, ("learning_rate",), ("scope",)),
+    "srsgd": Row({"learning_rate": 0.1, "restarts": 2}, ("learning_rate", "restarts"), constant=("restarts",)),
+    "relativistic": Row({"learning_rate": 0.1, "decay": 0.8, "delta": 2.0}, ("learning_rate",), constant=("delta",)),
+    "yellowfin": Row({"learning_rate": 0.5, "decay": 0.9}, static=("window",)),
+    "storm": Row({"c": 30.0, "k": 0.2, "w": 0.3}, ("c",), constant=("c", "k", "w")),
+    "mars_adamw": Row(
+        {"learning_rate": 0.1, "decay": 0.8, "b2": 0.9, "gamma": 0.1, "eps": 1e-3, **DECAY},
+        ("learning_rate",),
+        ("scope", "mask"),
+        constant=("decay", "b2", "eps"),
+    ),
+    "mars_lion": Row(
+        {"learning_rate": 0.1, "decay": 0.8, "gamma": 0.1, **DECAY}, ("learning_rate",), ("scope", "mask")
+    ),
+    "interop.torch_sgd": Row(TORCH, static=("nesterov", "maximize", *HOW)),
+    "interop.timm_sgdw": Row(TORCH, static=("nesterov", "maximize", *HOW)),
+    "interop.apex_sgd": Row(TORCH, ("lr",), ("nesterov", "wd_after_momentum")),
+    "interop.flash_sgd": Row(TORCH, static=("nesterov",)),
+    "interop.heavyball_sgd": Row({"lr": 0.1, "beta": 0.8, **DECAY}),
+    "interop.keras_sgd": Row(
+        {"learning_rate": 0.1, "momentum": 0.9, **DECAY}, static=("nesterov",), constant=("momentum", "weight_decay")
+    ),
+    "interop.tf1_momentum": Row(
+        {"learning_rate": 0.1, "momentum": 0.9}, ("learning_rate", "momentum"), ("use_nesterov",)
+    ),
+    "interop.caffe_sgd": Row(
+        {"base_lr": 0.1, "momentum": 0.9, **DECAY},
+        ("base_lr",),
+        ("regularization_type",),
+        constant=("momentum", "weight_decay"),
+    ),
+    "interop.qhoptim_qhm": Row(
+        {"lr": 0.1, "momentum": 0.9, "nu": 0.7, **DECAY}, ("lr", "momentum", "nu"), ("weight_decay_type",)
+    ),
+    "interop.aggmo": Row({"lr": 0.1, **DECAY}, ("lr",), ("betas",)),
+    "interop.accsgd": Row({"lr": 0.1, "kappa": 100.0, "xi": 5.0, "smallConst": 0.6, **DECAY}, ("lr",)),
+    "interop.mass": Row({"lr": 0.1, "alpha": 0.1, "kappa_t": 5.0}),
+    "interop.lion": Row({"lr": 0.1, **DECAY}, static=("betas", "maximize", *HOW)),
+    "interop.signum": Row({"lr": 0.1, "momentum": 0.8, **DECAY}, static=("weight_decouple", "maximize")),
+    "interop.muon_average": Row({"momentum": 0.8}, static=("nesterov",)),
+    "interop.muon_sum": Row({"momentum": 0.8}, static=("nesterov",)),
+}
+RULES = tuple(name for name, f in FACTORIES.items() if "Filter" in str(f.__annotations__.get("momentum")))
+STEPS = 4
+# Rows whose schedules are fast tests; the others are slow ones.
+FAST = {"sgd", "srsgd", "relativistic", "interop.torch_sgd", "interop.keras_sgd", "interop.qhoptim_qhm"}
+every = pytest.mark.parametrize("name", ROWS)
+
+
+def signal(dtype=jnp.float64, steps=STEPS):
+    """Parameters and gradients: a matrix, which every optimizer takes."""
+    rng = np.random.default_rng(5)
+    params, *gradients = [{"w": jnp.asarray(rng.normal(size=(6, 8)), dtype)} for _ in range(steps + 1)]
+    return params, gradients
+
+
+def second(name, gradient):
+    """The second gradient that some optimizers ask for."""
+    takes = name in ("storm", "mars_adamw", "mars_lion")
+    return {"previous_gradient": jax.tree.map(lambda g: jnp.roll(g, 1), gradient)} if takes else {}
+
+
+def run(name, tx, params, gradients, *, state=None, step=None):
+    """Updates of a compiled `init` and `update`, and the last state."""
+    state = jax.jit(tx.init)(params if params is not None else gradients[0]) if state is None else state
+    step, begin, out = step or jax.jit(tx.update), avals(state), []
+    for g in gradients:
+        u, state = step(g, state, params, **second(name, g))
+        assert avals(state) == begin
+        out.append(u["w"])
+    assert step._cache_size() == 1
+    return np.array(out), state
+
+
+def assert_same(ours, theirs, name):
+    """Equal signs and steps in float64, up to roundings that differ where a coefficient is traced.
+
+    Some thousand operations round to 2^-53; Newton and Schulz multiply by up to 3.4445 in each of five iterations.
+    """
+    scale = 3.4445**5 if name == "muon" else 1
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e3 * scale * 2**-53 * abs(theirs).max())
+
+
+def injected(name, static_args=(), **arguments):
+    return optax.inject_hyperparams(FACTORIES[name], static_args=static_args)(**arguments)
+
+
+def test_every_public_optimizer_and_dialect_has_a_row_with_all_its_arguments():
+    assert set(ROWS) == set(FACTORIES)
+    assert {f"interop.{name}" for name in mo.interop.dialect.DIALECTS} == set(DIALECTS)
+    for name, row in ROWS.items():
+        arguments = set(inspect.signature(FACTORIES[name]).parameters) - {"storage"}
+        assert {*row.numbers, *row.static} == arguments, name
+    assert set(RULES) == {"sgd", "muon", "normalized_sgd"}
+
+
+@every
+def test_defaults_are_injected_and_need_no_parameters(name, x64):
+    required = {key: ROWS[name].numbers[key] for key in ROWS[name].required}
+    params, gradients = signal()
+    # Lion is the one that decays by default.
+    params = params if name == "lion" else None
+    ours, state = run(name, injected(name, **required), params, gradients)
+    theirs, _ = run(name, FACTORIES[name](**required), params, gradients)
+    assert_same(ours, theirs, name)
+    assert set(state.hyperparams) <= set(ROWS[name].numbers)
+
+
+@every
+def test_numbers_are_injected_and_act_when_they_change(name, x64):
+    numbers = ROWS[name].numbers
+    params, gradients = signal()
+    tx = injected(name, **numbers)
+    step = jax.jit(tx.update)
+    ours, state = run(name, tx, params, gradients, step=step)
+    theirs, _ = run(name, FACTORIES[name](**numbers), params, gradients)
+    assert_same(ours, theirs, name)
+    assert set(state.hyperparams) == set(numbers)
+    same, _ = run(name, tx, params, gradients, state=state, step=step)
+    for key, value in numbers.items():
+        new = jnp.asarray(value + 1 if isinstance(value, int) else np.float64(value / 2))
+        changed = state._replace(hyperparams={**state.hyperparams, key: new})
+        other, _ = run(name, tx, params, gradients, state=changed, step=step)
+        assert abs(other - same).max() > 1e-6 * abs(same).max(), key
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ROWS]
+)
+def test_schedules_are_injected_as_the_optimizer_itself_takes_them(name, x64):
+    row = ROWS[name]
+    params, gradients = signal()
+    taken = {
+        key: (lambda t, x=value: x) if key in row.constant else (lambda t, x=value: x * (1 - 0.05 * t))
+        for key, value in row.numbers.items()
+    }
+    ours, state = run(name, injected(name, **taken), params, gradients)
+    own = {key: row.numbers[key] if key in row.constant else schedule for key, schedule in taken.items()}
+    theirs, _ = run(name, FACTORIES[name](**own), params, gradients)
+    assert_same(ours, theirs, name)
+    assert set(state.hyperparams) == set(row.numbers)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_rule_as_momentum_stays_a_rule(name, x64):
+    _, gradients = signal()
+    rule = mo.nesterov(mo.schedules.nesterov_convex())
+    ours, state = run(name, injected(name, learning_rate=0.1, momentum=rule), None, gradients)
+    theirs, _ = run(name, FACTORIES[name](0.1, rule), None, gradients)
+    assert_same(ours, theirs, name)
+    assert set(state.hyperparams) == {"learning_rate"}
+
+
+@every
+def test_hyperparameters_of_a_wider_type_change_no_type(name):
+    def check(params, dtype):
+        tx = optax.inject_hyperparams(FACTORIES[name], hyperparam_dtype=dtype)(**ROWS[name].numbers)
+        state = jax.eval_shape(tx.init, params)
+        updates, after = jax.eval_shape(tx.update, params, state, params, **second(name, params))
+        assert avals(updates) == avals(params)
+        assert avals(after) == avals(state)
+        assert {x.dtype for x in jax.tree.leaves(state.hyperparams) if x.dtype.kind == "f"} == {jnp.dtype(dtype)}
+
+    check({"w": jnp.ones((4, 8), jnp.bfloat16)}, jnp.float32)
+    with jax.enable_x64(True):
+        check({"w": jnp.ones((4, 8), jnp.float32)}, jnp.float64)
+
+
+def test_restarts_may_be_the_steps_themselves(x64):
+    params, gradients = signal(steps=7)
+    theirs, _ = run("srsgd", mo.srsgd(0.1, (2, 5)), params, gradients)
+    for restarts in ((2, 5), jnp.array([2, 5]), np.array([2, 5])):
+        ours, _ = run("srsgd", injected("srsgd", learning_rate=0.1, restarts=restarts), params, gradients)
+        assert_same(ours, theirs, "srsgd")
+
+
+BIG = {"w": jnp.linspace(1.0, 2.0, 48).reshape(6, 8)}
+MASKED = tuple(name for name, f in FACTORIES.items() if "mask" in inspect.signature(f).parameters)
+# What cannot be an array: the argument, and a value that Optax would make one of.
+STATIC = [
+    ("muon", "steps", 3),
+    ("yellowfin", "window", 3),
+    ("sgd", "accumulator_dtype", jnp.bfloat16),
+    ("lion", "mu_dtype", jnp.bfloat16),
+    ("signum", "accumulator_dtype", jnp.bfloat16),
+    *((name, "mask", lambda params: jax.tree.map(lambda p: p.ndim > 2, params)) for name in MASKED),
+]
+
+
+@pytest.mark.parametrize(("name", "argument", "value"), STATIC, ids=[f"{name}-{key}" for name, key, _ in STATIC])
+def test_what_must_be_static_says_so_and_works_as_static_argument(name, argument, value):
+    numbers = ROWS[name].numbers
+    for init in (lambda tx: tx.init(BIG), lambda tx: jax.jit(tx.init)(BIG)):
+        with pytest.raises(TypeError, match=rf"^{argument} must be .*static_args='{argument}'") as error:
+            init(injected(name, **numbers, **{argument: value}))
+        assert len(str(error.value)) < 300
+    tx = injected(name, static_args=argument, **numbers, **{argument: value})
+    own = FACTORIES[name](**numbers, **{argument: value})
+    assert avals(jax.eval_shape(tx.init, BIG).inner_state) == avals(jax.eval_shape(own.init, BIG))
+
+
+def test_a_static_number_of_iterations_is_the_one_that_runs(x64):
+    params, gradients = signal(steps=1)
+    ours, _ = run("muon", injected("muon", "steps", learning_rate=0.1, steps=2), params, gradients)
+    theirs, _ = run("muon", mo.muon(0.1, steps=2), params, gradients)
+    assert_same(ours, theirs, "muon")
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if "weight_decay" in row.numbers])
+def test_a_weight_decay_that_was_given_is_never_dropped(name):
+    numbers = ROWS[name].numbers
+    for tx in (FACTORIES[name](**numbers), injected(name, **numbers)):
+        with pytest.raises(ValueError, match=r"weight_decay needs the parameters: update\(gradients, state, params\)"):
+            tx.update(BIG, tx.init(BIG), **second(name, BIG))
