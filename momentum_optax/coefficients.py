@@ -53,7 +53,7 @@ def _standard_promotion(*values: Any) -> contextlib.AbstractContextManager[Any]:
     """
     if all(x is None or checks.is_number(x) for x in values):
         return contextlib.nullcontext()
-    import jax  # noqa: PLC0415  only arrays need it
+    import jax  # noqa: PLC0415  numbers do without
 
     return jax.numpy_dtype_promotion("standard")
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from .storage import Storage, resolve
-from .storage.protocol import SUPPORTED, is_signed, write_for
+from .storage.protocol import SUPPORTED, Write, is_signed, write_for
+from .storage.slopes import marked, unmarked
 
 # Optax's fields of squares: never negative, and divided by the square root of, so that small ones must not become zero.
 SECOND_MOMENTS = frozenset(
@@ -138,10 +139,24 @@ def field_name(path: Any) -> str | None:
 def unpacked(kept: Kept) -> Any:
     """The field as its optimizer knows it."""
     slots, _, treedef = slots_of(kept)
-    leaves = [
-        slot.plain if is_plain(slot) else slot.parts.decode(slot.parts)[0].astype(slot.plain.dtype) for slot in slots
-    ]
-    return treedef.unflatten(leaves)
+    return treedef.unflatten([slot.plain if is_plain(slot) else _read(slot) for slot in slots])
+
+
+def _read(slot: Kept) -> Any:
+    """The leaf of a slot that is compressed."""
+    dtype = slot.plain.dtype if _has_floats(slot.parts) else unmarked(slot.plain).dtype
+    return slot.parts.decode(slot.parts)[0].astype(dtype)
+
+
+def _written(storage: Storage, slot: Kept, new: Any, write: Write) -> Kept:
+    """The slot with another leaf."""
+    parts = storage.encode((new,), slot.parts, write)
+    # Codes that have floats beside them are marked there.
+    return Kept(parts, slot.plain if _has_floats(parts) else marked(slot.plain, new))
+
+
+def _has_floats(parts: Any) -> bool:
+    return any(jnp.issubdtype(x.dtype, jnp.inexact) for x in jax.tree.leaves(parts))
 
 
 def packed(storage: Storage, tree: Any, chosen: list[bool], number: int) -> Kept:
@@ -170,7 +185,7 @@ def seeded(storage: Storage, velocities: tuple[Any, ...], *numbers: int) -> Any:
     if isinstance(velocities[0], jax.ShapeDtypeStruct) or not velocities[0].size:
         return fresh
     sizes = [jnp.max(jnp.abs(v)) for v in velocities]
-    some: Any = sum(size != 0 for size in sizes) != 0
+    some: Any = jnp.any(jnp.stack([size != 0 for size in sizes]))
     if not isinstance(some, jax.core.Tracer) and not some:
         return fresh
     # Copies, since a storage may keep what it is given, and the caller its own.
@@ -360,7 +375,7 @@ def _rewrite(storage: Storage, old: Kept, tree: Any, numbers: tuple[Any, int]) -
             slots[i] = slot._replace(plain=_like(new, slot.plain))
         else:
             write = write_for(storage, new, (*numbers, i), (1.0,))
-            slots[i] = slot._replace(parts=storage.encode((new,), slot.parts, write))
+            slots[i] = _written(storage, slot, new, write)
     return joined(slots, layout, treedef)
 
 

@@ -96,7 +96,9 @@ class Storage(Protocol):
 
 def arithmetic_dtype(*dtypes: Any) -> Any:
     """The dtype that arithmetic among `dtypes` runs in: their widest, and at least float32."""
-    return jnp.result_type(jnp.float32, *dtypes)
+    # Whatever promotion the user allows: what is narrower is converted, never promoted.
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(jnp.float32, *dtypes)
 
 
 def times(x: jax.Array, factor: Any) -> jax.Array:

@@ -195,7 +195,8 @@ def _encode(v: jax.Array, base: jax.Array, fine: jax.Array, noise: jax.Array) ->
     # Uniform from 0 to 1, without a factor: XLA would move it over to the small difference, and that to zero.
     chance = jax.lax.bitcast_convert_type((noise >> 9) | np.uint32(_ONE), jnp.float32) - 1
     # By way of int32: XLA's CPU backend converts unsigned numbers slowly.
-    code = jnp.minimum(code.astype(jnp.int32) + (chance * (high - low) < v - low), _LAST)
+    up = (chance * (high - low) < v - low).astype(jnp.int32)
+    code = jnp.minimum(code.astype(jnp.int32) + up, _LAST)
     # The comparison is false for NaN.
     return jnp.where(v > 0, code, 0).astype(jnp.uint8)
 

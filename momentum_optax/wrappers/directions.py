@@ -110,7 +110,9 @@ def orthogonalize(steps: int = 5) -> optax.GradientTransformation:
             if jnp.ndim(u) != 2:
                 name = jax.tree_util.keystr(path)
                 raise ValueError(f"the update of params{name} must be a matrix, got shape {jnp.shape(u)}")
-        return tx.update(updates, tx.init(updates))[0]
+        # Optax corrects the bias of its average by a decay to the power of an int32.
+        with jax.numpy_dtype_promotion("standard"):
+            return tx.update(updates, tx.init(updates))[0]
 
     return optax.stateless(update)
 
