@@ -10,6 +10,7 @@ import optax
 from .storage import Storage, resolve
 from .storage.protocol import SUPPORTED, Write, is_signed, write_for
 from .storage.slopes import marked, unmarked
+from .storage.zeros import made_of_zeros
 
 # Optax's fields of squares: never negative, and divided by the square root of, so that small ones must not become zero.
 SECOND_MOMENTS = frozenset(
@@ -101,7 +102,9 @@ def compress(
     reads_step = any(keep.reads_step for keep in choice.storages())
 
     def init(params: optax.Params) -> CompressedState:
-        inner = _keep_fields(jax.tree.map(_strong, tx.init(params)), params, choice)
+        state = jax.tree.map(_strong, tx.init(params))
+        leaves = zip(jax.tree.leaves(state), made_of_zeros(tx.init, params), strict=False)
+        inner = _keep_fields(state, params, choice, {id(x) for x, is_zeros in leaves if is_zeros})
         return CompressedState(jnp.zeros([], jnp.int32) if reads_step else None, inner)
 
     def update(
@@ -159,8 +162,13 @@ def _has_floats(parts: Any) -> bool:
     return any(jnp.issubdtype(x.dtype, jnp.inexact) for x in jax.tree.leaves(parts))
 
 
-def packed(storage: Storage, tree: Any, chosen: list[bool], number: int) -> Kept:
-    """The stored form of the field `tree`, whose leaves are `chosen` or not; `number` tells fields apart."""
+def packed(
+    storage: Storage, tree: Any, chosen: list[bool], number: int, zeros: Collection[int] = frozenset()
+) -> Kept:
+    """The stored form of the field `tree`, whose leaves are `chosen` or not; `number` tells fields apart.
+
+    `zeros` holds the ids of leaves that are known to be zeros: nothing is compiled to find that out.
+    """
     some: Any = jax.eval_shape(lambda: storage.init(jax.ShapeDtypeStruct((1,), jnp.float32), 1))
     layout: Any = jax.tree.structure(Kept(some, 0))
     leaves, treedef = jax.tree.flatten(tree)
@@ -169,7 +177,8 @@ def packed(storage: Storage, tree: Any, chosen: list[bool], number: int) -> Kept
         one = (1,) * jnp.ndim(leaf)
         # Each array is made on its own: two that shared a buffer could not be donated.
         if keep:
-            slots.append(Kept(seeded(storage, (leaf,), number, i), jnp.zeros(one, leaf.dtype)))
+            parts = storage.init(leaf, 1) if id(leaf) in zeros else seeded(storage, (leaf,), number, i)
+            slots.append(Kept(parts, jnp.zeros(one, leaf.dtype)))
         else:
             slots.append(Kept(jax.tree.map(lambda _, one=one: jnp.zeros(one, bool), some), leaf))
     return joined(slots, layout, treedef)
@@ -259,8 +268,8 @@ def _choice(select: Any, storage: Storage, second_moments: Any) -> _Choice:
     return _Choice(names, None, storage, squares)
 
 
-def _keep_fields(state: Any, params: Any, choice: _Choice) -> Any:
-    """`state` with each chosen field in its stored form."""
+def _keep_fields(state: Any, params: Any, choice: _Choice, zeros: Collection[int]) -> Any:
+    """`state` with each chosen field in its stored form; `zeros` as for `packed`."""
     there: list[str] = []
     matched: list[str] = []
     asked: list[bool] = []
@@ -279,7 +288,7 @@ def _keep_fields(state: Any, params: Any, choice: _Choice) -> Any:
             check_fit(storage, name, name in choice.second_moments and (owner, name) not in SIGNED)
         matched.append(name)
         asked.extend(is_chosen for is_chosen, x in zip(chosen, leaves, strict=True) if _can_be_kept(x))
-        return packed(storage, tree, chosen, len(matched))
+        return packed(storage, tree, chosen, len(matched), zeros)
 
     state = _map_fields(keep, state, params)
     fields = ", ".join(repr(name) for name in dict.fromkeys(there)) or "none"
