@@ -4,6 +4,7 @@ They meet each other through Python's operators only, so an integer step gives P
 one gives JAX values.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -37,9 +38,24 @@ Coefficient: TypeAlias = "float | np.ndarray | jax.Array | Callable[[Any], Any] 
 
 def value_at(coefficient: Coefficient, step: Any, age: Any = None) -> Any:
     """The value of a coefficient at `step`, for a leaf of the given age (`age=None`: never a step missed)."""
-    if isinstance(coefficient, ByAge):
-        return coefficient.function(step, step if age is None else age)
-    return coefficient(step) if callable(coefficient) else coefficient
+    if not (isinstance(coefficient, ByAge) or callable(coefficient)):
+        return coefficient
+    with _standard_promotion(step, age):
+        if isinstance(coefficient, ByAge):
+            return coefficient.function(step, step if age is None else age)
+        return coefficient(step)
+
+
+def _standard_promotion(*values: Any) -> contextlib.AbstractContextManager[Any]:
+    """JAX's usual promotion for arithmetic of these, whatever the user's: steps, comparisons and numbers meet here.
+
+    The results are converted once, to the dtype of the arithmetic that takes them.
+    """
+    if all(x is None or checks.is_number(x) for x in values):
+        return contextlib.nullcontext()
+    import jax  # noqa: PLC0415  numbers do without
+
+    return jax.numpy_dtype_promotion("standard")
 
 
 def lift(function: Callable[..., Any], *coefficients: Coefficient) -> Any:
@@ -54,7 +70,8 @@ def lift(function: Callable[..., Any], *coefficients: Coefficient) -> Any:
         return ByAge(lambda step, age: function(*(value_at(c, step, age) for c in coefficients)), reads_step)
     if scheduled:
         return lambda step: function(*(value_at(c, step) for c in coefficients))
-    return function(*coefficients)
+    with _standard_promotion(*coefficients):
+        return function(*coefficients)
 
 
 def at_first(first: Coefficient, then: Coefficient) -> Any:

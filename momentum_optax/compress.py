@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from .storage import Storage, resolve
-from .storage.protocol import SUPPORTED, is_signed, write_for
+from .storage.protocol import SUPPORTED, Write, is_signed, write_for
+from .storage.slopes import marked, unmarked
+from .storage.zeros import made_of_zeros
 
 # Optax's fields of squares: never negative, and divided by the square root of, so that small ones must not become zero.
 SECOND_MOMENTS = frozenset(
@@ -100,7 +102,9 @@ def compress(
     reads_step = any(keep.reads_step for keep in choice.storages())
 
     def init(params: optax.Params) -> CompressedState:
-        inner = _keep_fields(jax.tree.map(_strong, tx.init(params)), params, choice)
+        state = jax.tree.map(_strong, tx.init(params))
+        leaves = zip(jax.tree.leaves(state), made_of_zeros(tx.init, params), strict=False)
+        inner = _keep_fields(state, params, choice, {id(x) for x, is_zeros in leaves if is_zeros})
         return CompressedState(jnp.zeros([], jnp.int32) if reads_step else None, inner)
 
     def update(
@@ -138,14 +142,33 @@ def field_name(path: Any) -> str | None:
 def unpacked(kept: Kept) -> Any:
     """The field as its optimizer knows it."""
     slots, _, treedef = slots_of(kept)
-    leaves = [
-        slot.plain if is_plain(slot) else slot.parts.decode(slot.parts)[0].astype(slot.plain.dtype) for slot in slots
-    ]
-    return treedef.unflatten(leaves)
+    return treedef.unflatten([slot.plain if is_plain(slot) else _read(slot) for slot in slots])
 
 
-def packed(storage: Storage, tree: Any, chosen: list[bool], number: int) -> Kept:
-    """The stored form of the field `tree`, whose leaves are `chosen` or not; `number` tells fields apart."""
+def _read(slot: Kept) -> Any:
+    """The leaf of a slot that is compressed."""
+    dtype = slot.plain.dtype if _has_floats(slot.parts) else unmarked(slot.plain).dtype
+    return slot.parts.decode(slot.parts)[0].astype(dtype)
+
+
+def _written(storage: Storage, slot: Kept, new: Any, write: Write) -> Kept:
+    """The slot with another leaf."""
+    parts = storage.encode((new,), slot.parts, write)
+    # Codes that have floats beside them are marked there.
+    return Kept(parts, slot.plain if _has_floats(parts) else marked(slot.plain, new))
+
+
+def _has_floats(parts: Any) -> bool:
+    return any(jnp.issubdtype(x.dtype, jnp.inexact) for x in jax.tree.leaves(parts))
+
+
+def packed(
+    storage: Storage, tree: Any, chosen: list[bool], number: int, zeros: Collection[int] = frozenset()
+) -> Kept:
+    """The stored form of the field `tree`, whose leaves are `chosen` or not; `number` tells fields apart.
+
+    `zeros` holds the ids of leaves that are known to be zeros: nothing is compiled to find that out.
+    """
     some: Any = jax.eval_shape(lambda: storage.init(jax.ShapeDtypeStruct((1,), jnp.float32), 1))
     layout: Any = jax.tree.structure(Kept(some, 0))
     leaves, treedef = jax.tree.flatten(tree)
@@ -154,7 +177,8 @@ def packed(storage: Storage, tree: Any, chosen: list[bool], number: int) -> Kept
         one = (1,) * jnp.ndim(leaf)
         # Each array is made on its own: two that shared a buffer could not be donated.
         if keep:
-            slots.append(Kept(seeded(storage, (leaf,), number, i), jnp.zeros(one, leaf.dtype)))
+            parts = storage.init(leaf, 1) if id(leaf) in zeros else seeded(storage, (leaf,), number, i)
+            slots.append(Kept(parts, jnp.zeros(one, leaf.dtype)))
         else:
             slots.append(Kept(jax.tree.map(lambda _, one=one: jnp.zeros(one, bool), some), leaf))
     return joined(slots, layout, treedef)
@@ -170,7 +194,7 @@ def seeded(storage: Storage, velocities: tuple[Any, ...], *numbers: int) -> Any:
     if isinstance(velocities[0], jax.ShapeDtypeStruct) or not velocities[0].size:
         return fresh
     sizes = [jnp.max(jnp.abs(v)) for v in velocities]
-    some: Any = sum(size != 0 for size in sizes) != 0
+    some: Any = jnp.any(jnp.stack([size != 0 for size in sizes]))
     if not isinstance(some, jax.core.Tracer) and not some:
         return fresh
     # Copies, since a storage may keep what it is given, and the caller its own.
@@ -244,8 +268,8 @@ def _choice(select: Any, storage: Storage, second_moments: Any) -> _Choice:
     return _Choice(names, None, storage, squares)
 
 
-def _keep_fields(state: Any, params: Any, choice: _Choice) -> Any:
-    """`state` with each chosen field in its stored form."""
+def _keep_fields(state: Any, params: Any, choice: _Choice, zeros: Collection[int]) -> Any:
+    """`state` with each chosen field in its stored form; `zeros` as for `packed`."""
     there: list[str] = []
     matched: list[str] = []
     asked: list[bool] = []
@@ -264,7 +288,7 @@ def _keep_fields(state: Any, params: Any, choice: _Choice) -> Any:
             check_fit(storage, name, name in choice.second_moments and (owner, name) not in SIGNED)
         matched.append(name)
         asked.extend(is_chosen for is_chosen, x in zip(chosen, leaves, strict=True) if _can_be_kept(x))
-        return packed(storage, tree, chosen, len(matched))
+        return packed(storage, tree, chosen, len(matched), zeros)
 
     state = _map_fields(keep, state, params)
     fields = ", ".join(repr(name) for name in dict.fromkeys(there)) or "none"
@@ -360,7 +384,7 @@ def _rewrite(storage: Storage, old: Kept, tree: Any, numbers: tuple[Any, int]) -
             slots[i] = slot._replace(plain=_like(new, slot.plain))
         else:
             write = write_for(storage, new, (*numbers, i), (1.0,))
-            slots[i] = slot._replace(parts=storage.encode((new,), slot.parts, write))
+            slots[i] = _written(storage, slot, new, write)
     return joined(slots, layout, treedef)
 
 

@@ -320,7 +320,7 @@ def _remember(rule: Filter, memory: Memory, empty: Any, state: MomentumState, co
     w, m = (jnp.where(empty, 0, x) for x in (memory.weights, memory.moments))
     gain = jnp.sum(C * w) + D
     lag = _quotient(jnp.sum(C * m), gain)
-    weights, moments = (jnp.sum(A * x, axis=1) + B for x in (w, m + w))
+    weights, moments = (jnp.sum(A * x[None, :], axis=1) + B for x in (w, m + w))
     age = jnp.where(weights == 0, 0, _quotient(moments, weights) - 1)
     return Memory(weights, moments, age, gain if state.gain is None else jnp.ones_like(gain), lag)
 
@@ -366,13 +366,18 @@ def _sums(g: Any, u: Any, velocities: list[tuple[Any, ...]]) -> list[jax.Array]:
     terms = [_square(g), _square(jnp.asarray(u))]
     for v, after, exact, code, new in (v for v, is_there in zip(velocities, there, strict=True) if is_there):
         still = (code == new) & (exact != v)
-        terms += [jnp.real(jnp.conj(g) * v), _square(v), _square(after), _square(exact), _square(after - exact), still]
+        terms += [_product(g, v), _square(v), _square(after), _square(exact), _square(after - exact), still]
     gg, uu, *rest = _totals([jax.lax.stop_gradient(jnp.asarray(x, jnp.float32)) for x in terms])
     rows, size = [jnp.stack([gg, uu])], jnp.float32(g.size)
     for is_there in there:
         rows.append(jnp.stack([size, *rest[:6], gg]) if is_there else _zeros(8))
         rest = rest[6:] if is_there else rest
     return rows
+
+
+def _product(a: Any, b: Any) -> Any:
+    dtype = arithmetic_dtype(a.dtype, b.dtype)
+    return jnp.real(jnp.conj(a.astype(dtype)) * b.astype(dtype))
 
 
 def _square(x: Any) -> Any:

@@ -381,9 +381,7 @@ def storm(
     Reference:
       Cutkosky and Orabona, "Momentum-based variance reduction in non-convex SGD", NeurIPS 2019, arXiv:1905.10018.
     """
-    return optax.with_extra_args_support(
-        optax.chain(scale_by_adaptive_storm(c, k, w, storage=storage), optax.scale(-1.0))
-    )
+    return in_gradient_dtype(optax.chain(scale_by_adaptive_storm(c, k, w, storage=storage), optax.scale(-1.0)))
 
 
 def mars_adamw(
@@ -571,11 +569,15 @@ def add_decayed_weights(weight_decay: Scalar, mask: Any = None) -> optax.Gradien
 
 
 def in_gradient_dtype(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """`tx` with updates of the gradients' dtypes: Optax multiplies by wider hyperparameters as they are."""
+    """`tx` with updates of the gradients' dtypes: Optax multiplies by wider hyperparameters as they are.
+
+    For that it needs JAX's usual promotion of dtypes, also where the user's own code may do without.
+    """
     tx = optax.with_extra_args_support(tx)
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        new, state = tx.update(updates, state, params, **extra)
+        with jax.numpy_dtype_promotion("standard"):
+            new, state = tx.update(updates, state, params, **extra)
         return jax.tree.map(lambda u, g: u.astype(jnp.result_type(g)), new, updates), state
 
     return optax.GradientTransformationExtraArgs(tx.init, update)

@@ -19,6 +19,7 @@ from .apply import apply_updates
 from .optimizers import sgd
 from .rules import heavy_ball
 from .storage import Storage
+from .storage.protocol import whole_along
 from .transform import scale_by_momentum
 
 
@@ -110,7 +111,9 @@ def outer_momentum(tx: optax.GradientTransformation, *, exchange: str = "exact")
             mean = jax.tree.map(lambda d: jax.lax.psum(d * share.astype(d.dtype), axis_name), gone)
         else:
             mean, residual = _sent(gone, residual, share, axis_name)
-        updates, momentum = run.update(mean, state.momentum, state.anchor, **extra)
+        # The mean, and with it the state, is the same on every worker, whether JAX can tell or not.
+        with whole_along(axis_name):
+            updates, momentum = run.update(mean, state.momentum, state.anchor, **extra)
         new = OuterState(apply_updates(state.anchor, updates), momentum, residual)
         anyone = jax.lax.psum(share, axis_name) > 0
         chosen: OuterState = jax.tree.map(lambda a, b: jnp.where(anyone, a, b), new, state)

@@ -110,11 +110,17 @@ def run_filter(
         step = jnp.zeros([], jnp.int32) if rule.reads_step or keep.reads_step else None
         return _to_trees(slots, layout, treedef)._replace(step=step)
 
-    def update_leaf(i: int, path: Any, g: Any, slot: MomentumState, step: Any) -> tuple[jax.Array, MomentumState]:
+    def resolved(step: Any, age: Any) -> _Resolved:
+        now = rule.at(step, age)
+        return _Resolved(now, now.late_readout(), gains_at(step, age))
+
+    def update_leaf(
+        i: int, path: Any, g: Any, slot: MomentumState, step: Any, at_step: _Resolved | None
+    ) -> tuple[jax.Array, MomentumState]:
         v = keep.parts.decode(slot.velocity)
         g = _checked_gradient(path, g, v)
         dtype = arithmetic_dtype(g.dtype, *(x.dtype for x in v))
-        now = rule.at(step, slot.age)
+        now = resolved(step, slot.age) if at_step is None else at_step
         wide = g.astype(dtype)
         u, v = _advance(now, wide, tuple(x.astype(dtype) for x in v))
         gain = slot.gain
@@ -124,7 +130,7 @@ def run_filter(
             u = u / jnp.where(unit == 0, 1, unit)
             gain = tuple(new.astype(old.dtype) for new, old in zip(gain, slot.gain, strict=True))
         age = None if slot.age is None else optax.safe_increment(slot.age)
-        kept = keep.encode(v, slot.velocity, write_for(keep, wide, (step, i), gains_at(step, slot.age)))
+        kept = keep.encode(v, slot.velocity, write_for(keep, wide, (step, i), now.gains))
         return u.astype(g.dtype), MomentumState(kept, None, age, gain)
 
     def update(
@@ -134,11 +140,12 @@ def run_filter(
         paths, gradients, treedef = _flatten(updates)
         slots = _to_slots(state._replace(step=None), layout, paths, treedef)
         out: list[jax.Array | None] = [None] * len(slots)
+        at_step = None if rule.reads_age else resolved(state.step, None)
         for i, (path, g, slot) in enumerate(zip(paths, gradients, slots, strict=True)):
             if g is not None:
                 if slot is None:
                     raise ValueError(f"a gradient for {_name(path)}, which was None at init")
-                out[i], slots[i] = update_leaf(i, path, g, slot, state.step)
+                out[i], slots[i] = update_leaf(i, path, g, slot, state.step, at_step)
         step = None if state.step is None else optax.safe_increment(state.step)
         return treedef.unflatten(out), _to_trees(slots, layout, treedef)._replace(step=step)
 
@@ -207,10 +214,18 @@ def eval_params(rule: Filter, opt_state: Any, params: Any, learning_rate: Any) -
     return jax.tree.map(lambda v, p, *more: move(p, v, *more), velocities[0], params, *velocities[1:], is_leaf=absent)
 
 
-def _advance(rule: Filter, g: jax.Array, v: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+class _Resolved(NamedTuple):
+    """A rule at one step: its coefficients, how its update is read off new velocities, and how large these become."""
+
+    rule: Filter
+    late: tuple[float, tuple[float, ...], float] | None
+    gains: tuple[Any, ...]
+
+
+def _advance(now: _Resolved, g: jax.Array, v: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """One step of the filter for one leaf."""
+    rule, late = now.rule, now.late
     new = tuple(_dot((b, *row), (g, *v)) for b, row in zip(rule.B, rule.A, strict=True))
-    late = rule.late_readout()
     if late is None:
         return _dot((rule.D, *rule.C), (g, *v)), new
     # Once the update needs no old velocity, XLA's CPU backend can write the new one in its place without a copy.

@@ -25,8 +25,9 @@ import numpy as np
 
 from .. import checks
 from .noise import stamp_of
-from .protocol import Write, times
+from .protocol import Write, check_axis_names, times
 from .rows import layout_of, next_margin, row_hashes, row_largest, row_noise, split_as, zeros_along
+from .slopes import marked, unmarked
 
 # Codes up to K are square roots, those from K + 1 to 127 the tail.
 _BODY, _LAST = 118, 127
@@ -86,6 +87,7 @@ class Int8:
 
     seed: int = 0
     min_size: int = 4096
+    axis_names: tuple[str, ...] | None = None
     parts: ClassVar[Any] = Int8Velocity
     reads_step: ClassVar[bool] = True
     bytes_per_parameter: ClassVar[float] = 1.0
@@ -122,7 +124,7 @@ class Int8:
         return written
 
 
-def int8(seed: int = 0, *, min_size: int = 4096) -> Int8:
+def int8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | None = None) -> Int8:
     r"""Velocities in one byte per parameter and velocity, plus 8 bytes for each row of at least 512 elements.
 
     The rounding has no bias, at any size. On white noise the relative error of a stored velocity, in rows of 512, is
@@ -144,6 +146,9 @@ def int8(seed: int = 0, *, min_size: int = 4096) -> Int8:
       seed: Of the noise, a whole number from 0. The noise is a function of (seed, step, leaf, velocity, element).
       min_size: Leaves with fewer elements, counted over all devices, are kept in full, as are complex ones; a whole
         number from 1.
+      axis_names: Under `shard_map` and `pmap`, the mesh axes along which a leaf is split. None: whatever JAX knows, an
+        error where it is split, or where JAX does not know (`check_vma=False`, `pmap`). (): none, every device has
+        whole leaves, though perhaps its own.
 
     Raises:
       ValueError: If a number is out of range.
@@ -155,7 +160,8 @@ def int8(seed: int = 0, *, min_size: int = 4096) -> Int8:
     """
     checks.integer("seed", seed, 0)
     checks.integer("min_size", min_size, 1)
-    return Int8(int(seed), int(min_size))
+    check_axis_names(axis_names)
+    return Int8(int(seed), int(min_size), axis_names)
 
 
 # Traced once for all leaves of a shape: in a model of many small leaves tracing takes as long as compiling.
@@ -163,6 +169,7 @@ def int8(seed: int = 0, *, min_size: int = 4096) -> Int8:
 def _read(parts: Int8Velocity) -> tuple[jax.Array, ...]:
     """The velocities of one leaf in bytes."""
     (scale,), (body,), (stamp,) = parts.scale, parts.body, parts.stamp
+    scale = unmarked(scale)
     hashes = row_hashes(parts.codes[0].shape)
     return tuple(
         _decode(codes, scale * gain, body, row_noise(hashes, stamp, k))
@@ -188,7 +195,7 @@ def _written(velocities: Any, gain: Any, reach: jax.Array, margin: jax.Array, st
     return Int8Velocity(
         codes,
         gain,
-        (jnp.where(known, scale, np.float32(_BODY**2)),),
+        (marked(jnp.where(known, scale, np.float32(_BODY**2)), *velocities),),
         (body,),
         (jnp.maximum(largest, _FORGET * reach),),
         (jnp.where(known, next_margin(margin, most > body, _OUTGROWN), np.float32(_MARGIN)),),

@@ -9,7 +9,8 @@ import numpy as np
 
 from .. import checks
 from .noise import random_bits, stamp_of
-from .protocol import Write, arithmetic_dtype, times
+from .protocol import Write, arithmetic_dtype, check_axis_names, times
+from .slopes import straight_through
 
 
 class Bfloat16Velocity(NamedTuple):
@@ -34,6 +35,7 @@ class Bfloat16:
 
     rounding: str = "stochastic"
     seed: int = 0
+    axis_names: tuple[str, ...] | None = None
     parts: ClassVar[Any] = Bfloat16Velocity
     bytes_per_parameter: ClassVar[float] = 2.0
     step_size: ClassVar[float] = 2.0**-7
@@ -62,7 +64,9 @@ class Bfloat16:
         )
 
 
-def bfloat16(rounding: str = "stochastic", seed: int = 0) -> Bfloat16:
+def bfloat16(
+    rounding: str = "stochastic", seed: int = 0, *, axis_names: tuple[str, ...] | None = None
+) -> Bfloat16:
     r"""Velocities in bfloat16, 2 bytes per parameter and velocity.
 
     Complex leaves keep their own dtype: there is no narrower complex one. The relative error of one rounding is below
@@ -76,9 +80,12 @@ def bfloat16(rounding: str = "stochastic", seed: int = 0) -> Bfloat16:
       rounding: "stochastic" or "nearest".
       seed: Of the noise, a whole number from 0. The noise is a function of (seed, step, leaf, velocity, element): a
         replay with the same compiled step is the run, bit for bit. Models under `vmap` share it.
+      axis_names: Under `shard_map` and `pmap`, the mesh axes along which a leaf is split. None: whatever JAX knows, an
+        error where it is split, or where JAX does not know (`check_vma=False`, `pmap`). (): none, every device has
+        whole leaves, though perhaps its own.
 
     Raises:
-      ValueError: If `rounding` is another word, or `seed` is negative.
+      ValueError: If `rounding` is another word, `seed` is negative, or `axis_names` names an axis.
       TypeError: If `seed` is no whole number.
 
     Reference:
@@ -86,9 +93,12 @@ def bfloat16(rounding: str = "stochastic", seed: int = 0) -> Bfloat16:
     """
     checks.choice("rounding", rounding, ("stochastic", "nearest"))
     checks.integer("seed", seed, 0)
-    return Bfloat16(rounding, int(seed))
+    check_axis_names(axis_names)
+    return Bfloat16(rounding, int(seed), axis_names)
 
 
+# Traced once for all leaves of a shape.
+@jax.jit
 def _round_at_random(x: jax.Array, stamp: jax.Array) -> jax.Array:
     """Round up with the probability that makes the mean exact: noise below the last kept bit, then cut.
 
@@ -99,7 +109,9 @@ def _round_at_random(x: jax.Array, stamp: jax.Array) -> jax.Array:
     noisy = (bits + (random_bits(x.shape, stamp) >> 16)) & np.uint32(0xFFFF0000)
     rounded = jax.lax.bitcast_convert_type(noisy, jnp.float32)
     # NaN has bits that noise could turn into anything; a finite value must not round to infinity.
-    return jnp.where(jnp.isfinite(rounded) & jnp.isfinite(x), rounded, _cut(x, bits)).astype(jnp.bfloat16)
+    rounded = jnp.where(jnp.isfinite(rounded) & jnp.isfinite(x), rounded, _cut(x, bits)).astype(jnp.bfloat16)
+    chosen: jax.Array = straight_through(x, rounded)
+    return chosen
 
 
 def _cut(x: jax.Array, bits: jax.Array) -> jax.Array:

@@ -17,8 +17,9 @@ import numpy as np
 
 from .. import checks
 from .noise import stamp_of
-from .protocol import Write, times
+from .protocol import Write, check_axis_names, times
 from .rows import layout_of, next_margin, row_hashes, row_largest, row_noise, zeros_along
+from .slopes import marked, unmarked
 
 # Codes up to K are square roots; the last one stands for so many scales.
 _BODY, _LAST, _BEYOND = 6, 7, 4.0
@@ -54,12 +55,8 @@ class Int4Velocity(NamedTuple):
         """The velocities, in float32 where they are compressed."""
         if not parts.codes or parts.codes[0].dtype != jnp.int4:
             return parts.codes
-        (scale,), (stamp,) = parts.scale, parts.stamp
-        hashes = row_hashes(parts.codes[0].shape)
-        return tuple(
-            _decode(codes, scale * gain, row_noise(hashes, stamp, k))
-            for k, (codes, gain) in enumerate(zip(parts.codes, parts.gain, strict=True))
-        )
+        read: tuple[jax.Array, ...] = _read(parts)
+        return read
 
     @staticmethod
     def rescale(parts: "Int4Velocity", factor: Any) -> "Int4Velocity":
@@ -77,6 +74,7 @@ class Int4:
 
     seed: int = 0
     min_size: int = 4096
+    axis_names: tuple[str, ...] | None = None
     parts: ClassVar[Any] = Int4Velocity
     reads_step: ClassVar[bool] = True
     bytes_per_parameter: ClassVar[float] = 0.5
@@ -105,32 +103,14 @@ class Int4:
         if not old or old[0].dtype != jnp.int4:
             full = tuple(v.astype(x.dtype) for v, x in zip(velocities, old, strict=True))
             return Int4Velocity(full, *previous[1:])
-        shape, one = old[0].shape, (1,) * old[0].ndim
-        (reach,), (margin,) = previous.reach, previous.margin
-        most = jnp.max(reach, keepdims=True)
-        scale = jnp.clip(margin * jnp.maximum(reach, most * _FLOOR), _SMALLEST, _GREATEST)
-        scale = jnp.where(most > 0, scale, 0.0)
+        one = (1,) * old[0].ndim
         gain = tuple(jnp.full(one, g, jnp.float32) for g in write.gains)
-        stamp, hashes = stamp_of(self.seed, write.stamp).reshape(one), row_hashes(shape)
-        begin = (stamp_of(stamp, -1, hashes[0]) >> 8).astype(jnp.float32) * np.float32(_STRIDE * 2.0**-24)
-        codes = tuple(
-            _encode(v.astype(jnp.float32), scale * g, begin, row_noise(hashes, stamp, k))
-            for k, (v, g) in enumerate(zip(velocities, gain, strict=True))
-        )
-        largest = row_largest(codes)
-        level = scale * jnp.where(largest == _LAST, _BEYOND, largest * largest * np.float32(1 / _BODY**2))
-        known = most > 0
-        return Int4Velocity(
-            codes,
-            gain,
-            (scale,),
-            (jnp.where(known, jnp.maximum(level, _FORGET * reach), _found(largest, begin)),),
-            (jnp.where(known, next_margin(margin, level > scale, _OUTGROWN), np.float32(_MARGIN)),),
-            (stamp,),
-        )
+        stamp = stamp_of(self.seed, write.stamp)
+        written: Int4Velocity = _written(velocities, gain, previous.reach[0], previous.margin[0], stamp)
+        return written
 
 
-def int4(seed: int = 0, *, min_size: int = 4096) -> Int4:
+def int4(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | None = None) -> Int4:
     r"""Velocities in four bits per parameter and velocity, plus 8 bytes for each row of at least 512 elements.
 
     For memories of about ten steps, decay 0.9. There the relative error of a stored velocity is 0.4 on white noise and
@@ -153,6 +133,9 @@ def int4(seed: int = 0, *, min_size: int = 4096) -> Int4:
       seed: Of the noise, a whole number from 0. The noise is a function of (seed, step, leaf, velocity, element).
       min_size: Leaves with fewer elements, counted over all devices, are kept in full, as are complex ones; a whole
         number from 1.
+      axis_names: Under `shard_map` and `pmap`, the mesh axes along which a leaf is split. None: whatever JAX knows, an
+        error where it is split, or where JAX does not know (`check_vma=False`, `pmap`). (): none, every device has
+        whole leaves, though perhaps its own.
 
     Raises:
       ValueError: If a number is out of range.
@@ -163,7 +146,46 @@ def int4(seed: int = 0, *, min_size: int = 4096) -> Int4:
     """
     checks.integer("seed", seed, 0)
     checks.integer("min_size", min_size, 1)
-    return Int4(int(seed), int(min_size))
+    check_axis_names(axis_names)
+    return Int4(int(seed), int(min_size), axis_names)
+
+
+# Traced once for all leaves of a shape.
+@jax.jit
+def _read(parts: Int4Velocity) -> tuple[jax.Array, ...]:
+    """The velocities of one leaf in four bits."""
+    (scale,), (stamp,) = parts.scale, parts.stamp
+    scale = unmarked(scale)
+    hashes = row_hashes(parts.codes[0].shape)
+    return tuple(
+        _decode(codes, scale * gain, row_noise(hashes, stamp, k))
+        for k, (codes, gain) in enumerate(zip(parts.codes, parts.gain, strict=True))
+    )
+
+
+@jax.jit
+def _written(velocities: Any, gain: Any, reach: jax.Array, margin: jax.Array, stamp: jax.Array) -> Int4Velocity:
+    """The velocities of one leaf in four bits, at a scale that follows from the steps before."""
+    most = jnp.max(reach, keepdims=True)
+    scale = jnp.clip(margin * jnp.maximum(reach, most * _FLOOR), _SMALLEST, _GREATEST)
+    scale = jnp.where(most > 0, scale, 0.0)
+    stamp, hashes = stamp.reshape((1,) * reach.ndim), row_hashes(velocities[0].shape)
+    begin = (stamp_of(stamp, -1, hashes[0]) >> 8).astype(jnp.float32) * np.float32(_STRIDE * 2.0**-24)
+    codes = tuple(
+        _encode(v.astype(jnp.float32), scale * g, begin, row_noise(hashes, stamp, k))
+        for k, (v, g) in enumerate(zip(velocities, gain, strict=True))
+    )
+    largest = row_largest(codes)
+    level = scale * jnp.where(largest == _LAST, _BEYOND, largest * largest * np.float32(1 / _BODY**2))
+    known = most > 0
+    return Int4Velocity(
+        codes,
+        gain,
+        (marked(scale, *velocities),),
+        (jnp.where(known, jnp.maximum(level, _FORGET * reach), _found(largest, begin)),),
+        (jnp.where(known, next_margin(margin, level > scale, _OUTGROWN), np.float32(_MARGIN)),),
+        (stamp,),
+    )
 
 
 def _decode(codes: jax.Array, scale: jax.Array, noise: jax.Array) -> jax.Array:

@@ -16,6 +16,9 @@ Laws, each of them a test over every storage:
    themselves, and `encode` keeps them so.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -93,7 +96,9 @@ class Storage(Protocol):
 
 def arithmetic_dtype(*dtypes: Any) -> Any:
     """The dtype that arithmetic among `dtypes` runs in: their widest, and at least float32."""
-    return jnp.result_type(jnp.float32, *dtypes)
+    # Whatever promotion the user allows: what is narrower is converted, never promoted.
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(jnp.float32, *dtypes)
 
 
 def times(x: jax.Array, factor: Any) -> jax.Array:
@@ -111,22 +116,65 @@ def write_for(storage: Any, leaf: Any, numbers: tuple[Any, ...], gains: tuple[An
     """What `encode` may look at when `leaf` is written; `numbers` stand for the step and the leaf.
 
     Raises:
-      ValueError: If the noise would hang on the mesh, since `leaf` is one shard of an array under `shard_map`.
+      ValueError: If the noise would depend on the mesh, since `leaf` is or may be one shard of an array under
+        `shard_map` or `pmap`.
     """
     if not storage.reads_step:
         return Write(None, gains)
-    axes = _split_over(leaf)
-    if axes:
-        raise ValueError(
-            f"under shard_map a velocity must be the same along every mesh axis for storage {storage!r}, got one that "
-            f"varies along {', '.join(map(repr, axes))}: shapes are local there, and noise and scales would depend on "
-            "the mesh. Use jit with shardings, or storage 'float32' or bfloat16('nearest')"
-        )
+    if getattr(storage, "axis_names", None) is None:
+        _check_whole(type(storage).__name__, leaf)
     return Write(stamp_of(*numbers), gains)
 
 
-def _split_over(leaf: Any) -> list[str]:
-    """The mesh axes of an enclosing `shard_map` along which `leaf` may differ."""
-    kind: Any = jax.typeof(leaf)
-    varying = kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying
-    return sorted(map(str, varying))
+_WHOLE: ContextVar[frozenset[Any]] = ContextVar("_WHOLE", default=frozenset())
+
+
+@contextmanager
+def whole_along(axis_names: Any) -> Iterator[None]:
+    """Within it what is written is known to be the same on all devices along these axes, whatever its type says."""
+    names = axis_names if isinstance(axis_names, tuple | list) else (axis_names,)
+    token = _WHOLE.set(_WHOLE.get() | set(names))
+    try:
+        yield
+    finally:
+        _WHOLE.reset(token)
+
+
+def _check_whole(storage: str, leaf: Any) -> None:
+    """Raise if `leaf` is one shard of an array, or may be."""
+    manual = [a for a in jax.sharding.get_abstract_mesh().manual_axes if a not in _WHOLE.get()]
+    if not manual:
+        return
+    # The index of a device along an axis varies along it wherever JAX keeps track of what does.
+    if not _varying(jax.lax.axis_index(manual[0])):
+        raise ValueError(
+            f"under pmap or shard_map(check_vma=False) {storage} cannot know if leaves are split along "
+            f"{_listed(manual)}, where its noise would depend on the mesh: leave check_vma=True, use jit with "
+            "shardings, or, if every device has whole leaves, give the storage axis_names=()"
+        )
+    axes = [a for a in manual if a in _varying(leaf)]
+    if axes:
+        raise ValueError(
+            f"under shard_map a velocity in {storage} must be the same on every device, got one that varies along "
+            f"{_listed(axes)}, where noise and scales would depend on the mesh: use jit with shardings, or storage "
+            "'float32' or bfloat16('nearest'); if every device has whole leaves, give the storage axis_names=()"
+        )
+
+
+def _varying(x: Any) -> Any:
+    """The axes of an enclosing `shard_map` along which `x` may differ, as far as its type knows."""
+    kind: Any = jax.typeof(x)
+    return kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(sorted(map(repr, names)))
+
+
+def check_axis_names(axis_names: Any) -> None:
+    """Raise unless nothing is said of axes, or that leaves are split along none."""
+    if axis_names is not None and axis_names != ():
+        raise ValueError(
+            "axis_names must be None or, for leaves that are whole on every device, (); splitting them by hand is not "
+            f"supported, got {axis_names!r}"
+        )

@@ -18,7 +18,7 @@ import numpy as np
 
 from .. import checks
 from .noise import stamp_of
-from .protocol import Write, times
+from .protocol import Write, check_axis_names, times
 from .rows import layout_of, row_axes, row_bits, row_hashes, zeros_along
 
 # In the bits of a float32, of which a quarter of an octave is 2^21.
@@ -50,10 +50,8 @@ class Uint8Velocity(NamedTuple):
         """The values, in float32 where they are compressed."""
         if not parts.codes or parts.codes[0].dtype != jnp.uint8:
             return parts.codes
-        rows = zip(parts.codes, jax.lax.optimization_barrier(parts.base), parts.fine, strict=True)
-        return tuple(
-            jnp.where(codes > 0, _level(codes.astype(jnp.uint32), base, fine), 0.0) for codes, base, fine in rows
-        )
+        read: tuple[jax.Array, ...] = _read(parts)
+        return read
 
     @staticmethod
     def rescale(parts: "Uint8Velocity", factor: Any) -> "Uint8Velocity":
@@ -81,6 +79,7 @@ class Uint8:
 
     seed: int = 0
     min_size: int = 4096
+    axis_names: tuple[str, ...] | None = None
     parts: ClassVar[Any] = Uint8Velocity
     reads_step: ClassVar[bool] = True
     bytes_per_parameter: ClassVar[float] = 1.0
@@ -105,18 +104,11 @@ class Uint8:
         if not old or old[0].dtype != jnp.uint8:
             full = tuple(v.astype(x.dtype) for v, x in zip(velocities, old, strict=True))
             return Uint8Velocity(full, *previous[1:])
-        stamp, hashes = stamp_of(self.seed, write.stamp), row_hashes(old[0].shape)
-        written = []
-        for k, (v, following) in enumerate(zip(velocities, previous.following, strict=True)):
-            known = jnp.max(following, keepdims=True) > 0
-            fine = jnp.where(known, np.uint32(_FINE), np.uint32(0))
-            base = jnp.maximum(following, np.uint32(_OCTAVE))
-            codes = _encode(v.astype(jnp.float32), base, fine, row_bits(hashes, stamp, k))
-            written.append((codes, base, fine, _following(codes, base, fine)))
-        return Uint8Velocity(*zip(*written, strict=True))
+        written: Uint8Velocity = _written(velocities, previous.following, stamp_of(self.seed, write.stamp))
+        return written
 
 
-def uint8(seed: int = 0, *, min_size: int = 4096) -> Uint8:
+def uint8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | None = None) -> Uint8:
     r"""Squares, such as Adam's `nu`, in one byte per parameter, plus 8 bytes for each row of at least 512 elements.
 
         mo.compress(optax.adamw(1e-3), {"mu": "int8", "nu": "uint8"})
@@ -134,6 +126,9 @@ def uint8(seed: int = 0, *, min_size: int = 4096) -> Uint8:
       seed: Of the noise, a whole number from 0. The noise is a function of (seed, step, leaf, velocity, element).
       min_size: Leaves with fewer elements, counted over all devices, are kept in full, as are complex ones; a whole
         number from 1.
+      axis_names: Under `shard_map` and `pmap`, the mesh axes along which a leaf is split. None: whatever JAX knows, an
+        error where it is split, or where JAX does not know (`check_vma=False`, `pmap`). (): none, every device has
+        whole leaves, though perhaps its own.
 
     Raises:
       ValueError: If a number is out of range.
@@ -145,7 +140,30 @@ def uint8(seed: int = 0, *, min_size: int = 4096) -> Uint8:
     """
     checks.integer("seed", seed, 0)
     checks.integer("min_size", min_size, 1)
-    return Uint8(int(seed), int(min_size))
+    check_axis_names(axis_names)
+    return Uint8(int(seed), int(min_size), axis_names)
+
+
+# Traced once for all leaves of a shape.
+@jax.jit
+def _read(parts: Uint8Velocity) -> tuple[jax.Array, ...]:
+    """The squares of one leaf in bytes."""
+    rows = zip(parts.codes, jax.lax.optimization_barrier(parts.base), parts.fine, strict=True)
+    return tuple(jnp.where(codes > 0, _level(codes.astype(jnp.uint32), base, fine), 0.0) for codes, base, fine in rows)
+
+
+@jax.jit
+def _written(squares: Any, followings: Any, stamp: jax.Array) -> Uint8Velocity:
+    """The squares of one leaf in bytes, from bases that follow from the steps before."""
+    hashes = row_hashes(squares[0].shape)
+    written = []
+    for k, (v, following) in enumerate(zip(squares, followings, strict=True)):
+        known = jnp.max(following, keepdims=True) > 0
+        fine = jnp.where(known, np.uint32(_FINE), np.uint32(0))
+        base = jnp.maximum(following, np.uint32(_OCTAVE))
+        codes = _encode(v.astype(jnp.float32), base, fine, row_bits(hashes, stamp, k))
+        written.append((codes, base, fine, _following(codes, base, fine)))
+    return Uint8Velocity(*zip(*written, strict=True))
 
 
 def _moved(base: jax.Array, octaves: jax.Array) -> jax.Array:
@@ -177,7 +195,8 @@ def _encode(v: jax.Array, base: jax.Array, fine: jax.Array, noise: jax.Array) ->
     # Uniform from 0 to 1, without a factor: XLA would move it over to the small difference, and that to zero.
     chance = jax.lax.bitcast_convert_type((noise >> 9) | np.uint32(_ONE), jnp.float32) - 1
     # By way of int32: XLA's CPU backend converts unsigned numbers slowly.
-    code = jnp.minimum(code.astype(jnp.int32) + (chance * (high - low) < v - low), _LAST)
+    up = (chance * (high - low) < v - low).astype(jnp.int32)
+    code = jnp.minimum(code.astype(jnp.int32) + up, _LAST)
     # The comparison is false for NaN.
     return jnp.where(v > 0, code, 0).astype(jnp.uint8)
 

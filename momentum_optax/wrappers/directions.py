@@ -114,7 +114,9 @@ def orthogonalize(steps: int | None = None) -> optax.GradientTransformation:
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del params
         _check_matrices(updates)
-        return tx.update(updates, tx.init(updates))[0], state
+        # Optax corrects the bias of its average by a decay to the power of an int32.
+        with jax.numpy_dtype_promotion("standard"):
+            return tx.update(updates, tx.init(updates))[0], state
 
     return optax.GradientTransformation(init, update)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import checks
-from ..coefficients import is_zero
+from ..coefficients import is_zero, value_at
 from ..filters import Filter
 from ..schedules import restarted
 from ..storage import Storage
@@ -108,7 +108,7 @@ def scheduled_restart(
     def update(
         updates: optax.Updates, state: RestartState, params: Any = None, **extra: Any
     ) -> tuple[optax.Updates, RestartState]:
-        begin = jnp.logical_and(age(state.last) == 0, state.last > 0)
+        begin = jnp.logical_and(value_at(age, state.last) == 0, state.last > 0)
         leaves = Leaves(updates)
         fresh = tx.init(leaves.standing() if params is None else params)
         inner = leaves.select([False if absent(g) else begin for g in leaves.values], begin, fresh, state.inner)
@@ -158,7 +158,7 @@ def _gradient_restart(
         step = 0 if inner.step is None else state.inner.step
         before = _displacements(rule.at(jnp.maximum(step - 1, 0)), leaves, state.inner)
         after = _displacements(rule.at(step), leaves, inner)
-        landed = [None if absent(u) else u - x for u, x in zip(leaves.of(out), after, strict=True)]
+        landed = [None if absent(u) else _landed(u, x) for u, x in zip(leaves.of(out), after, strict=True)]
         slopes = [
             None if d is None else _inner_product(g, d + x)
             for g, d, x in zip(leaves.values, landed, before, strict=True)
@@ -183,6 +183,11 @@ def _displacements(rule: Filter, leaves: Leaves, state: MomentumState) -> list[A
         return [0.0] * len(leaves.values)
     rows = zip(*(leaves.of(tree) for tree in velocity(state)), strict=True)
     return [None if absent(row[0]) else _weighted(rule.lookahead, row) for row in rows]
+
+
+def _landed(u: Any, displacement: Any) -> Any:
+    """The update less where x lies from the new point."""
+    return u if checks.is_number(displacement) else u.astype(displacement.dtype) - displacement
 
 
 def _weighted(weights: tuple[Any, ...], arrays: tuple[Any, ...]) -> Any:

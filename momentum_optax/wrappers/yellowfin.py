@@ -146,11 +146,27 @@ def single_step(log_h_min: Any, log_h_max: Any, variance: Any, distance: Any) ->
     Returns:
       Two scalars.
     """
-    # The smallest r leaves a root of 1, without 0/0. Both terms are 1 - sqrt(mu): of the cubic, and of the range.
-    r = jnp.maximum(jnp.sqrt(6 * variance) * jnp.exp(-log_h_min) / distance, 1e-12)
-    root = 2 / r * jnp.sinh(jnp.arcsinh(1.5 * r) / 3)
-    gap = jnp.minimum(root, 2 / (1 + jnp.exp((log_h_max - log_h_min) / 2)))
+    # Both terms are 1 - sqrt(mu): of the cubic, and of the range.
+    gap = jnp.minimum(_root(variance, jnp.exp(-log_h_min) / distance), 2 / (1 + jnp.exp((log_h_max - log_h_min) / 2)))
     return gap**2 * jnp.exp(-log_h_min), (1 - gap) ** 2
+
+
+@jax.custom_jvp
+def _root(variance: Any, unit: Any) -> Any:
+    """The y between 0 and 1 with $y + r^2 y^3 / 3 = 1$, where $r^2$ is 6 times `variance` times `unit` squared."""
+    # The smallest r leaves a root of 1, without 0/0.
+    r = jnp.maximum(jnp.sqrt(6 * variance) * unit, 1e-12)
+    return 2 / r * jnp.sinh(jnp.arcsinh(1.5 * r) / 3)
+
+
+@_root.defjvp
+def _slope_of_the_root(primals: Any, tangents: Any) -> tuple[Any, Any]:
+    """By the implicit function theorem: the closed form has a root of 0 and differences of large numbers."""
+    (variance, unit), (variance_dot, unit_dot) = primals, tangents
+    y = _root(variance, unit)
+    square = 6 * variance * unit**2
+    square_dot = 6 * unit**2 * variance_dot + 12 * variance * unit * unit_dot
+    return y, -(y**3) / 3 / (1 + square * y**2) * square_dot
 
 
 def _measured(updates: Any, state: YellowFinState, decay: Any) -> YellowFinState:
@@ -189,7 +205,7 @@ def _measured(updates: Any, state: YellowFinState, decay: Any) -> YellowFinState
     new = new._replace(distance=average(state.distance, new.mean_norm / jnp.where(silent, 1, new.mean_square)))
     variance = jnp.maximum(new.mean_square - square_of_mean, 0)
     rate, momentum = single_step(new.log_h_min, new.log_h_max, variance, jnp.where(silent, 1, new.distance))
-    rate *= jnp.minimum(1, count / jnp.asarray(10 * len(window), real))
+    rate *= jnp.minimum(1, count.astype(real) / (10 * len(window)))
     new = new._replace(learning_rate=average(state.learning_rate, rate), momentum=average(state.momentum, momentum))
     scalars = (x._replace(inner=None, mean=None) for x in (state, new))
     kept: YellowFinState = jax.tree.map(lambda a, b: jnp.where(silent, a, b), *scalars)

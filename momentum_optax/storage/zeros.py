@@ -1,0 +1,40 @@
+"""Which arrays a function makes are zeros, known from its trace: nothing needs to be computed for them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import Literal
+
+# What gives zeros for zeros, element by element or in another shape.
+_KEEPS_ZEROS = {"broadcast_in_dim", "convert_element_type", "copy", "copy_p", "reshape", "reshard", "squeeze"}
+
+
+def made_of_zeros(function: Callable[..., Any], *arguments: Any) -> list[bool]:
+    """Whether each leaf of `function(*arguments)` is zeros whatever the arguments, as far as a trace of it tells.
+
+    Returns:
+      One bool for each leaf; none at all for a function that cannot be traced.
+    """
+    try:
+        traced = jax.make_jaxpr(function)(*arguments)
+    except TypeError:  # it looks at values, or returns what is no array
+        return []
+    return _zeros_among(traced.jaxpr, [False] * len(traced.jaxpr.invars))
+
+
+def _zeros_among(jaxpr: Any, inputs: list[bool]) -> list[bool]:
+    """Which results of a program are zeros, from which of its inputs are."""
+    known = dict(zip(jaxpr.invars, inputs, strict=True))
+
+    def is_zeros(atom: Any) -> bool:
+        return not np.any(atom.val) if isinstance(atom, Literal) else known.get(atom, False)
+
+    for equation in jaxpr.eqns:
+        operands = [is_zeros(x) for x in equation.invars]
+        if equation.primitive.name in _KEEPS_ZEROS:
+            known[equation.outvars[0]] = operands[0]
+        elif equation.primitive.name in ("jit", "pjit"):
+            known.update(zip(equation.outvars, _zeros_among(equation.params["jaxpr"].jaxpr, operands), strict=True))
+    return [is_zeros(x) for x in jaxpr.outvars]
