@@ -11,6 +11,7 @@ import optax
 from . import checks
 from .coefficients import is_zero, value_at
 from .filters import Filter
+from .fingerprints import note
 from .storage import Storage, resolve
 from .storage.protocol import SUPPORTED, arithmetic_dtype, is_signed, write_for
 
@@ -105,6 +106,7 @@ def run_filter(
     layout: Any = jax.tree.structure(jax.eval_shape(fresh, jax.ShapeDtypeStruct((), jnp.float32)))
 
     def init(params: optax.Params) -> MomentumState:
+        note(rule)
         paths, leaves, treedef = _flatten(params)
         slots = [None if x is None else fresh(_checked_leaf(path, x)) for path, x in zip(paths, leaves, strict=True)]
         step = jnp.zeros([], jnp.int32) if rule.reads_step or keep.reads_step else None

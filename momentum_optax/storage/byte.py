@@ -141,7 +141,7 @@ def int8(seed: int = 0, *, min_size: int = 4096) -> Int8:
     zero: its element starts anew.
 
     Args:
-      seed: Of the noise, a whole number from 0. The noise is a function of (seed, step, leaf, velocity, element).
+      seed: Of the noise, a whole number in [0, 2^32). The noise is a function of (seed, step, leaf, velocity, element).
       min_size: Leaves with fewer elements, counted over all devices, are kept in full, as are complex ones; a whole
         number from 1.
 
@@ -153,7 +153,7 @@ def int8(seed: int = 0, *, min_size: int = 4096) -> Int8:
       Subtractive dither: Roberts, IRE Trans. Information Theory 1962; Gray and Stockham, IEEE Trans. Information Theory
       1993. Eight-bit optimizer states: Dettmers et al., ICLR 2022, arXiv:2110.02861.
     """
-    checks.integer("seed", seed, 0)
+    checks.seed(seed)
     checks.integer("min_size", min_size, 1)
     return Int8(int(seed), int(min_size))
 

@@ -74,18 +74,18 @@ def bfloat16(rounding: str = "stochastic", seed: int = 0) -> Bfloat16:
 
     Args:
       rounding: "stochastic" or "nearest".
-      seed: Of the noise, a whole number from 0. The noise is a function of (seed, step, leaf, velocity, element): a
+      seed: Of the noise, a whole number in [0, 2^32). The noise is a function of (seed, step, leaf, velocity, element): a
         replay of a run is the run, bit for bit. Models under `vmap` share it.
 
     Raises:
-      ValueError: If `rounding` is another word, or `seed` is negative.
+      ValueError: If `rounding` is another word, or `seed` is out of range.
       TypeError: If `seed` is no whole number.
 
     Reference:
       Gupta et al., "Deep learning with limited numerical precision", ICML 2015, arXiv:1502.02551.
     """
     checks.choice("rounding", rounding, ("stochastic", "nearest"))
-    checks.integer("seed", seed, 0)
+    checks.seed(seed)
     return Bfloat16(rounding, int(seed))
 
 

@@ -150,7 +150,7 @@ def int4(seed: int = 0, *, min_size: int = 4096) -> Int4:
     A NaN or infinite velocity is stored as zero: its element starts anew.
 
     Args:
-      seed: Of the noise, a whole number from 0. The noise is a function of (seed, step, leaf, velocity, element).
+      seed: Of the noise, a whole number in [0, 2^32). The noise is a function of (seed, step, leaf, velocity, element).
       min_size: Leaves with fewer elements, counted over all devices, are kept in full, as are complex ones; a whole
         number from 1.
 
@@ -161,7 +161,7 @@ def int4(seed: int = 0, *, min_size: int = 4096) -> Int4:
     Reference:
       Four-bit states: Li, Chen and Zhu, NeurIPS 2023, arXiv:2309.01507. Subtractive dither: see `int8`.
     """
-    checks.integer("seed", seed, 0)
+    checks.seed(seed)
     checks.integer("min_size", min_size, 1)
     return Int4(int(seed), int(min_size))
 

@@ -22,10 +22,12 @@ def mix(x: jax.Array) -> jax.Array:
 
 
 def stamp_of(*numbers: jax.Array | int) -> jax.Array:
-    """One uint32 from several integers, in their order; scalars or arrays that broadcast."""
+    """One uint32 from several integers, in their order and modulo 2^32; scalars or arrays that broadcast."""
     x = jnp.zeros((), jnp.uint32)
     for number in numbers:
-        x = mix((x ^ jnp.asarray(number).astype(jnp.uint32)) + _GOLDEN)
+        # JAX would take a Python number for an int32, which half of the seeds exceed.
+        word = np.uint32(number % 2**32) if isinstance(number, int) else jnp.asarray(number).astype(jnp.uint32)
+        x = mix((x ^ word) + _GOLDEN)
     return x
 
 

@@ -131,7 +131,7 @@ def uint8(seed: int = 0, *, min_size: int = 4096) -> Uint8:
     NaN is stored as zero, infinity and what is beyond the range as the largest value that a row has a code for.
 
     Args:
-      seed: Of the noise, a whole number from 0. The noise is a function of (seed, step, leaf, velocity, element).
+      seed: Of the noise, a whole number in [0, 2^32). The noise is a function of (seed, step, leaf, velocity, element).
       min_size: Leaves with fewer elements, counted over all devices, are kept in full, as are complex ones; a whole
         number from 1.
 
@@ -143,7 +143,7 @@ def uint8(seed: int = 0, *, min_size: int = 4096) -> Uint8:
       Counting with random increments: Morris, Communications of the ACM 1978. Eight-bit optimizer states: Dettmers et
       al., ICLR 2022, arXiv:2110.02861.
     """
-    checks.integer("seed", seed, 0)
+    checks.seed(seed)
     checks.integer("min_size", min_size, 1)
     return Uint8(int(seed), int(min_size))
 
