@@ -13,6 +13,7 @@ from . import checks
 from .compress import CompressedState, field_name, flattened, is_kept, is_plain, joined, slots_of
 from .filters import Filter
 from .fingerprints import difference, fingerprint, noted
+from .mismatch import check_state
 from .storage.protocol import arithmetic_dtype
 from .storage.rows import row_axes
 from .transform import MomentumState, velocity
@@ -158,6 +159,8 @@ def monitor(
     def update(
         updates: optax.Updates, state: MonitorState, params: Any = None, **extra: Any
     ) -> tuple[optax.Updates, MonitorState]:
+        check_state(state, MonitorState(..., ..., ..., None if rule is None else ...))
+
         def step(inner: Any, updates: Any) -> tuple[Any, Any]:
             out, after = run.update(updates, inner, params, **extra)
             return out, after

@@ -10,6 +10,7 @@ import optax
 from . import checks
 from .coefficients import Scalar, is_zero
 from .filters import Filter
+from .mismatch import explained, without_momentum
 from .rules import ema, heavy_ball, lion_mix, muon_mix, nesterov, torch_nesterov
 from .schedules import nesterov_convex, restarted
 from .storage import Storage, resolve
@@ -72,7 +73,7 @@ def sgd(
         optax.chain(
             optax.scale(-1.0) if maximize else optax.identity(),
             optax.identity() if is_zero(weight_decay) else optax.add_decayed_weights(weight_decay),
-            optax.identity() if rule is None else scale_by_momentum(rule, storage=storage),
+            without_momentum() if rule is None else scale_by_momentum(rule, storage=storage),
             optax.scale_by_learning_rate(learning_rate),
         )
     )
@@ -469,10 +470,10 @@ def _sgd_rule(momentum: "Scalar | Filter | None", nesterov: bool, dampening: Sca
 
 def in_gradient_dtype(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """`tx` with updates of the gradients' dtypes: Optax multiplies by wider hyperparameters as they are."""
-    tx = optax.with_extra_args_support(tx)
+    run = explained(optax.with_extra_args_support(tx).update, tx.init)
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        new, state = tx.update(updates, state, params, **extra)
+        new, state = run(updates, state, params, **extra)
         return jax.tree.map(lambda u, g: u.astype(jnp.result_type(g)), new, updates), state
 
     return optax.GradientTransformationExtraArgs(tx.init, update)

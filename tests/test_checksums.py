@@ -170,7 +170,9 @@ def test_each_changed_entry_of_a_description_is_named_or_makes_no_difference(pat
             assert bad == description or unknown or path == ("checksums",)
 
 
-@pytest.mark.parametrize("path", [path for path in PLACES if path[0] != "rules"], ids=lambda path: "/".join(map(str, path)))
+@pytest.mark.parametrize(
+    "path", [path for path in PLACES if path[0] != "rules"], ids=lambda path: "/".join(map(str, path))
+)
 def test_migrate_names_what_is_no_description_too(path):
     description = whole()
     for new in (..., *REPLACEMENTS):
@@ -225,9 +227,7 @@ OPTIMIZERS = {
     "guarded": lambda decay: mo.guarded(mo.sgd(0.1, mo.nesterov(decay), storage="int8"), "leaf"),
     "restart": lambda decay: mo.adaptive_restart(mo.nesterov(decay)),
     "accumulated": lambda decay: mo.accumulated(mo.ema(decay), 4),
-    "partition": lambda decay: optax.partition(
-        {"a": mo.sgd(0.1, decay), "b": mo.sgd(0.1, 0.8)}, {"w": "a", "b": "b"}
-    ),
+    "partition": lambda decay: optax.partition({"a": mo.sgd(0.1, decay), "b": mo.sgd(0.1, 0.8)}, {"w": "a", "b": "b"}),
     "compress": lambda decay: mo.compress(optax.chain(mo.sgd(0.1, decay), optax.scale_by_adam()), {"mu"}, "bfloat16"),
 }
 
