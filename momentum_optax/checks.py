@@ -76,6 +76,13 @@ def integer(name: str, value: Any, least: int) -> None:
         raise ValueError(f"{name} must be at least {least}, got {value!r}")
 
 
+def seed(value: Any) -> None:
+    """Raise unless `value` is a seed of stochastic rounding: a whole number that 32 bits hold."""
+    integer("seed", value, 0)
+    if value >= 2**32:
+        raise ValueError(f"seed must be below 2**32, got {value!r}")
+
+
 def choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     """Raise `ValueError` unless `value` is one of `allowed`."""
     if value not in allowed:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from .mismatch import StateMismatchError, check_state
 from .storage import Storage, resolve
 from .storage.protocol import SUPPORTED, Write, is_signed, write_for
 from .storage.slopes import marked, unmarked
@@ -110,7 +111,9 @@ def compress(
     def update(
         updates: optax.Updates, state: CompressedState, params: Any = None, **extra: Any
     ) -> tuple[optax.Updates, CompressedState]:
+        check_state(state, CompressedState(... if reads_step else None, ...))
         pairs, treedef = flattened(state.inner, is_kept)
+        _check_fields(pairs, choice)
         olds = [old for _, old in pairs]
         read = treedef.unflatten([unpacked(old) if is_kept(old) else old for old in olds])
         out, inner = run.update(updates, read, params, **extra)
@@ -300,6 +303,17 @@ def _keep_fields(state: Any, params: Any, choice: _Choice, zeros: Collection[int
     return state
 
 
+def _check_fields(pairs: list[tuple[Any, Any]], choice: _Choice) -> None:
+    """Raise unless the fields that a state keeps are those that are chosen by name."""
+    kept = {field_name(path) or "" for path, x in pairs if is_kept(x)}
+    if choice.names is not None and kept != set(choice.names):
+        there, wanted = (", ".join(map(repr, sorted(names))) or "no field" for names in (kept, choice.names))
+        raise StateMismatchError(
+            f"the state compresses {there}, and this optimizer {wanted}: mo.convert(opt_state, storages, "
+            "like=tx.init(params)) makes it fit"
+        )
+
+
 def _map_fields(f: Any, node: Any, params: Any, path: Any = (), owner: str = "") -> Any:
     """`node` with `f(path, class of the NamedTuple around, tree)` for each tree that is like the parameters."""
     if isinstance(node, CompressedState):
@@ -375,7 +389,10 @@ def _rewrite(storage: Storage, old: Kept, tree: Any, numbers: tuple[Any, int]) -
     """The stored form of the field `tree` that replaces `old`."""
     if not isinstance(old.parts, storage.parts):
         got, expected = type(old.parts).__name__, storage.parts.__name__
-        raise ValueError(f"the state must be kept as {expected}, got {got}: convert(opt_state, storage) changes that")
+        raise StateMismatchError(
+            f"the state must be kept as {expected}, got {got}: convert(opt_state, storage, like=tx.init(params)) changes "
+            "that"
+        )
     slots, layout, treedef = slots_of(old)
     for i, (slot, new) in enumerate(zip(slots, treedef.flatten_up_to(tree), strict=True)):
         if new is None:

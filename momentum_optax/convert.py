@@ -22,6 +22,7 @@ from .compress import (
     slots_of,
     unpacked,
 )
+from .fitting import cast, fitted, forms
 from .storage import Storage, resolve
 from .transform import MomentumState, velocity
 
@@ -43,13 +44,32 @@ def convert(
 
     The state is that of the new optimizer, with two exceptions that `like` settles: a step that only the old storage
     read is still there (and does no harm), and float64 velocities that went through fewer bytes come back as float32.
+    What is in that storage already stays, to the bit.
+
+    With `like` the other optimizer may also differ in what is around the velocities or in what its rule looks at:
+
+        tx = mo.sgd(0.1, optax.linear_schedule(0.9, 0.5, 1000))          # a schedule for a running state
+        state = mo.convert(state, "float32", like=tx.init(params))
+
+    * a step is taken from `like`, 0 from `init`: schedules and noise begin there. So are the counters of learning-rate
+      schedules, what `guarded`, `monitor` and restarts note, and injected hyperparameters, which the state has not.
+      The memory of a monitor (`gain`, `mean_lag`) then knows only of the gradients to come;
+    * the ages that a first step or dampening reads: a leaf that holds a velocity has its first step behind it. Its age
+      is the number of steps counted so far, or 1 if none were; a leaf whose velocities are all zero has age 0;
+    * the gains of `debias=True` can be left out, but not added: they depend on the rule and on every step so far;
+    * `accumulated` begins a cycle, or must have finished one; its `gradient_step` is the step of schedules;
+    * fields of `compress` are packed in `storage` or read in full;
+    * a momentum that one side has not begins at zero, or is left out.
+
+    Velocities stay as they are, whatever the rule: one of another order is refused, one of the same order goes on with
+    them (`checkpoint.check` with `rules` notices that).
 
     Args:
       opt_state: Any state that holds states of `scale_by_momentum` or `compress`.
       storage: A name or an object, as for `scale_by_momentum`; or a mapping from fields of `compress`, and
         "velocity" for the velocities of `scale_by_momentum`, to one each. What it does not name stays as it is.
-      like: What `init` of the new optimizer gives, arrays or `ShapeDtypeStruct`; the result has its structure, shapes
-        and dtypes.
+      like: What `init` of the new optimizer gives; the result has its structure, shapes and dtypes. `ShapeDtypeStruct`
+        do where nothing is taken from it.
       second_moments: The names of fields of `compress` that hold squares, as given to it.
 
     Returns:
@@ -58,19 +78,21 @@ def convert(
 
     Raises:
       ValueError: If there is no such storage; if `opt_state` holds no such state or no such field; if a field
-        would go to a storage that is not fit for it; if the result cannot be `like`.
+        would go to a storage that is not fit for it; if the result cannot be `like`, saying why.
       TypeError: If `storage` is neither of these.
     """
     wanted: Any = {k: resolve(s) for k, s in storage.items()} if isinstance(storage, Mapping) else resolve(storage)
     _check_fit(opt_state, wanted, second_moments)
     found: set[str] = set()
     new = _converted(opt_state, wanted, found)
+    if like is not None:
+        new = fitted(new, like, _Refield(wanted, second_moments, found))
     missing = sorted(set(wanted) - found) if isinstance(wanted, dict) else []
-    if missing or not found:
+    if missing or not (found or like is not None):
         fields = ", ".join(map(repr, sorted(_fields_of(opt_state)))) or "none"
         asked = ", ".join(map(repr, missing)) or "a state without any"
         raise ValueError(f"opt_state must hold a state of scale_by_momentum or compress (it has {fields}), got {asked}")
-    return new if like is None else _fitted(new, like)
+    return new
 
 
 def _flat(tree: Any, is_leaf: Any = None) -> tuple[list[Any], Any]:
@@ -130,13 +152,21 @@ def _momentum(state: MomentumState, storage: Storage, number: int) -> MomentumSt
     order = len(trees)
     if not order:
         return state._replace(velocity=storage.init(jax.ShapeDtypeStruct((1,), jnp.float32), 0), step=step)
+    if forms(state.velocity) == forms(jax.eval_shape(lambda: _written(storage, trees, number))):
+        # Nothing to write, and what was written is not rounded once more.
+        return state._replace(step=step)
+    return state._replace(velocity=_written(storage, trees, number), step=step)
+
+
+def _written(storage: Storage, trees: tuple[Any, ...], number: int) -> Any:
+    """The velocities in `storage`, for the first time."""
     leaves, treedef = _flat(trees[0])
     rows = zip(leaves, *(treedef.flatten_up_to(tree) for tree in trees[1:]), strict=True)
     written = [seeded(storage, row, number, i) for i, row in enumerate(rows)]
-    some = jax.eval_shape(lambda: storage.init(jax.ShapeDtypeStruct((1,), jnp.float32), order))
+    some = jax.eval_shape(lambda: storage.init(jax.ShapeDtypeStruct((1,), jnp.float32), len(trees)))
     layout: Any = jax.tree.structure(some)
     columns = [[layout.flatten_up_to(parts)[j] for parts in written] for j in range(layout.num_leaves)]
-    return state._replace(velocity=layout.unflatten([treedef.unflatten(column) for column in columns]), step=step)
+    return layout.unflatten([treedef.unflatten(column) for column in columns])
 
 
 def _compressed(state: CompressedState, wanted: Any, found: set[str]) -> CompressedState:
@@ -155,30 +185,30 @@ def _compressed(state: CompressedState, wanted: Any, found: set[str]) -> Compres
 def _field(kept: Kept, storage: Storage, number: int) -> Kept:
     """A field of `compress` in `storage`."""
     chosen = [not is_plain(slot) for slot in slots_of(kept)[0]]
-    return packed(storage, unpacked(kept), chosen, number)
+    tree = unpacked(kept)
+    if forms(kept) == forms(jax.eval_shape(lambda: packed(storage, tree, chosen, number))):
+        return kept
+    return packed(storage, tree, chosen, number)
 
 
-def _fitted(state: Any, like: Any) -> Any:
-    """`state` in the types of `like`, without the steps that it does not have."""
+class _Refield:
+    """Fields in the form of `like`, compressed or in full; notes in `found` which were packed."""
 
-    def is_state(x: Any) -> bool:
-        return isinstance(x, MomentumState | CompressedState)
+    def __init__(self, wanted: Any, second_moments: Collection[str], found: set[str]) -> None:
+        self._wanted, self._second_moments, self._found = wanted, second_moments, found
 
-    def fit(x: Any, y: Any) -> Any:
-        if not is_state(x) or type(x) is not type(y):
-            return x
-        x = x._replace(step=None) if y.step is None else x
-        return x._replace(inner=_fitted(x.inner, y.inner)) if isinstance(x, CompressedState) else x
-
-    nodes, treedef = _flat(state, is_state)
-    others, structure = _flat(like, is_state)
-    if treedef == structure:
-        state = treedef.unflatten([fit(x, y) for x, y in zip(nodes, others, strict=True)])
-    leaves, treedef = _flat(state)
-    target, structure = _flat(like)
-    if treedef != structure:
-        raise ValueError(f"like must have the structure of the new state, {treedef}, got {structure}")
-    for x, y in zip(leaves, target, strict=True):
-        if jnp.shape(x) != jnp.shape(y):
-            raise ValueError(f"like must have the shapes of the new state, {jnp.shape(x)}, got {jnp.shape(y)}")
-    return treedef.unflatten([jnp.asarray(x, y.dtype) for x, y in zip(leaves, target, strict=True)])
+    def __call__(self, owner: str, name: str, old: Any, new: Any) -> Any:
+        """The field `old` of a state of class `owner` in the form of `new`; one of them at least is compressed."""
+        tree = unpacked(old) if is_kept(old) else old
+        if not is_kept(new):
+            return cast(tree, new, name)
+        if is_kept(old) and forms(old) == forms(new):
+            return old
+        storage = self._wanted.get(name) if isinstance(self._wanted, dict) else self._wanted
+        if storage is None:
+            raise ValueError(f"storage must say how to keep {name!r}, which like compresses, got none for it")
+        check_fit(storage, name, name in self._second_moments and (owner, name) not in SIGNED)
+        self._found.add(name)
+        chosen = [not is_plain(slot) for slot in slots_of(new)[0]]
+        # Fields are told apart by their noise.
+        return cast(packed(storage, tree, chosen, len(self._found)), new, name)

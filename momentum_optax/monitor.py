@@ -12,6 +12,8 @@ import optax
 from . import checks
 from .compress import CompressedState, field_name, flattened, is_kept, is_plain, joined, slots_of
 from .filters import Filter
+from .fingerprints import difference, fingerprint, noted
+from .mismatch import check_state
 from .storage.protocol import arithmetic_dtype
 from .storage.rows import row_axes
 from .transform import MomentumState, velocity
@@ -120,6 +122,7 @@ def monitor(
       tx: Any transformation with states of `scale_by_momentum` or `compress` in it. The figures of `compress` are those
         of the fields that it keeps.
       rule: The rule of the only `scale_by_momentum` in `tx`, for `gain`, `mean_lag` and `age`; None leaves them out.
+        It is compared with the one that `tx` runs, where coefficients are not traced.
       every: Measure each step whose number is a multiple of this, a whole number from 1, and keep the figures between.
 
     Returns:
@@ -127,7 +130,7 @@ def monitor(
 
     Raises:
       TypeError: If an argument is of the wrong type.
-      ValueError: If `every` is out of range; at `init` if `tx` has no such state, or `rule` cannot be its rule, or the
+      ValueError: If `every` is out of range; at `init` if `tx` has no such state, or `rule` is not its rule, or the
         velocities are not like the parameters, as after `optax.flatten`; at `update` if a storage of your own cannot
         keep a leaf in full (see law 7 of `storage.protocol`).
     """
@@ -140,8 +143,11 @@ def monitor(
     rule = None if rule is None else rule.pruned()
 
     def init(params: optax.Params) -> MonitorState:
-        inner = tx.init(params)
+        with noted() as rules:
+            inner = tx.init(params)
         _check(inner, params, rule)
+        if rule is not None and len(rules) == 1:
+            _check_rule(rule, rules[0])
         count = len(_velocities(inner))
         figures = Figures(_zeros(), _zeros(), _zeros(count), _zeros(count), _zeros(count), _zeros(count))
         memory = None
@@ -153,6 +159,8 @@ def monitor(
     def update(
         updates: optax.Updates, state: MonitorState, params: Any = None, **extra: Any
     ) -> tuple[optax.Updates, MonitorState]:
+        check_state(state, MonitorState(..., ..., ..., None if rule is None else ...))
+
         def step(inner: Any, updates: Any) -> tuple[Any, Any]:
             out, after = run.update(updates, inner, params, **extra)
             return out, after
@@ -302,6 +310,13 @@ def _check(inner: Any, params: Any, rule: Filter | None) -> None:
             f"rule must be that of the only scale_by_momentum in tx, got order {rule.order} for states with {orders} "
             "velocities"
         )
+
+
+def _check_rule(rule: Filter, running: dict[str, Any]) -> None:
+    """Raise unless `rule` has the coefficients of the rule that runs."""
+    problem = difference(running, fingerprint(rule))
+    if problem:
+        raise ValueError(f"rule must be the one that tx runs (or None, without gain, mean_lag and age): {problem}")
 
 
 def _when(due: Any, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:

@@ -11,6 +11,7 @@ import optax
 from . import checks
 from .coefficients import Scalar, is_zero
 from .filters import Filter
+from .mismatch import explained, without_momentum
 from .rules import ema, heavy_ball, lion_mix, muon_mix, nesterov, torch_nesterov
 from .schedules import nesterov_convex, restarted
 from .storage import Storage, bfloat16, resolve
@@ -84,7 +85,7 @@ def sgd(
         optax.chain(
             optax.scale(-1.0) if maximize else optax.identity(),
             _weight_decay(weight_decay, mask),
-            optax.identity() if rule is None else scale_by_momentum(rule, storage=kept),
+            without_momentum() if rule is None else scale_by_momentum(rule, storage=kept),
             optax.scale_by_learning_rate(learning_rate),
         )
     )
@@ -573,11 +574,11 @@ def in_gradient_dtype(tx: optax.GradientTransformation) -> optax.GradientTransfo
 
     For that it needs JAX's usual promotion of dtypes, also where the user's own code may do without.
     """
-    tx = optax.with_extra_args_support(tx)
+    run = explained(optax.with_extra_args_support(tx).update, tx.init)
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         with jax.numpy_dtype_promotion("standard"):
-            new, state = tx.update(updates, state, params, **extra)
+            new, state = run(updates, state, params, **extra)
         return jax.tree.map(lambda u, g: u.astype(jnp.result_type(g)), new, updates), state
 
     return optax.GradientTransformationExtraArgs(tx.init, update)

@@ -16,6 +16,7 @@ import optax
 
 from . import checks
 from .apply import apply_updates
+from .mismatch import check_state
 from .optimizers import sgd
 from .rules import heavy_ball
 from .storage import Storage
@@ -102,6 +103,7 @@ def outer_momentum(tx: optax.GradientTransformation, *, exchange: str = "exact")
     def swap(
         params: Any, state: OuterState, *, axis_name: Any, weight: Any = 1.0, only: Any = None, **extra: Any
     ) -> OuterState:
+        check_state(state, OuterState(..., ..., None if exact else ...))
         share = _share(weight, axis_name)
         # What a missing worker holds may be no number at all.
         gone = jax.tree.map(lambda x, p: jnp.where(share > 0, x - p, 0), state.anchor, params)

@@ -82,9 +82,10 @@ def rescale(opt_state: Any, factor: Any, select: Select | None = None) -> Any:
       A state of the structure, shapes and dtypes of `opt_state`.
 
     Raises:
-      TypeError: If a factor is no finite number or scalar array.
+      TypeError: If a factor is no number or scalar array.
       ValueError: If there is no such field, or a number is given where `compress` keeps squares, which need their own;
-        if a factor for squares is negative; if `select` is False for every path.
+        if a number is neither 0 nor a normal float32, is not finite, or is negative for squares; if `select` is False
+        for every path.
     """
     choice = _Choice(select)
     factors = _factors(opt_state, factor)
@@ -263,7 +264,18 @@ def _factors(opt_state: Any, factor: Any) -> dict[str, Any]:
     for name, number in factors.items():
         if not checks.is_scalar_array(number):
             checks.number(f"factor for {name!r}", number, "[0, inf)" if name in squares else "(-inf, inf)")
+            _check_normal(name, number)
     return factors
+
+
+def _check_normal(name: str, factor: float) -> None:
+    """Raise where float32 would make infinity or zero of the factor: XLA flushes subnormal numbers on some backends."""
+    least, most = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+    if factor != 0 and not least <= abs(factor) <= most:
+        raise ValueError(
+            f"factor for {name!r} must be 0 or of a size in [{least:.3g}, {most:.3g}], the range of float32, got "
+            f"{factor!r}: multiply in two calls"
+        )
 
 
 def _listed(names: Any) -> str:

@@ -11,6 +11,8 @@ import optax
 from . import checks
 from .coefficients import is_zero, value_at
 from .filters import Filter
+from .fingerprints import note
+from .mismatch import check_state
 from .storage import Storage, resolve
 from .storage.protocol import SUPPORTED, arithmetic_dtype, is_signed, write_for
 
@@ -67,6 +69,8 @@ def scale_by_momentum(
     Raises:
       TypeError: If an argument has the wrong type; at `init` if a leaf is not of a float or complex dtype; at `update`
         if a real leaf gets a complex gradient or the reverse.
+      StateMismatchError: At `update`, a `ValueError`, if the state is of an optimizer with another storage, number of
+        velocities, schedule, first step or debiasing: with the call that converts it, see `convert`.
       ValueError: If there is no such storage, it is for squares only, or `debias` is asked of a rule whose response to
         a constant can vanish or change sign; at `update` if the gradients' tree or shapes are not those of `init`.
 
@@ -102,9 +106,12 @@ def run_filter(
             gain=tuple(jnp.zeros(ones, real) for _ in range(rule.order)) if debias else None,
         )
 
-    layout: Any = jax.tree.structure(jax.eval_shape(fresh, jax.ShapeDtypeStruct((), jnp.float32)))
+    one: Any = jax.eval_shape(fresh, jax.ShapeDtypeStruct((), jnp.float32))
+    layout: Any = jax.tree.structure(one)
+    expected = one._replace(step=0 if rule.reads_step or keep.reads_step else None)
 
     def init(params: optax.Params) -> MomentumState:
+        note(rule)
         paths, leaves, treedef = _flatten(params)
         slots = [None if x is None else fresh(_checked_leaf(path, x)) for path, x in zip(paths, leaves, strict=True)]
         step = jnp.zeros([], jnp.int32) if rule.reads_step or keep.reads_step else None
@@ -137,6 +144,7 @@ def run_filter(
         updates: optax.Updates, state: MomentumState, params: Any = None, **extra: Any
     ) -> tuple[optax.Updates, MomentumState]:
         del params, extra
+        check_state(state, expected)
         paths, gradients, treedef = _flatten(updates)
         slots = _to_slots(state._replace(step=None), layout, paths, treedef)
         out: list[jax.Array | None] = [None] * len(slots)

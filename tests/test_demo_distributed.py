@@ -324,6 +324,55 @@ def test_a_damaged_file_is_an_error_and_its_round_is_passed_over(damage, tmp_pat
     assert "round-000002/worker-1.npz is damaged" in problems[0]
 
 
+def test_every_flipped_byte_of_a_file_is_found(tmp_path):
+    path = tmp_path / "x.npz"
+    checkpoint.save(path, TREE)
+    text = path.read_bytes()
+    with np.load(path) as arrays:  # still an archive that others read
+        np.testing.assert_array_equal(arrays["['codes']"], TREE["codes"])
+    for at in range(len(text)):
+        for damaged in (text[at] ^ 1, text[at] ^ 0x80, 255 - text[at]):
+            path.write_bytes(text[:at] + bytes([damaged]) + text[at + 1 :])
+            with pytest.raises(checkpoint.CheckpointError, match=r"x\.npz is damaged"):
+                checkpoint.load(path, TREE)
+    for wrong in (text + b"\0", b"\0" + text, text[1:], text[:-1], text * 2, text[:16], text[:15], b""):
+        path.write_bytes(wrong)
+        with pytest.raises(checkpoint.CheckpointError, match=r"x\.npz is damaged"):
+            checkpoint.load(path, TREE)
+
+
+def test_a_file_and_its_names_are_on_disk_before_save_returns(tmp_path, monkeypatch):
+    done = []
+    fsync, replace = os.fsync, pathlib.Path.replace
+
+    def recorded(handle):
+        done.append(pathlib.Path(os.readlink(f"/proc/self/fd/{handle}")).relative_to(tmp_path))
+        fsync(handle)
+
+    def renamed(path, other):
+        done.append("renamed")
+        return replace(path, other)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    monkeypatch.setattr(pathlib.Path, "replace", renamed)
+    checkpoint.save(tmp_path / "run" / "round-000001" / "x.npz", TREE)
+    here = pathlib.Path("run/round-000001")
+    assert done == [pathlib.Path("."), pathlib.Path("run"), here / "x.draft", "renamed", here]
+
+
+def test_what_lies_beside_the_rounds_is_left_alone(tmp_path):
+    write_round(tmp_path, 1)
+    write_round(tmp_path, 1_000_000)
+    others = ["round-old", "round-000002-copy", "round-2", "round-", "rounds", "round-00000²", "round--00001"]
+    for name in others:
+        (tmp_path / name).mkdir()
+    (tmp_path / "round-000003").write_text("a file")
+    assert checkpoint.latest(tmp_path, 2) == (1_000_000, [])
+    checkpoint.keep_only(tmp_path, 5, 5)
+    assert sorted(x.name for x in tmp_path.iterdir()) == sorted([*others, "round-000003"])
+    assert checkpoint.latest(tmp_path, 2) == (None, [])
+
+
 def test_the_latest_complete_round_is_found(tmp_path):
     assert checkpoint.latest(tmp_path / "nothing yet", 2) == (None, [])
     for round_ in (9, 10, 11):

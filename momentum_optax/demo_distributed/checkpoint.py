@@ -1,12 +1,17 @@
 """Checkpoints of many processes: a folder for each round, a file for each worker and one for what all share.
 
-A file appears under its name only when all of it is on disk. A round is complete when all of its files are there and
-whole; their sums (CRC-32, which a ZIP archive has of each member) are checked.
+A file appears under its name only when all of it is on disk, and so does its name in the folder. A round is complete
+when all of its files are there and whole. A file is a ZIP archive as NumPy writes it, whose comment is a digest of all
+bytes before it: the archive's own sums (CRC-32 of each member) do not cover its directory.
 """
 
+import hashlib
+import io
 import os
+import re
 import shutil
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +21,7 @@ import numpy as np
 COMMON = "common.npz"
 # One may be half written when another is found to be damaged.
 KEPT_ROUNDS = 3
+_DIGEST_BYTES = 16
 
 
 class CheckpointError(Exception):
@@ -34,13 +40,14 @@ def file_of(worker: int) -> str:
 
 def save(path: Path, tree: Any) -> None:
     """Write a tree of arrays so that after a crash the file is there as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     draft = path.with_suffix(".draft")
     with draft.open("wb") as file:
-        np.savez(file, **_named(tree))
+        file.write(_archive(_named(tree)))
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
+    _sync_folder(path.parent)
 
 
 def load(path: Path, like: Any) -> Any:
@@ -67,7 +74,7 @@ def latest(root: Path, workers: int) -> tuple[int | None, list[str]]:
       CheckpointError: If rounds were begun and none is complete.
     """
     problems = []
-    for folder in sorted(root.glob("round-*"), reverse=True):
+    for folder in sorted(_rounds(root), key=_round_of, reverse=True):
         try:
             for name in (COMMON, *map(file_of, range(workers))):
                 _arrays(folder / name)
@@ -81,8 +88,8 @@ def latest(root: Path, workers: int) -> tuple[int | None, list[str]]:
 
 
 def keep_only(root: Path, oldest: int, newest: int) -> None:
-    """Remove the folders of rounds before `oldest` and after `newest`."""
-    for folder in root.glob("round-*"):
+    """Remove the folders of rounds before `oldest` and after `newest`; what else is there stays."""
+    for folder in _rounds(root):
         if not oldest <= _round_of(folder) <= newest:
             shutil.rmtree(folder)
 
@@ -102,6 +109,11 @@ def differences(a: Path, b: Path) -> list[str]:
     return found
 
 
+def _rounds(root: Path) -> Iterator[Path]:
+    """The folders that `folder_of` names."""
+    return (x for x in root.glob("round-*") if re.fullmatch(r"round-\d{6,}", x.name, re.ASCII) and x.is_dir())
+
+
 def _round_of(folder: Path) -> int:
     return int(folder.name.removeprefix("round-"))
 
@@ -112,9 +124,43 @@ def _named(tree: Any) -> dict[str, Any]:
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
-        with path.open("rb") as file, np.load(file) as arrays:
-            return dict(arrays)
+        text = path.read_bytes()
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except OSError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
+    if _digest(text[:-_DIGEST_BYTES]) != text[-_DIGEST_BYTES:]:
+        raise CheckpointError(f"{path} is damaged: its digest is that of other bytes")
+    with np.load(io.BytesIO(text)) as arrays:
+        return dict(arrays)
+
+
+def _archive(arrays: dict[str, Any]) -> bytes:
+    """A ZIP archive of arrays that ends in the digest of what comes before."""
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.comment = bytes(_DIGEST_BYTES)
+    text = file.getvalue()[:-_DIGEST_BYTES]
+    return text + _digest(text)
+
+
+def _digest(text: bytes) -> bytes:
+    return hashlib.blake2b(text, digest_size=_DIGEST_BYTES).digest()
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, with their names on disk."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the names in a folder on disk: a file that was renamed is else found under its old name after a crash."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

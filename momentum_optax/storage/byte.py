@@ -143,7 +143,7 @@ def int8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | N
     zero: its element starts anew.
 
     Args:
-      seed: Of the noise, a whole number from 0. The noise is a function of (seed, step, leaf, velocity, element).
+      seed: Of the noise, a whole number in [0, 2^32). The noise is a function of (seed, step, leaf, velocity, element).
       min_size: Leaves with fewer elements, counted over all devices, are kept in full, as are complex ones; a whole
         number from 1.
       axis_names: Under `shard_map` and `pmap`, the mesh axes along which a leaf is split. None: whatever JAX knows, an
@@ -158,7 +158,7 @@ def int8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | N
       Subtractive dither: Roberts, IRE Trans. Information Theory 1962; Gray and Stockham, IEEE Trans. Information Theory
       1993. Eight-bit optimizer states: Dettmers et al., ICLR 2022, arXiv:2110.02861.
     """
-    checks.integer("seed", seed, 0)
+    checks.seed(seed)
     checks.integer("min_size", min_size, 1)
     check_axis_names(axis_names)
     return Int8(int(seed), int(min_size), axis_names)

@@ -78,21 +78,21 @@ def bfloat16(
 
     Args:
       rounding: "stochastic" or "nearest".
-      seed: Of the noise, a whole number from 0. The noise is a function of (seed, step, leaf, velocity, element): a
+      seed: Of the noise, a whole number in [0, 2^32). The noise is a function of (seed, step, leaf, velocity, element): a
         replay with the same compiled step is the run, bit for bit. Models under `vmap` share it.
       axis_names: Under `shard_map` and `pmap`, the mesh axes along which a leaf is split. None: whatever JAX knows, an
         error where it is split, or where JAX does not know (`check_vma=False`, `pmap`). (): none, every device has
         whole leaves, though perhaps its own.
 
     Raises:
-      ValueError: If `rounding` is another word, `seed` is negative, or `axis_names` names an axis.
+      ValueError: If `rounding` is another word, `seed` is out of range, or `axis_names` names an axis.
       TypeError: If `seed` is no whole number.
 
     Reference:
       Gupta et al., "Deep learning with limited numerical precision", ICML 2015, arXiv:1502.02551.
     """
     checks.choice("rounding", rounding, ("stochastic", "nearest"))
-    checks.integer("seed", seed, 0)
+    checks.seed(seed)
     check_axis_names(axis_names)
     return Bfloat16(rounding, int(seed), axis_names)
 

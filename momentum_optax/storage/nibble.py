@@ -130,7 +130,7 @@ def int4(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | N
     A NaN or infinite velocity is stored as zero: its element starts anew.
 
     Args:
-      seed: Of the noise, a whole number from 0. The noise is a function of (seed, step, leaf, velocity, element).
+      seed: Of the noise, a whole number in [0, 2^32). The noise is a function of (seed, step, leaf, velocity, element).
       min_size: Leaves with fewer elements, counted over all devices, are kept in full, as are complex ones; a whole
         number from 1.
       axis_names: Under `shard_map` and `pmap`, the mesh axes along which a leaf is split. None: whatever JAX knows, an
@@ -144,7 +144,7 @@ def int4(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | N
     Reference:
       Four-bit states: Li, Chen and Zhu, NeurIPS 2023, arXiv:2309.01507. Subtractive dither: see `int8`.
     """
-    checks.integer("seed", seed, 0)
+    checks.seed(seed)
     checks.integer("min_size", min_size, 1)
     check_axis_names(axis_names)
     return Int4(int(seed), int(min_size), axis_names)

@@ -23,7 +23,7 @@ def mix(x: jax.Array) -> jax.Array:
 
 
 def stamp_of(*numbers: jax.Array | int) -> jax.Array:
-    """One uint32 from several integers, in their order; scalars or arrays that broadcast."""
+    """One uint32 from several integers, in their order and modulo 2^32; scalars or arrays that broadcast."""
     # A number of Python's modulo 2^32, as JAX would convert it, but for those that fit no int32.
     stamp: jax.Array = _hashed(*(np.uint32(n % 2**32) if isinstance(n, int) else n for n in numbers))
     return stamp
@@ -34,7 +34,7 @@ def stamp_of(*numbers: jax.Array | int) -> jax.Array:
 def _hashed(*numbers: Any) -> jax.Array:
     x = jnp.zeros((), jnp.uint32)
     for number in numbers:
-        x = mix((x ^ jnp.asarray(number).astype(jnp.uint32)) + _GOLDEN)
+        x = mix((x ^ number.astype(jnp.uint32)) + _GOLDEN)
     return x
 
 

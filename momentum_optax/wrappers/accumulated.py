@@ -10,6 +10,7 @@ import optax
 from .. import checks
 from ..coefficients import ByAge, is_zero, value_at
 from ..filters import Filter
+from ..mismatch import check_kind
 from ..storage import Storage, resolve
 from ..transform import MomentumState, gains_of, run_filter, scale_by_momentum
 from .leaves import Leaves, absent, checked_transformation, where
@@ -111,6 +112,7 @@ def accumulated(
     def update(
         updates: optax.Updates, state: AccumulatedState, params: Any = None, **extra: Any
     ) -> tuple[optax.Updates, AccumulatedState]:
+        check_kind(state, AccumulatedState)
         step, count = state.gradient_step, optax.safe_increment(state.mini_step)
         k = value_at(every, step)
         last = count >= k

@@ -9,6 +9,7 @@ import optax
 
 from .. import checks
 from ..coefficients import Scalar, value_at
+from ..mismatch import check_state
 from ..storage.protocol import arithmetic_dtype
 from .leaves import absent, check_real, checked_transformation
 
@@ -130,6 +131,7 @@ def add_cautious_weight_decay(weight_decay: Scalar, agreement: str) -> optax.Gra
         del extra
         if params is None:
             raise ValueError("params must be given to update for a weight decay, got None")
+        check_state(state, CautiousDecayState(... if callable(weight_decay) else None))
         rate = value_at(weight_decay, state.step)
 
         def decayed(path: Any, u: Any, p: Any) -> Any:

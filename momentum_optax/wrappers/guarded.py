@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from .. import checks
-from .leaves import SCOPES, Leaves, absent, checked_transformation, counted, flags, where
+from ..mismatch import check_kind
+from .leaves import SCOPES, Leaves, absent, check_scope, checked_transformation, counted, flags, where
 
 
 class GuardedState(NamedTuple):
@@ -65,7 +66,9 @@ def guarded(tx: optax.GradientTransformation, scope: str = "tree") -> optax.Grad
     def update(
         updates: optax.Updates, state: GuardedState, params: Any = None, **extra: Any
     ) -> tuple[optax.Updates, GuardedState]:
+        check_kind(state, GuardedState)
         leaves = Leaves(updates)
+        check_scope(scope, state.skipped, leaves)
         each = [True if absent(g) else jnp.all(jnp.isfinite(g)) for g in leaves.values]
         whole = _all(each)
         if scope == "tree":

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ..mismatch import StateMismatchError
 from ..storage.protocol import arithmetic_dtype
 
 SCOPES = ("tree", "leaf")
@@ -108,6 +109,18 @@ def flags(scope: str, params: Any, value: Any, dtype: Any) -> Any:
     if scope == "tree":
         return jnp.full([], value, dtype)
     return jax.tree.map(lambda x: jnp.full((1,) * jnp.ndim(x), value, dtype), params)
+
+
+def check_scope(scope: str, counts: Any, leaves: Leaves) -> None:
+    """Raise unless the counts of a state are of the form that `flags` gives them."""
+    form: Any = jax.tree.structure(counts, is_leaf=absent)
+    wanted = leaves.treedef if scope == "leaf" else jax.tree.structure(0)
+    if form != wanted:
+        has = "one count for each leaf" if scope == "tree" else "one count for all leaves"
+        raise StateMismatchError(
+            f"the state has {has}, and this optimizer scope={scope!r}: mo.convert(opt_state, storage, "
+            "like=tx.init(params)) begins to count anew"
+        )
 
 
 def check_real(path: Any, leaf: Any) -> None:

@@ -5,16 +5,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from .. import checks
 from ..coefficients import is_zero, value_at
 from ..filters import Filter
+from ..mismatch import check_state
 from ..schedules import restarted
 from ..storage import Storage
 from ..storage.protocol import arithmetic_dtype
 from ..transform import MomentumState, scale_by_momentum, velocity
-from .leaves import SCOPES, Leaves, absent, checked_transformation, counted, flags, where
+from .leaves import SCOPES, Leaves, absent, check_scope, checked_transformation, counted, flags, where
 
 
 class RestartState(NamedTuple):
@@ -108,6 +110,7 @@ def scheduled_restart(
     def update(
         updates: optax.Updates, state: RestartState, params: Any = None, **extra: Any
     ) -> tuple[optax.Updates, RestartState]:
+        check_state(state, RestartState(..., ..., np.int32(0)))
         begin = jnp.logical_and(value_at(age, state.last) == 0, state.last > 0)
         leaves = Leaves(updates)
         fresh = tx.init(leaves.standing() if params is None else params)
@@ -127,6 +130,7 @@ def _function_restart(tx: optax.GradientTransformationExtraArgs) -> optax.Gradie
     def update(
         updates: optax.Updates, state: RestartState, params: Any = None, *, value: Any = None, **extra: Any
     ) -> tuple[optax.Updates, RestartState]:
+        check_state(state, RestartState(..., ..., np.float32(0)))
         if value is None:
             raise TypeError("value must be the loss, a scalar given to update for the function test, got None")
         if jnp.shape(value) != ():
@@ -153,7 +157,9 @@ def _gradient_restart(
     def update(
         updates: optax.Updates, state: RestartState, params: Any = None, **extra: Any
     ) -> tuple[optax.Updates, RestartState]:
+        check_state(state, RestartState(..., ..., None))
         leaves = Leaves(updates)
+        check_scope(scope, state.restarts, leaves)
         out, inner = tx.update(updates, state.inner, params, **extra)
         step = 0 if inner.step is None else state.inner.step
         before = _displacements(rule.at(jnp.maximum(step - 1, 0)), leaves, state.inner)

@@ -9,6 +9,7 @@ import optax
 from .. import checks
 from ..coefficients import Scalar, at_first, lift, value_at
 from ..filters import Filter
+from ..mismatch import check_kind, check_state
 from ..storage import Storage
 from ..storage.protocol import arithmetic_dtype
 from ..transform import MomentumState, scale_by_momentum
@@ -53,11 +54,13 @@ def scale_by_storm(a: Scalar, *, storage: str | Storage = "float32") -> optax.Gr
     checks.within("a", a, "[0, 1]")
     rule = _storm_rule(a)
     tx = scale_by_momentum(rule, storage=storage)
+    expected = jax.eval_shape(tx.init, jax.ShapeDtypeStruct((), jnp.float32))
 
     def update(
         updates: optax.Updates, state: MomentumState, params: Any = None, *, previous_gradient: Any = None, **extra: Any
     ) -> tuple[optax.Updates, MomentumState]:
         del params, extra
+        check_state(state, expected)
         return _storm_step(tx, rule, updates, state, previous_gradient)
 
     return optax.GradientTransformationExtraArgs(tx.init, update)
@@ -108,6 +111,7 @@ def scale_by_adaptive_storm(
         checks.within(name, value, interval)
     # Any number makes the same state.
     start = scale_by_momentum(_storm_rule(0.5), storage=storage)
+    expected = jax.eval_shape(start.init, jax.ShapeDtypeStruct((), jnp.float32))
 
     def rate(total: Any) -> Any:
         return k / jnp.cbrt(w + total)
@@ -121,6 +125,8 @@ def scale_by_adaptive_storm(
         updates: optax.Updates, state: StormState, params: Any = None, *, previous_gradient: Any = None, **extra: Any
     ) -> tuple[optax.Updates, StormState]:
         del params, extra
+        check_kind(state, StormState)
+        check_state(state.inner, expected)
         total = state.sum_of_squares
         rule = _storm_rule(jnp.minimum(1, c * rate(total) ** 2).astype(total.dtype))
         tx = scale_by_momentum(rule, storage=storage)
@@ -192,6 +198,7 @@ def mars_correction(
         updates: optax.Updates, state: MarsState, params: Any = None, *, previous_gradient: Any = None, **extra: Any
     ) -> tuple[optax.Updates, MarsState]:
         del params, extra
+        check_state(state, MarsState(... if callable(extra_weight) else None))
         weight = value_at(extra_weight, state.step)
         moved = _combined(updates, previous_gradient, lambda g, p, _: g + _like(weight, g) * (g - p))
         out = by_norm(clipped, moved, scope)

@@ -8,6 +8,7 @@ import optax
 
 from .. import checks
 from ..coefficients import Scalar, value_at
+from ..mismatch import check_kind
 from ..rules import heavy_ball
 from ..storage import Storage
 from ..storage.protocol import arithmetic_dtype
@@ -124,6 +125,7 @@ def scale_by_yellowfin(
         updates: optax.Updates, state: YellowFinState, params: Any = None, **extra: Any
     ) -> tuple[optax.Updates, YellowFinState]:
         del params, extra
+        check_kind(state, YellowFinState)
         state = _measured(updates, state, value_at(decay, state.count))
         scaled = jax.tree.map(lambda g: _times(state.learning_rate, g), updates)
         run = scale_by_momentum(heavy_ball(state.momentum), storage=storage)
