@@ -55,7 +55,7 @@ def describe(state: Any, *, version: int = 0) -> dict[str, Any]:
             entries[path] = {"type": x.__name__}
             continue
         if not (hasattr(x, "dtype") or checks.is_number(x) or isinstance(x, bool)):
-            raise TypeError(f"state must hold arrays and numbers, got {x!r} at {path}")
+            raise TypeError(f"state must hold arrays and numbers, got {checks.shown(x)} at {path}")
         entries[path] = _entry(x)
         if not isinstance(x, jax.ShapeDtypeStruct | jax.core.Tracer):
             known[path] = _checksum(_on_device(x))
@@ -179,7 +179,9 @@ def _chained(leaves: dict[str, Any], what: str, old: int, new: int, steps: Mappi
             raise CheckpointError(f"migrations must hold a function from {what} {number}, got {sorted(steps)}")
         result = steps[number](dict(leaves))
         if not isinstance(result, Mapping):
-            raise TypeError(f"the migration from {what} {number} must return a mapping from paths, got {result!r}")
+            raise TypeError(
+                f"the migration from {what} {number} must return a mapping from paths, got {checks.shown(result)}"
+            )
         leaves = dict(result)
     return leaves
 

@@ -386,7 +386,9 @@ def mars_adamw(
     checks.within("learning_rate", learning_rate, "[0, inf)")
     checks.within("weight_decay", weight_decay, "[0, inf)")
     if checks.is_schedule(decay):
-        raise TypeError(f"decay must be a number or a scalar array, as optax.scale_by_adam wants it, got {decay!r}")
+        raise TypeError(
+            f"decay must be a number or a scalar array, as optax.scale_by_adam wants it, got {checks.shown(decay)}"
+        )
     return in_gradient_dtype(
         optax.chain(
             mars_correction(decay, gamma, scope),
@@ -456,12 +458,12 @@ def _sgd_rule(momentum: "Scalar | Filter | None", nesterov: bool, dampening: Sca
         return momentum
     if momentum is None or is_zero(momentum):
         if nesterov or damped:
-            raise ValueError(f"nesterov and dampening need a momentum in (0, 1), got {momentum!r}")
+            raise ValueError(f"nesterov and dampening need a momentum in (0, 1), got {checks.shown(momentum)}")
         return None
     checks.within("momentum", momentum, "[0, 1)")
     if nesterov:
         if checks.is_number(dampening) and damped:
-            raise ValueError(f"nesterov needs dampening 0, got {dampening!r}")
+            raise ValueError(f"nesterov needs dampening 0, got {checks.shown(dampening)}")
         # An injected or scheduled dampening, which may be 0 throughout, cannot be refused: it acts.
         return torch_nesterov(momentum, dampening=dampening)
     return heavy_ball(momentum, dampening=dampening, first_step="gradient")

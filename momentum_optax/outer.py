@@ -86,8 +86,7 @@ def outer_momentum(tx: optax.GradientTransformation, *, exchange: str = "exact")
       Douillard et al., DiLoCo, 2023, arXiv:2311.08105; in fragments: Douillard et al., 2025, arXiv:2501.18512. Error
       feedback: Karimireddy et al., ICML 2019, arXiv:1901.09847.
     """
-    if not (hasattr(tx, "init") and hasattr(tx, "update")):
-        raise TypeError(f"tx must be an optimizer with init and update, got {tx!r}")
+    checks.transformation("tx", tx)
     checks.choice("exchange", exchange, ("exact", "int8"))
     run = optax.with_extra_args_support(tx)
     exact = exchange == "exact"

@@ -136,7 +136,7 @@ def restarted(schedule: Schedule, at: int | Sequence[int]) -> Schedule:
       arXiv:2002.10583.
     """
     if not checks.is_schedule(schedule):
-        raise TypeError(f"schedule must be a function of the step, got {schedule!r}")
+        raise TypeError(f"schedule must be a function of the step, got {checks.shown(schedule)}")
     if not isinstance(at, Sequence):
         checks.integer("at", at, 1)
         return lambda step: schedule(step % at)
@@ -271,7 +271,7 @@ def momentum_correction(decay: Scalar, learning_rate: Schedule) -> Schedule:
     """
     checks.within("decay", decay, "(-1, 1)")
     if not checks.is_schedule(learning_rate):
-        raise TypeError(f"learning_rate must be a schedule of the step, got {learning_rate!r}")
+        raise TypeError(f"learning_rate must be a schedule of the step, got {checks.shown(learning_rate)}")
 
     def schedule(step: Any) -> Any:
         rate = learning_rate(step)

@@ -135,7 +135,7 @@ class _Choice:
             answer = self._select(name)
             is_known = isinstance(answer, bool | np.bool_)
             if not is_known and jnp.result_type(answer) != jnp.bool_:
-                raise TypeError(f"select must return True or False, got {answer!r} for {name!r}")
+                raise TypeError(f"select must return True or False, got {checks.shown(answer)} for {name!r}")
             self._paths[name] = bool(answer) if is_known else answer
         return self._paths[name]
 
@@ -257,7 +257,7 @@ def _factors(opt_state: Any, factor: Any) -> dict[str, Any]:
     if squares and not isinstance(factor, Mapping):
         raise ValueError(
             f"factor must be a mapping with one number for each of {_listed(names)}, since {_listed(squares)} holds "
-            f"squares, got {factor!r}"
+            f"squares, got {checks.shown(factor)}"
         )
     factors = dict(factor) if isinstance(factor, Mapping) else dict.fromkeys(sorted(names), factor)
     for name, number in factors.items():

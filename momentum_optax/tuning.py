@@ -509,7 +509,7 @@ class _Problem:
 
     def __init__(self, loss: Any, params: Any, batch: Any) -> None:
         if not callable(loss):
-            raise TypeError(f"loss must be a function of params and batch, got {loss!r}")
+            raise TypeError(f"loss must be a function of params and batch, got {checks.shown(loss)}")
         flattened: tuple[list[Any], Any] = jax.tree.flatten(batch)
         leaves, treedef = flattened
         if any(isinstance(x, jax.core.Tracer) for x in (*jax.tree.leaves(params), *leaves)):

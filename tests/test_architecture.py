@@ -24,7 +24,7 @@ ALLOWED = {
     "schedules": {"checks", "coefficients"},
     "transform": {"checks", "coefficients", "filters", "storage"},
     "checkpoint": {"checks", "storage"},
-    "compress": {"storage"},
+    "compress": {"checks", "storage"},
     "convert": {"compress", "storage", "transform"},
     "row_sparse": {"checks", "coefficients", "filters", "storage"},
     "monitor": {"checks", "compress", "filters", "storage", "transform"},
@@ -33,7 +33,7 @@ ALLOWED = {
     "outer": {"checks", "optimizers", "rules", "storage", "transform"},
     "tuning": {"analysis", "checks", "filters", "rules"},
     "interop": {"checks", "coefficients", "filters", "optimizers", "rules", "schedules", "storage", "transform"},
-    "wrappers": {"checks", "coefficients", "filters", "rules", "schedules", "storage", "transform"},
+    "wrappers": {"checks", "coefficients", "filters", "monitor", "rules", "schedules", "storage", "transform"},
     "optimizers": {"checks", "coefficients", "filters", "rules", "schedules", "storage", "transform", "wrappers"},
 }
 FREE = {"__init__", "demo", "demo_distributed"}

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from .. import checks
 from ..filters import Filter
 from .slots import Slot, as_array, by_path, check_same_paths, checked_steps, only_state, path_name, read_one, write
 
@@ -55,7 +56,9 @@ def from_optax(opt_state: Any, optax_state: Any, *, rule: Filter | None = None, 
     gains = None
     if only_state(opt_state).gain is not None:
         if not isinstance(rule, Filter) or count is None:
-            raise ValueError(f"rule and the number of steps must be given, since opt_state debiases; got {rule!r}")
+            raise ValueError(
+                f"rule and the number of steps must be given, since opt_state debiases; got {checks.shown(rule)}"
+            )
         gains = _gains(rule, count)
     slots = {
         path: Slot(None, 0) if not hasattr(x, "shape") else Slot((as_array(path, x),), 1 if count is None else count)

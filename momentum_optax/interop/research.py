@@ -72,7 +72,7 @@ def aggmo(
     for i, beta in enumerate(betas):
         checks.number(f"betas[{i}]", beta, "[0, 1)")
     if len(set(betas)) < len(betas):
-        raise ValueError(f"betas must be distinct, got {betas!r}")
+        raise ValueError(f"betas must be distinct, got {checks.shown(betas)}")
     return Dialect(rule, lr, l2=weight_decay, storage=storage)
 
 
@@ -174,9 +174,9 @@ def lion(
     checks.within("lr", lr, "[0, inf)")
     checks.within("weight_decay", weight_decay, "[0, inf)")
     if not isinstance(betas, tuple | list):
-        raise TypeError(f"betas must be a pair of decays, got {betas!r}")
+        raise TypeError(f"betas must be a pair of decays, got {checks.shown(betas)}")
     if len(betas) != 2:
-        raise ValueError(f"betas must have 2 entries, got {betas!r}")
+        raise ValueError(f"betas must have 2 entries, got {checks.shown(betas)}")
     for i, beta in enumerate(betas):
         checks.within(f"betas[{i}]", beta, "[0, 1)")
     return Dialect(rules.lion_mix(*betas), lr, decoupled=weight_decay, maximize=maximize, sign=True, storage=storage)
@@ -278,7 +278,7 @@ def _check_muon(momentum: Scalar, nesterov: bool) -> None:
     checks.within("momentum", momentum, "[0, 1)")
     checks.flag("nesterov", nesterov)
     if nesterov and is_zero(momentum):
-        raise ValueError(f"nesterov needs a momentum above 0, got {momentum!r}")
+        raise ValueError(f"nesterov needs a momentum above 0, got {checks.shown(momentum)}")
 
 
 def _gated_average(momentum: Scalar) -> Filter:

@@ -91,9 +91,21 @@ class Storage(Protocol):
         ...
 
 
+def unsupported(name: str, dtype: Any) -> str:
+    """What to say of a leaf without a velocity, such as a counter among the parameters."""
+    return (
+        f"{name} must have a dtype of {', '.join(SUPPORTED)}, got {dtype}: keep it from the optimizer with "
+        "optax.masked, or None in its place as equinox.filter(params, equinox.is_inexact_array) gives"
+    )
+
+
 def arithmetic_dtype(*dtypes: Any) -> Any:
-    """The dtype that arithmetic among `dtypes` runs in: their widest, and at least float32."""
-    return jnp.result_type(jnp.float32, *dtypes)
+    """The dtype that arithmetic among `dtypes` runs in: their widest, and at least float32.
+
+    Without 64-bit types NumPy's float64 is what JAX makes of it, float32.
+    """
+    # One by one: of a dtype that it is given, `result_type` warns that there is no such array.
+    return jnp.result_type(jnp.float32, *map(jax.dtypes.canonicalize_dtype, dtypes))
 
 
 def times(x: jax.Array, factor: Any) -> jax.Array:
