@@ -5,10 +5,13 @@ Arrays, tracers and schedules are never range-checked: their values are unknown 
 
 import numbers
 import reprlib
+import sys
+import warnings
 from typing import Any, TypeGuard
 
 import numpy as np
 
+_PACKAGE = __name__.partition(".")[0]
 # Of a value in a message: so much text says which it was.
 _SHOWN = 80
 
@@ -100,6 +103,14 @@ def state(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be an optimizer's state, what its init or update returns, got {shown(value)}")
 
 
+def warn(message: str) -> None:
+    """A `UserWarning` at the line outside this package that led here."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == _PACKAGE:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level)
+
+
 def is_transformation(value: Any) -> bool:
     """Whether `value` has `init` and `update`, which for a class would be those of its objects."""
     return not isinstance(value, type) and hasattr(value, "init") and hasattr(value, "update")
@@ -108,11 +119,11 @@ def is_transformation(value: Any) -> bool:
 def uncalled(value: Any) -> bool:
     """Whether `value` is a function, of this package or of Optax, that makes what is wanted when it is called.
 
-    Their schedules are all made inside another function, and none is a function of a module.
+    Their schedules are all made inside another function, and no public function of a module is one.
     """
     module = (getattr(value, "__module__", None) or "").partition(".")[0]
-    made = "<" in getattr(value, "__qualname__", "<")
-    return callable(value) and module in (__name__.partition(".")[0], "optax") and not made
+    name = getattr(value, "__qualname__", "<")
+    return callable(value) and module in (_PACKAGE, "optax") and not name.startswith("_") and "<" not in name
 
 
 def shown(value: Any) -> str:

@@ -311,8 +311,12 @@ def equivalent(
       rtol: Allowed difference relative to the largest impulse coefficient.
 
     Raises:
+      TypeError: If `f` or `g` is no `Filter`.
       ValueError: If `steps` is below 1.
     """
+    for name, rule in (("f", f), ("g", g)):
+        if not isinstance(rule, Filter):
+            raise TypeError(f"{name} must be a Filter such as heavy_ball(0.9), got {checks.shown(rule)}")
     checks.integer("steps", steps, 1)
     f, g = (rule.scale(rate) for rule, rate in zip((f, g), learning_rates, strict=True))
     if f.is_constant and g.is_constant:

@@ -189,6 +189,7 @@ def telemetry(opt_state: Any) -> dict[str, Any]:
     Raises:
       ValueError: If there is no state of `monitor`.
     """
+    checks.state("opt_state", opt_state)
 
     def is_state(x: Any) -> bool:
         return isinstance(x, MonitorState)

@@ -1,6 +1,6 @@
 """Finished optimizers: each body is one visible `optax.chain`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -183,7 +183,7 @@ def muon(
     checks.within("weight_decay", weight_decay, "[0, inf)")
     return in_gradient_dtype(
         optax.chain(
-            scale_by_momentum(momentum if isinstance(momentum, Filter) else muon_mix(momentum), storage=storage),
+            scale_by_momentum(_rule(momentum, muon_mix), storage=storage),
             orthogonalize(steps),
             optax.stateless(_widened),
             optax.identity() if is_zero(weight_decay) else optax.add_decayed_weights(weight_decay),
@@ -219,7 +219,7 @@ def normalized_sgd(
     checks.within("learning_rate", learning_rate, "[0, inf)")
     return in_gradient_dtype(
         optax.chain(
-            scale_by_momentum(momentum if isinstance(momentum, Filter) else ema(momentum), storage=storage),
+            scale_by_momentum(_rule(momentum, ema), storage=storage),
             scale_to_unit_norm(scope),
             optax.scale_by_learning_rate(learning_rate),
         )
@@ -385,10 +385,11 @@ def mars_adamw(
     """
     checks.within("learning_rate", learning_rate, "[0, inf)")
     checks.within("weight_decay", weight_decay, "[0, inf)")
-    if checks.is_schedule(decay):
-        raise TypeError(
-            f"decay must be a number or a scalar array, as optax.scale_by_adam wants it, got {checks.shown(decay)}"
-        )
+    for name, value in (("decay", decay), ("b2", b2), ("eps", eps)):
+        if not (checks.is_number(value) or checks.is_scalar_array(value)):
+            raise TypeError(
+                f"{name} must be a number or a scalar array, as optax.scale_by_adam wants it, got {checks.shown(value)}"
+            )
     return in_gradient_dtype(
         optax.chain(
             mars_correction(decay, gamma, scope),
@@ -445,6 +446,14 @@ def _widened(updates: Any, params: Any = None) -> Any:
     """Each matrix times the square root of its outputs over its inputs, where they are more."""
     del params
     return jax.tree.map(lambda u: max(1.0, u.shape[1] / u.shape[0]) ** 0.5 * u, updates)
+
+
+def _rule(momentum: "Scalar | Filter", make: Callable[[Any], Filter]) -> Filter:
+    """The rule, or what `make` makes of a decay."""
+    if isinstance(momentum, Filter):
+        return momentum
+    checks.within("momentum", momentum, "[0, 1)")
+    return make(momentum)
 
 
 def _sgd_rule(momentum: "Scalar | Filter | None", nesterov: bool, dampening: Scalar) -> Filter | None:

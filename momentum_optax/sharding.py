@@ -37,6 +37,7 @@ def state_shardings(tx: optax.GradientTransformation, params: Any, shardings: An
       TypeError: If an entry of `shardings` is no `NamedSharding`.
       ValueError: If there is none, or they are on different meshes.
     """
+    checks.transformation("tx", tx)
     mesh = _mesh_of(shardings)
     shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
 
@@ -80,6 +81,7 @@ def zero1(
     Reference:
       Rajbhandari et al., SC 2020, arXiv:1910.02054.
     """
+    checks.transformation("tx", tx)
     if not isinstance(mesh, Mesh):
         raise TypeError(f"mesh must be a jax.sharding.Mesh, got {checks.shown(mesh)}")
     checks.choice("axis", axis, tuple(mesh.axis_names))

@@ -42,6 +42,7 @@ def reset(opt_state: Any, fresh: Any, select: Select | None = None) -> Any:
       ValueError: If `fresh` is not the state of the same optimizer, naming the first field that differs; if there is
         no velocity; if `select` is False for every path.
     """
+    checks.state("opt_state", opt_state)
     old, new = (jax.eval_shape(lambda x=x: x) for x in (opt_state, fresh))
     try:
         check(describe(new), old)
@@ -86,6 +87,7 @@ def rescale(opt_state: Any, factor: Any, select: Select | None = None) -> Any:
       ValueError: If there is no such field, or a number is given where `compress` keeps squares, which need their own;
         if a factor for squares is negative; if `select` is False for every path.
     """
+    checks.state("opt_state", opt_state)
     choice = _Choice(select)
     factors = _factors(opt_state, factor)
     found: set[str] = set()

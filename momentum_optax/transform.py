@@ -81,6 +81,7 @@ def scale_by_momentum(
     if not is_signed(keep):
         raise ValueError(f"storage must keep values of either sign, got {keep!r}, which is for second moments")
     rule = rule.pruned()
+    _warn_of_noise(rule, keep)
     if debias:
         _check_debiasable(rule)
     return run_filter(rule, keep, debias, lambda step, age: gains_of(rule.at(step, age)))
@@ -354,6 +355,23 @@ def _raise_mismatch(expected: list[Any], got: list[Any]) -> None:
     if extra:
         raise ValueError(f"the gradients have {', '.join(extra)}, absent at init")
     raise ValueError("the gradients must have the containers of the parameters at init, got others for the same paths")
+
+
+def _warn_of_noise(rule: Filter, keep: Storage) -> None:
+    """Warn where the slowest pole of a rule is beyond what its storage is made for, as far as its numbers tell."""
+    limit = getattr(keep, "largest_decay", None)
+    if limit is None or rule.reads_step:
+        return
+    A = rule.at(1).A if rule.reads_age else rule.A
+    if not all(checks.is_number(a) for row in A for a in row):
+        return
+    slowest = max(abs(np.linalg.eigvals(np.array(A, np.float64).reshape(rule.order, rule.order))), default=0.0)
+    # Poles that coincide are found to half the digits.
+    if slowest > limit + 1e-6:
+        checks.warn(
+            f"{keep!r} is for decays up to {limit}, got a rule with {slowest:.6g}: the noise of its rounding adds up "
+            "over the memory and outgrows the velocity. Take storage 'int8'"
+        )
 
 
 def _check_debiasable(rule: Filter) -> None:

@@ -309,6 +309,9 @@ def match_learning_rate(learning_rate: Any, old: Filter, new: Filter) -> Any:
       TypeError: If an argument has the wrong type.
       ValueError: If a rate is out of range, a coefficient follows the step, or the gain of a rule is 0 or infinite.
     """
+    for name, rule in (("old", old), ("new", new)):
+        if not isinstance(rule, Filter):
+            raise TypeError(f"{name} must be a Filter such as heavy_ball(0.9), got {checks.shown(rule)}")
     rate = analysis.effective_learning_rate(old, learning_rate)
     gains = {"old": analysis.dc_gain(old), "new": analysis.dc_gain(new)}
     for name, gain in gains.items():

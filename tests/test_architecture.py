@@ -25,7 +25,7 @@ ALLOWED = {
     "transform": {"checks", "coefficients", "filters", "storage"},
     "checkpoint": {"checks", "storage"},
     "compress": {"checks", "storage"},
-    "convert": {"compress", "storage", "transform"},
+    "convert": {"checks", "compress", "storage", "transform"},
     "row_sparse": {"checks", "coefficients", "filters", "storage"},
     "monitor": {"checks", "compress", "filters", "storage", "transform"},
     "sharding": {"checks"},
@@ -38,7 +38,7 @@ ALLOWED = {
 }
 FREE = {"__init__", "demo", "demo_distributed"}
 # Imported by public modules for their own use.
-HELPERS = {"look_up", "value_at", "resolve", "reals", "Filter", "mix", "random_bits"}
+HELPERS = {"look_up", "value_at", "resolve", "reals", "shown", "Filter", "mix", "random_bits"}
 
 
 def room(path):

@@ -42,7 +42,7 @@ def keras_sgd(
     """
     checks.within("learning_rate", learning_rate, "[0, inf)")
     if not isinstance(momentum, float) or not 0 <= momentum <= 1:
-        raise ValueError(f"momentum must be a float in [0, 1], got {momentum!r}")
+        raise ValueError(f"momentum must be a float in [0, 1], got {checks.shown(momentum)}")
     checks.flag("nesterov", nesterov)
     if weight_decay is not None:
         checks.number("weight_decay", weight_decay, "[0, inf)")

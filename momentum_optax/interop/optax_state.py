@@ -43,6 +43,8 @@ def from_optax(opt_state: Any, optax_state: Any, *, rule: Filter | None = None, 
     Reference:
       Optax 0.2.8, `optax/transforms/_accumulation.py` and `optax/_src/transform.py`.
     """
+    if rule is not None and not isinstance(rule, Filter):
+        raise TypeError(f"rule must be a Filter such as ema(0.9) or None, got {checks.shown(rule)}")
     ours = read_one(opt_state)
     source = _optax_state(optax_state)
     count = checked_steps(steps)
@@ -55,7 +57,7 @@ def from_optax(opt_state: Any, optax_state: Any, *, rule: Filter | None = None, 
     check_same_paths(ours, there)
     gains = None
     if only_state(opt_state).gain is not None:
-        if not isinstance(rule, Filter) or count is None:
+        if rule is None or count is None:
             raise ValueError(
                 f"rule and the number of steps must be given, since opt_state debiases; got {checks.shown(rule)}"
             )

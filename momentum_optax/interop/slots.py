@@ -33,6 +33,7 @@ class Slot(NamedTuple):
 
 def only_state(opt_state: Any) -> MomentumState:
     """The one state of `scale_by_momentum` in `opt_state`."""
+    checks.state("opt_state", opt_state)
     found = [x for x in jax.tree.leaves(opt_state, is_leaf=_is_momentum) if _is_momentum(x)]
     if len(found) != 1:
         raise ValueError(f"opt_state must hold one state of scale_by_momentum, got {len(found)}")
@@ -42,6 +43,7 @@ def only_state(opt_state: Any) -> MomentumState:
 
 def has_velocity(opt_state: Any) -> bool:
     """Whether `opt_state` holds a state of `scale_by_momentum`; an optimizer without momentum has none."""
+    checks.state("opt_state", opt_state)
     return any(map(_is_momentum, jax.tree.leaves(opt_state, is_leaf=_is_momentum)))
 
 

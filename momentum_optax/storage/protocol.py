@@ -59,7 +59,8 @@ class Storage(Protocol):
     """A way to keep velocities; see the module's text for the laws that it obeys.
 
     It may also have `nonnegative = True`: fit for second moments too, which are never negative and need relative
-    accuracy; and `signed = False`: fit for nothing else. See `is_signed` and `compress`.
+    accuracy; and `signed = False`: fit for nothing else. See `is_signed` and `compress`. And `largest_decay`, a number:
+    beyond it the rounding feeds itself, and a rule that decays more slowly gets a warning.
     """
 
     @property

@@ -126,8 +126,9 @@ def guarded(
       max_consecutive: How many spikes in a row are skipped at most: a whole number from 1 or a scalar array.
 
     Returns:
-      A transformation whose state is a `GuardedState`, or with `max_ratio` a `SpikeGuardedState` with `Spikes` in it.
-      A gradient of None counts as finite, and in no norm.
+      A transformation whose state is a `GuardedState`, with `inner`, `skipped` and `finite`. With `max_ratio` it is a
+      `SpikeGuardedState`, which has `spikes` too: `count`, `consecutive`, `accepted`, `weight` and `mean`. A gradient
+      of None counts as finite, and in no norm.
 
     Raises:
       TypeError: If `tx` is no transformation, or an argument has the wrong type; at `update` if `measure="value"` gets
