@@ -88,4 +88,7 @@ from .wrappers import scale_by_yellowfin as scale_by_yellowfin
 from .wrappers import scale_to_unit_norm as scale_to_unit_norm
 from .wrappers import scheduled_restart as scheduled_restart
 
+# Last: it looks through the modules above.
+from . import _export as _export  # isort: skip
+
 __version__ = "0.1.0"

@@ -183,7 +183,9 @@ def _chained(leaves: dict[str, Any], what: str, old: int, new: int, steps: Mappi
             raise CheckpointError(f"migrations must hold a function from {what} {number}, got {sorted(steps)}")
         result = steps[number](dict(leaves))
         if not isinstance(result, Mapping):
-            raise TypeError(f"the migration from {what} {number} must return a mapping from paths, got {result!r}")
+            raise TypeError(
+                f"the migration from {what} {number} must return a mapping from paths, got {checks.shown(result)}"
+            )
         leaves = dict(result)
     return leaves
 

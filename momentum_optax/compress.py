@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from . import checks
 from .mismatch import StateMismatchError, check_state
 from .storage import Storage, resolve
 from .storage.protocol import SUPPORTED, Write, is_signed, write_for
@@ -96,8 +97,7 @@ def compress(
     Reference:
       Eight-bit states of stateful optimizers: Dettmers et al., ICLR 2022, arXiv:2110.02861.
     """
-    if not (hasattr(tx, "init") and hasattr(tx, "update")):
-        raise TypeError(f"tx must be an optimizer with init and update, got {tx!r}")
+    checks.transformation("tx", tx)
     choice = _choice(select, resolve(storage), second_moments)
     run = optax.with_extra_args_support(tx)
     reads_step = any(keep.reads_step for keep in choice.storages())
@@ -165,9 +165,7 @@ def _has_floats(parts: Any) -> bool:
     return any(jnp.issubdtype(x.dtype, jnp.inexact) for x in jax.tree.leaves(parts))
 
 
-def packed(
-    storage: Storage, tree: Any, chosen: list[bool], number: int, zeros: Collection[int] = frozenset()
-) -> Kept:
+def packed(storage: Storage, tree: Any, chosen: list[bool], number: int, zeros: Collection[int] = frozenset()) -> Kept:
     """The stored form of the field `tree`, whose leaves are `chosen` or not; `number` tells fields apart.
 
     `zeros` holds the ids of leaves that are known to be zeros: nothing is compiled to find that out.
@@ -254,7 +252,7 @@ class _Choice(NamedTuple):
 
 def _choice(select: Any, storage: Storage, second_moments: Any) -> _Choice:
     if isinstance(second_moments, str) or not isinstance(second_moments, Collection):
-        raise TypeError(f"second_moments must be a collection of names, got {second_moments!r}")
+        raise TypeError(f"second_moments must be a collection of names, got {checks.shown(second_moments)}")
     squares = frozenset(second_moments)
     if isinstance(select, Mapping):
         names = {name: resolve(keep) for name, keep in select.items()}
@@ -263,11 +261,13 @@ def _choice(select: Any, storage: Storage, second_moments: Any) -> _Choice:
     elif callable(select) and not isinstance(select, type):
         return _Choice(None, select, storage, squares)
     else:
-        raise TypeError(f"select must be a set of names, a mapping from names or a predicate, got {select!r}")
+        raise TypeError(
+            f"select must be a set of names, a mapping from names or a predicate, got {checks.shown(select)}"
+        )
     if not names:
-        raise ValueError(f"select must name at least one field, got {select!r}")
+        raise ValueError(f"select must name at least one field, got {checks.shown(select)}")
     if not all(isinstance(name, str) for name in names):
-        raise TypeError(f"select must hold names of fields, got {select!r}")
+        raise TypeError(f"select must hold names of fields, got {checks.shown(select)}")
     return _Choice(names, None, storage, squares)
 
 
@@ -297,7 +297,15 @@ def _keep_fields(state: Any, params: Any, choice: _Choice, zeros: Collection[int
     fields = ", ".join(repr(name) for name in dict.fromkeys(there)) or "none"
     missing = ", ".join(repr(name) for name in choice.names or () if name not in matched)
     if missing:
-        raise ValueError(f"select must name fields of floats that are like the parameters ({fields}), got {missing}")
+        ours = "velocity" in (choice.names or ()) and any(
+            _passes(path, "velocity") for path, _ in flattened(state, None)[0]
+        )
+        hint = (
+            ". A rule keeps its velocity itself: give storage= to scale_by_momentum or mo.sgd instead" if ours else ""
+        )
+        raise ValueError(
+            f"select must name fields of floats that are like the parameters ({fields}), got {missing}{hint}"
+        )
     if choice.predicate is not None and asked and not any(asked):
         raise ValueError(f"select must be true of a leaf in one of the fields {fields}, and is false of all")
     return state
@@ -326,6 +334,10 @@ def _map_fields(f: Any, node: Any, params: Any, path: Any = (), owner: str = "")
     owner = type(node).__name__ if isinstance(node, tuple) and hasattr(node, "_fields") else owner
     children = [_map_fields(f, child, params, (*path, *key), owner) for key, child in pairs]
     return treedef.unflatten(children)
+
+
+def _passes(path: Any, name: str) -> bool:
+    return any(isinstance(key, jax.tree_util.GetAttrKey) and key.name == name for key in path)
 
 
 def _is_like(node: Any, params: Any) -> bool:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from . import checks
 from .compress import (
     SECOND_MOMENTS,
     SIGNED,
@@ -81,6 +82,7 @@ def convert(
         would go to a storage that is not fit for it; if the result cannot be `like`, saying why.
       TypeError: If `storage` is neither of these.
     """
+    checks.state("opt_state", opt_state)
     wanted: Any = {k: resolve(s) for k, s in storage.items()} if isinstance(storage, Mapping) else resolve(storage)
     _check_fit(opt_state, wanted, second_moments)
     found: set[str] = set()

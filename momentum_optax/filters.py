@@ -69,6 +69,17 @@ class Filter:
         for name, value in fields.items():
             object.__setattr__(self, name, value)
 
+    def __getattr__(self, name: str) -> Any:
+        """Say how to run a rule where Optax asks for a transformation: in `chain`, `masked`, `MultiSteps` and the like.
+
+        An `AttributeError`, so that `hasattr` finds what is there.
+        """
+        if name in ("init", "update"):
+            raise AttributeError(
+                f"a Filter has no {name}: it is a rule, and mo.scale_by_momentum(rule) makes a transformation of it"
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     @property
     def order(self) -> int:
         """K, the number of velocities per parameter."""
@@ -121,7 +132,7 @@ class Filter:
         if basis.shape != (self.order, self.order):
             raise ValueError(f"T must be {self.order} rows of {self.order} numbers, got shape {basis.shape}")
         if self.order and not np.linalg.cond(basis) < 1e15:
-            raise ValueError(f"T must be invertible, got {T!r}")
+            raise ValueError(f"T must be invertible, got {checks.shown(T)}")
         inverse = np.linalg.inv(basis)
         AT = [_combine(basis.T, row) for row in self.A]
         columns = [_combine(inverse, [row[j] for row in AT]) for j in range(self.order)]
@@ -300,8 +311,12 @@ def equivalent(
       rtol: Allowed difference relative to the largest impulse coefficient.
 
     Raises:
+      TypeError: If `f` or `g` is no `Filter`.
       ValueError: If `steps` is below 1.
     """
+    for name, rule in (("f", f), ("g", g)):
+        if not isinstance(rule, Filter):
+            raise TypeError(f"{name} must be a Filter such as heavy_ball(0.9), got {checks.shown(rule)}")
     checks.integer("steps", steps, 1)
     f, g = (rule.scale(rate) for rule, rate in zip((f, g), learning_rates, strict=True))
     if f.is_constant and g.is_constant:
@@ -362,7 +377,7 @@ def _rows(A: Any) -> tuple[tuple[Any, ...], ...]:
     if not _is_sequence(A):
         return ((A,),)
     if not all(_is_sequence(row) for row in A):
-        raise ValueError(f"A must be a scalar or rows of scalars, got {A!r}")
+        raise ValueError(f"A must be a scalar or rows of scalars, got {checks.shown(A)}")
     return tuple(tuple(row) for row in A)
 
 

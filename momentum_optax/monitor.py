@@ -112,7 +112,8 @@ def monitor(
     step starts from velocities of zero, as after a restart. A quotient by zero is 0.
 
     Squares are summed in float32 (a norm beyond 1e19 is infinite, one below 1e-23 may be 0). A NaN in the gradients
-    makes NaN of that step's figures alone; put `guarded` around the monitor rather than into it.
+    makes NaN of that step's figures alone; put `guarded` around the monitor rather than into it. With `scope="leaf"`
+    the figures of a step then count a leaf that skips it as one whose gradient is zero.
 
     Cost: a step that is not measured moves no byte more, but gradients that are made within a chain, by weight decay
     for example, are written out before the monitor: put it around the whole optimizer. A measured step is computed
@@ -134,10 +135,9 @@ def monitor(
         velocities are not like the parameters, as after `optax.flatten`; at `update` if a storage of your own cannot
         keep a leaf in full (see law 7 of `storage.protocol`).
     """
-    if not (hasattr(tx, "init") and hasattr(tx, "update")):
-        raise TypeError(f"tx must be a transformation with init and update, got {tx!r}")
+    checks.transformation("tx", tx)
     if rule is not None and not isinstance(rule, Filter):
-        raise TypeError(f"rule must be a Filter such as heavy_ball(0.9) or None, got {rule!r}")
+        raise TypeError(f"rule must be a Filter such as heavy_ball(0.9) or None, got {checks.shown(rule)}")
     checks.integer("every", every, 1)
     run = optax.with_extra_args_support(tx)
     rule = None if rule is None else rule.pruned()
@@ -197,6 +197,7 @@ def telemetry(opt_state: Any) -> dict[str, Any]:
     Raises:
       ValueError: If there is no state of `monitor`.
     """
+    checks.state("opt_state", opt_state)
 
     def is_state(x: Any) -> bool:
         return isinstance(x, MonitorState)

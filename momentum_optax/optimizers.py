@@ -1,6 +1,6 @@
 """Finished optimizers: each body is one visible `optax.chain`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -215,7 +215,7 @@ def muon(
     checks.within("learning_rate", learning_rate, "[0, inf)")
     return in_gradient_dtype(
         optax.chain(
-            scale_by_momentum(momentum if isinstance(momentum, Filter) else muon_mix(momentum), storage=storage),
+            scale_by_momentum(_rule(momentum, muon_mix), storage=storage),
             orthogonalize(steps),
             optax.stateless(_widened),
             _weight_decay(weight_decay, mask),
@@ -251,7 +251,7 @@ def normalized_sgd(
     checks.within("learning_rate", learning_rate, "[0, inf)")
     return in_gradient_dtype(
         optax.chain(
-            scale_by_momentum(momentum if isinstance(momentum, Filter) else ema(momentum), storage=storage),
+            scale_by_momentum(_rule(momentum, ema), storage=storage),
             scale_to_unit_norm(scope),
             optax.scale_by_learning_rate(learning_rate),
         )
@@ -422,9 +422,9 @@ def mars_adamw(
     """
     checks.within("learning_rate", learning_rate, "[0, inf)")
     for name, value in (("decay", decay), ("b2", b2), ("eps", eps)):
-        if checks.is_schedule(value):
+        if not (checks.is_number(value) or checks.is_scalar_array(value)):
             raise TypeError(
-                f"{name} must be a number or a scalar array, as optax.scale_by_adam wants it, got {value!r}"
+                f"{name} must be a number or a scalar array, as optax.scale_by_adam wants it, got {checks.shown(value)}"
             )
     return in_gradient_dtype(
         optax.chain(
@@ -496,6 +496,14 @@ def _widened(updates: Any, params: Any = None) -> Any:
     return jax.tree.map(lambda u: max(1.0, u.shape[1] / u.shape[0]) ** 0.5 * u, updates)
 
 
+def _rule(momentum: "Scalar | Filter", make: Callable[[Any], Filter]) -> Filter:
+    """The rule, or what `make` makes of a decay."""
+    if isinstance(momentum, Filter):
+        return momentum
+    checks.within("momentum", momentum, "[0, 1)")
+    return make(momentum)
+
+
 def _sgd_rule(momentum: "Scalar | Filter | None", nesterov: bool, dampening: "Scalar | None") -> Filter | None:
     """The rule of PyTorch's options; None for no momentum."""
     checks.flag("nesterov", nesterov)
@@ -508,12 +516,12 @@ def _sgd_rule(momentum: "Scalar | Filter | None", nesterov: bool, dampening: "Sc
         return momentum
     if momentum is None or is_zero(momentum):
         if damped:
-            raise ValueError(f"dampening needs a momentum in (0, 1], got {momentum!r}")
+            raise ValueError(f"dampening needs a momentum in (0, 1], got {checks.shown(momentum)}")
         return None
     checks.within("momentum", momentum, "[0, 1]")
     if nesterov:
         if checks.is_number(dampening) and damped:
-            raise ValueError(f"nesterov needs dampening 0, got {dampening!r}")
+            raise ValueError(f"nesterov needs dampening 0, got {checks.shown(dampening)}")
         # An injected or scheduled dampening, which may be 0 throughout, cannot be refused: it acts.
         return torch_nesterov(momentum, dampening=dampening)
     return heavy_ball(momentum, dampening=dampening, first_step="gradient")

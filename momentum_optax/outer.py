@@ -46,7 +46,8 @@ class OuterMomentum(NamedTuple):
       init: `init(params) -> state`, on every worker from the same parameters.
       exchange: `exchange(params, state, *, axis_name, weight=1.0, only=None, **extra) -> state`: pseudo-gradients are
         averaged over the workers and move the anchor. For workers that are missing `weight` is 0, and in general what a
-        worker counts for; where all are missing nothing changes. `only` is a tree of bool like the parameters: the
+        worker counts for; where all are missing nothing changes. `axis_name` is that of the workers, or None for a
+        single one, without `shard_map` or `vmap`. `only` is a tree of bool like the parameters: the
         leaves that take part, one fragment of a stream; for the others nothing changes. `extra` goes to the optimizer.
       adopt: `adopt(params, state, *, keep=0.0, only=None) -> params`: the anchor, mixed with a share `keep` of what the
         worker has now: later than the exchange where communication overlaps with steps.
@@ -89,8 +90,7 @@ def outer_momentum(tx: optax.GradientTransformation, *, exchange: str = "exact")
       Douillard et al., DiLoCo, 2023, arXiv:2311.08105; in fragments: Douillard et al., 2025, arXiv:2501.18512. Error
       feedback: Karimireddy et al., ICML 2019, arXiv:1901.09847.
     """
-    if not (hasattr(tx, "init") and hasattr(tx, "update")):
-        raise TypeError(f"tx must be an optimizer with init and update, got {tx!r}")
+    checks.transformation("tx", tx)
     checks.choice("exchange", exchange, ("exact", "int8"))
     run = optax.with_extra_args_support(tx)
     exact = exchange == "exact"
@@ -110,14 +110,14 @@ def outer_momentum(tx: optax.GradientTransformation, *, exchange: str = "exact")
         gone = gone if only is None else _chosen(gone, only)
         residual = state.residual
         if exact:
-            mean = jax.tree.map(lambda d: jax.lax.psum(d * share.astype(d.dtype), axis_name), gone)
+            mean = jax.tree.map(lambda d: _sum(d * share.astype(d.dtype), axis_name), gone)
         else:
             mean, residual = _sent(gone, residual, share, axis_name)
         # The mean, and with it the state, is the same on every worker, whether JAX can tell or not.
         with whole_along(axis_name):
             updates, momentum = run.update(mean, state.momentum, state.anchor, **extra)
         new = OuterState(apply_updates(state.anchor, updates), momentum, residual)
-        anyone = jax.lax.psum(share, axis_name) > 0
+        anyone = _sum(share, axis_name) > 0
         chosen: OuterState = jax.tree.map(lambda a, b: jnp.where(anyone, a, b), new, state)
         return chosen
 
@@ -209,6 +209,7 @@ def slowmo(momentum: Any = 0.5, slow_rate: float = 1.0, *, storage: str | Storag
     Reference:
       Wang et al., ICLR 2020, arXiv:1910.00643.
     """
+    checks.within("momentum", momentum, "(-1, 1)")
     checks.number("slow_rate", slow_rate, "(0, inf)")
     return outer_momentum(
         optax.chain(
@@ -230,6 +231,16 @@ def _times_inner_rate(factor: Callable[[Any], Any]) -> optax.GradientTransformat
     return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
 
+def _sum(x: jax.Array, axis_name: Any) -> jax.Array:
+    """The sum over the workers; over the only one for no axis."""
+    return x if axis_name is None else jax.lax.psum(x, axis_name)
+
+
+def _gathered(x: jax.Array, axis_name: Any) -> jax.Array:
+    """One entry for each worker along a first axis."""
+    return x[None] if axis_name is None else jax.lax.all_gather(x, axis_name)
+
+
 def _everywhere(tree: Any) -> Any:
     return jax.tree.map(lambda _: True, tree)
 
@@ -242,7 +253,7 @@ def _chosen(tree: Any, only: Any) -> Any:
 def _share(weight: Any, axis_name: Any) -> jax.Array:
     """What this worker counts for, of all that do."""
     mine = jnp.asarray(weight, jnp.result_type(weight, jnp.float32))
-    total = jax.lax.psum(mine, axis_name)
+    total = _sum(mine, axis_name)
     return mine / jnp.where(total > 0, total, 1)
 
 
@@ -255,8 +266,8 @@ def _sent(gone: Any, residual: Any, share: jax.Array, axis_name: Any) -> tuple[A
         wanted = d + r
         codes, scale = _to_bytes(wanted)
         # Bytes and scales travel; decoding is each receiver's own.
-        all_codes, all_scales = (jax.lax.all_gather(x, axis_name) for x in (codes, scale))
-        shares = jax.lax.all_gather(share, axis_name).reshape(-1, *(1,) * d.ndim)
+        all_codes, all_scales = (_gathered(x, axis_name) for x in (codes, scale))
+        shares = _gathered(share, axis_name).reshape(-1, *(1,) * d.ndim)
         mean = (all_codes.astype(jnp.float32) * (all_scales * shares).astype(jnp.float32)).sum(0).astype(d.dtype)
         said = (codes.astype(jnp.float32) * scale).astype(d.dtype)
         # A worker that is missing has said nothing.

@@ -107,9 +107,11 @@ def row_sparse(rule: Filter, learning_rate: Scalar) -> RowSparse:
       regression", 2008; Langford, Li and Zhang, JMLR 2009, arXiv:0806.4686; Duchi and Singer, JMLR 2009.
     """
     if not isinstance(rule, Filter):
-        raise TypeError(f"rule must be a Filter such as heavy_ball(0.9), got {rule!r}")
+        raise TypeError(f"rule must be a Filter such as heavy_ball(0.9), got {checks.shown(rule)}")
     if not rule.is_constant:
-        raise ValueError(f"rule must have numbers as coefficients, for closed forms of missed steps, got {rule!r}")
+        raise ValueError(
+            f"rule must have numbers as coefficients, for closed forms of missed steps, got {checks.shown(rule)}"
+        )
     checks.within("learning_rate", learning_rate, "[0, inf)")
     rule = rule.pruned()
     powers = _powers(rule)
@@ -274,7 +276,7 @@ def _in_list(rows: Any, gradient: Any, total: int) -> tuple[Any, Callable[[Any],
 
 def _check_table(table: Any) -> None:
     if not hasattr(table, "dtype") or str(table.dtype) not in SUPPORTED:
-        raise TypeError(f"table must be an array with a dtype of {', '.join(SUPPORTED)}, got {table!r}")
+        raise TypeError(f"table must be an array with a dtype of {', '.join(SUPPORTED)}, got {checks.shown(table)}")
     if len(table.shape) == 0:
         raise TypeError("table must have an axis of rows, got a scalar")
 

@@ -171,7 +171,7 @@ def aggregated(decays: tuple[Scalar, ...] = (0.0, 0.9, 0.99)) -> Filter:
       Lucas et al., "Aggregated momentum: stability through passive damping", ICLR 2019, arXiv:1804.00325.
     """
     if not isinstance(decays, tuple | list):
-        raise TypeError(f"decays must be a tuple or list of decays, got {decays!r}")
+        raise TypeError(f"decays must be a tuple or list of decays, got {checks.shown(decays)}")
     if not decays:
         raise ValueError("decays must have at least one entry, got none")
     for i, decay in enumerate(decays):

@@ -141,7 +141,7 @@ def restarted(schedule: Schedule, at: "int | Sequence[int] | np.ndarray | jax.Ar
       arXiv:2002.10583.
     """
     if not checks.is_schedule(schedule):
-        raise TypeError(f"schedule must be a function of the step, got {schedule!r}")
+        raise TypeError(f"schedule must be a function of the step, got {checks.shown(schedule)}")
     if getattr(at, "ndim", 0) == 1:
         return lambda step: schedule(step - ((at <= step) * at).max(initial=0))
     if not isinstance(at, Sequence):
@@ -279,7 +279,7 @@ def momentum_correction(decay: Scalar, learning_rate: Schedule) -> Schedule:
     """
     checks.within("decay", decay, "(-1, 1]")
     if not checks.is_schedule(learning_rate):
-        raise TypeError(f"learning_rate must be a schedule of the step, got {learning_rate!r}")
+        raise TypeError(f"learning_rate must be a schedule of the step, got {checks.shown(learning_rate)}")
 
     def schedule(step: Any) -> Any:
         rate = learning_rate(step)

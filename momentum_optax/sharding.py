@@ -37,6 +37,7 @@ def state_shardings(tx: optax.GradientTransformation, params: Any, shardings: An
       TypeError: If an entry of `shardings` is no `NamedSharding`.
       ValueError: If there is none, or they are on different meshes.
     """
+    checks.transformation("tx", tx)
     mesh = _mesh_of(shardings)
     shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
 
@@ -80,8 +81,9 @@ def zero1(
     Reference:
       Rajbhandari et al., SC 2020, arXiv:1910.02054.
     """
+    checks.transformation("tx", tx)
     if not isinstance(mesh, Mesh):
-        raise TypeError(f"mesh must be a jax.sharding.Mesh, got {mesh!r}")
+        raise TypeError(f"mesh must be a jax.sharding.Mesh, got {checks.shown(mesh)}")
     checks.choice("axis", axis, tuple(mesh.axis_names))
     for spec in jax.tree.leaves(specs, is_leaf=_is_spec):
         if axis in _names_in(spec):
@@ -142,7 +144,7 @@ def _mesh_of(shardings: Any) -> Mesh:
     for path, sharding in jax.tree_util.tree_leaves_with_path(shardings):
         if not isinstance(sharding, NamedSharding):
             name = jax.tree_util.keystr(path) or "the root"
-            raise TypeError(f"shardings must be NamedShardings, got {sharding!r} at {name}")
+            raise TypeError(f"shardings must be NamedShardings, got {checks.shown(sharding)} at {name}")
         meshes.append(sharding.mesh)
     if not meshes:
         raise ValueError("shardings must hold at least one NamedSharding, got none")

@@ -42,6 +42,7 @@ def reset(opt_state: Any, fresh: Any, select: Select | None = None) -> Any:
       ValueError: If `fresh` is not the state of the same optimizer, naming the first field that differs; if there is
         no velocity; if `select` is False for every path.
     """
+    checks.state("opt_state", opt_state)
     old, new = (jax.eval_shape(lambda x=x: x) for x in (opt_state, fresh))
     try:
         check(describe(new), old)
@@ -87,6 +88,7 @@ def rescale(opt_state: Any, factor: Any, select: Select | None = None) -> Any:
         if a number is neither 0 nor a normal float32, is not finite, or is negative for squares; if `select` is False
         for every path.
     """
+    checks.state("opt_state", opt_state)
     choice = _Choice(select)
     factors = _factors(opt_state, factor)
     found: set[str] = set()
@@ -136,7 +138,7 @@ class _Choice:
             answer = self._select(name)
             is_known = isinstance(answer, bool | np.bool_)
             if not is_known and jnp.result_type(answer) != jnp.bool_:
-                raise TypeError(f"select must return True or False, got {answer!r} for {name!r}")
+                raise TypeError(f"select must return True or False, got {checks.shown(answer)} for {name!r}")
             self._paths[name] = bool(answer) if is_known else answer
         return self._paths[name]
 
@@ -258,7 +260,7 @@ def _factors(opt_state: Any, factor: Any) -> dict[str, Any]:
     if squares and not isinstance(factor, Mapping):
         raise ValueError(
             f"factor must be a mapping with one number for each of {_listed(names)}, since {_listed(squares)} holds "
-            f"squares, got {factor!r}"
+            f"squares, got {checks.shown(factor)}"
         )
     factors = dict(factor) if isinstance(factor, Mapping) else dict.fromkeys(sorted(names), factor)
     for name, number in factors.items():

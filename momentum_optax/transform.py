@@ -14,7 +14,7 @@ from .filters import Filter
 from .fingerprints import note
 from .mismatch import check_state
 from .storage import Storage, resolve
-from .storage.protocol import SUPPORTED, arithmetic_dtype, is_signed, write_for
+from .storage.protocol import SUPPORTED, arithmetic_dtype, is_signed, unsupported, write_for
 
 
 class MomentumState(NamedTuple):
@@ -79,12 +79,13 @@ def scale_by_momentum(
       ICLR 2015, arXiv:1412.6980.
     """
     if not isinstance(rule, Filter):
-        raise TypeError(f"rule must be a Filter such as heavy_ball(0.9), got {rule!r}")
+        raise TypeError(f"rule must be a Filter such as heavy_ball(0.9), got {checks.shown(rule)}")
     checks.flag("debias", debias)
     keep = resolve(storage)
     if not is_signed(keep):
         raise ValueError(f"storage must keep values of either sign, got {keep!r}, which is for second moments")
     rule = rule.pruned()
+    _warn_of_noise(rule, keep)
     if debias:
         _check_debiasable(rule)
     return run_filter(rule, keep, debias, lambda step, age: gains_of(rule.at(step, age)))
@@ -168,8 +169,13 @@ def velocity(opt_state: Any) -> tuple[Any, ...]:
 
     Returns:
       One tree of the parameters' structure per velocity, in float32 (wider where stored so), rule by rule and velocity
-      by velocity; empty if there is none. A velocity that its rule never reads is not stored and not given.
+      by velocity; empty if there is none, as for plain gradient descent. A velocity that its rule never reads is not
+      stored and not given.
+
+    Raises:
+      TypeError: If `opt_state` is no state but a transformation, a rule or a function.
     """
+    checks.state("opt_state", opt_state)
     return tuple(tree for state in _momentum_states(opt_state) for tree in _decoded(state))
 
 
@@ -189,16 +195,17 @@ def eval_params(rule: Filter, opt_state: Any, params: Any, learning_rate: Any) -
       A tree like `params`, of the same dtypes.
 
     Raises:
-      TypeError: If `learning_rate` is a schedule or `rule` is no `Filter`.
+      TypeError: If `learning_rate` is a schedule, `rule` is no `Filter` or `opt_state` is no state.
       ValueError: If `opt_state` does not hold exactly one state of `scale_by_momentum`, or one of another order.
 
     Reference:
       See the rules; for example Van Scoy, Freeman and Lynch, IEEE Control Systems Letters 2018.
     """
     if not isinstance(rule, Filter):
-        raise TypeError(f"rule must be a Filter such as nesterov(0.9), got {rule!r}")
+        raise TypeError(f"rule must be a Filter such as nesterov(0.9), got {checks.shown(rule)}")
     if not (checks.is_number(learning_rate) or checks.is_scalar_array(learning_rate)):
-        raise TypeError(f"learning_rate must be a number or a scalar array, got {learning_rate!r}")
+        raise TypeError(f"learning_rate must be a number or a scalar array, got {checks.shown(learning_rate)}")
+    checks.state("opt_state", opt_state)
     states = _momentum_states(opt_state)
     if len(states) != 1:
         raise ValueError(f"opt_state must hold one state of scale_by_momentum, got {len(states)}")
@@ -331,7 +338,7 @@ def _checked_leaf(path: Any, leaf: Any) -> Any:
     """`leaf` as something with a shape and a supported dtype."""
     leaf = leaf if hasattr(leaf, "shape") and hasattr(leaf, "dtype") else jnp.asarray(leaf)
     if str(leaf.dtype) not in SUPPORTED:
-        raise TypeError(f"{_name(path)} must have a dtype of {', '.join(SUPPORTED)}, got {leaf.dtype}")
+        raise TypeError(unsupported(_name(path), leaf.dtype))
     return leaf
 
 
@@ -356,6 +363,23 @@ def _raise_mismatch(expected: list[Any], got: list[Any]) -> None:
     if extra:
         raise ValueError(f"the gradients have {', '.join(extra)}, absent at init")
     raise ValueError("the gradients must have the containers of the parameters at init, got others for the same paths")
+
+
+def _warn_of_noise(rule: Filter, keep: Storage) -> None:
+    """Warn where the slowest pole of a rule is beyond what its storage is made for, as far as its numbers tell."""
+    limit = getattr(keep, "largest_decay", None)
+    if limit is None or rule.reads_step:
+        return
+    A = rule.at(1).A if rule.reads_age else rule.A
+    if not all(checks.is_number(a) for row in A for a in row):
+        return
+    slowest = max(abs(np.linalg.eigvals(np.array(A, np.float64).reshape(rule.order, rule.order))), default=0.0)
+    # Poles that coincide are found to half the digits.
+    if slowest > limit + 1e-6:
+        checks.warn(
+            f"{keep!r} is for decays up to {limit}, got a rule with {slowest:.6g}: the noise of its rounding adds up "
+            "over the memory and outgrows the velocity. Take storage 'int8'"
+        )
 
 
 def _check_debiasable(rule: Filter) -> None:

@@ -309,6 +309,9 @@ def match_learning_rate(learning_rate: Any, old: Filter, new: Filter) -> Any:
       TypeError: If an argument has the wrong type.
       ValueError: If a rate is out of range, a coefficient follows the step, or the gain of a rule is 0 or infinite.
     """
+    for name, rule in (("old", old), ("new", new)):
+        if not isinstance(rule, Filter):
+            raise TypeError(f"{name} must be a Filter such as heavy_ball(0.9), got {checks.shown(rule)}")
     rate = analysis.effective_learning_rate(old, learning_rate)
     gains = {"old": analysis.dc_gain(old), "new": analysis.dc_gain(new)}
     for name, gain in gains.items():
@@ -509,7 +512,7 @@ class _Problem:
 
     def __init__(self, loss: Any, params: Any, batch: Any) -> None:
         if not callable(loss):
-            raise TypeError(f"loss must be a function of params and batch, got {loss!r}")
+            raise TypeError(f"loss must be a function of params and batch, got {checks.shown(loss)}")
         flattened: tuple[list[Any], Any] = jax.tree.flatten(batch)
         leaves, treedef = flattened
         if any(isinstance(x, jax.core.Tracer) for x in (*jax.tree.leaves(params), *leaves)):

@@ -29,8 +29,8 @@ ALLOWED = {
     "mismatch": set(),
     "fitting": {"compress", "transform"},
     "checkpoint": {"checks", "checksums", "filters", "fingerprints"},
-    "compress": {"mismatch", "storage"},
-    "convert": {"compress", "fitting", "storage", "transform"},
+    "compress": {"checks", "mismatch", "storage"},
+    "convert": {"checks", "compress", "fitting", "storage", "transform"},
     "row_sparse": {"checks", "coefficients", "filters", "storage"},
     "monitor": {"checks", "compress", "filters", "fingerprints", "mismatch", "storage", "transform"},
     "sharding": {"checks"},
@@ -39,12 +39,32 @@ ALLOWED = {
     "outer": {"apply", "checks", "mismatch", "optimizers", "rules", "storage", "transform"},
     "tuning": {"analysis", "checks", "filters", "rules"},
     "interop": {"checks", "coefficients", "filters", "optimizers", "rules", "schedules", "storage", "transform"},
-    "wrappers": {"checks", "coefficients", "filters", "mismatch", "rules", "schedules", "storage", "transform"},
-    "optimizers": {"checks", "coefficients", "filters", "mismatch", "rules", "schedules", "storage", "transform", "wrappers"},
+    "wrappers": {
+        "checks",
+        "coefficients",
+        "filters",
+        "mismatch",
+        "monitor",
+        "rules",
+        "schedules",
+        "storage",
+        "transform",
+    },
+    "optimizers": {
+        "checks",
+        "coefficients",
+        "filters",
+        "mismatch",
+        "rules",
+        "schedules",
+        "storage",
+        "transform",
+        "wrappers",
+    },
 }
 FREE = {"__init__", "demo", "demo_distributed"}
 # Imported by public modules for their own use.
-HELPERS = {"look_up", "value_at", "resolve", "reals", "Filter", "mix", "random_bits"}
+HELPERS = {"look_up", "value_at", "resolve", "reals", "shown", "Filter", "mix", "random_bits"}
 
 
 def room(path):

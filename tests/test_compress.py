@@ -245,7 +245,7 @@ def test_errors_say_what_is_allowed():
     for select in ("mu", 3, int, {1}):
         with pytest.raises(TypeError, match="select must"):
             compress(adam, select)
-    with pytest.raises(TypeError, match="tx must be an optimizer"):
+    with pytest.raises(TypeError, match="tx must be a transformation"):
         compress(mo.heavy_ball(0.9), {"mu"})
     with pytest.raises(TypeError, match="second_moments must"):
         compress(adam, {"mu"}, second_moments="nu")

@@ -240,7 +240,7 @@ def test_workers_on_a_mesh_are_those_under_vmap():
 
 
 def test_errors_say_what_is_allowed():
-    with pytest.raises(TypeError, match="tx must be an optimizer with init and update, got 3"):
+    with pytest.raises(TypeError, match="tx must be a transformation with init and update, got 3"):
         outer.outer_momentum(3)
     with pytest.raises(ValueError, match="exchange must be one of 'exact', 'int8', got 'int4'"):
         outer.averaging(exchange="int4")

@@ -83,17 +83,17 @@ def _array(name: str, value: Any, kinds: str, wanted: str) -> np.ndarray:
     try:
         array = np.asarray(value)
     except (TypeError, ValueError) as error:  # a tracer, or lists of different lengths
-        raise TypeError(f"{name} must be {wanted}, got {value!r}") from error
+        raise TypeError(f"{name} must be {wanted}, got {checks.shown(value)}") from error
     if str(array.dtype) == "bfloat16":
         array = array.astype(np.float64)
     if array.dtype.kind not in kinds or array.dtype.kind == "b":
-        raise TypeError(f"{name} must be {wanted}, got {value!r}")
+        raise TypeError(f"{name} must be {wanted}, got {checks.shown(value)}")
     return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
 
 
 def _check_rule(rule: Any) -> None:
     if not isinstance(rule, Filter):
-        raise TypeError(f"rule must be a Filter such as heavy_ball(0.9), got {rule!r}")
+        raise TypeError(f"rule must be a Filter such as heavy_ball(0.9), got {checks.shown(rule)}")
 
 
 def _now(name: str, entry: Coefficient, step: int | None) -> float:
@@ -117,4 +117,4 @@ def _as_float(name: str, value: Any) -> float:
     try:
         return float(value)
     except TypeError as error:
-        raise TypeError(f"{name} must have a value that is known now, got {value!r}") from error
+        raise TypeError(f"{name} must have a value that is known now, got {checks.shown(value)}") from error

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import checks
 from ..filters import Filter
 from .arguments import constant, reals
 
@@ -78,5 +79,7 @@ def _heavy_ball(rule: Filter) -> tuple[float, float]:
     else:
         decay, gain, nu = 0.0, 0.0, np.nan
     if not (abs(nu - 1) < 1e-9 and 0 <= decay < 1 and gain > 0):
-        raise ValueError(f"rule must be a heavy ball of decay in [0, 1), times a positive number, got {rule!r}")
+        raise ValueError(
+            f"rule must be a heavy ball of decay in [0, 1), times a positive number, got {checks.shown(rule)}"
+        )
     return float(decay), float(gain)

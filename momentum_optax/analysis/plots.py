@@ -41,7 +41,13 @@ def plot(rule: Filter, *, learning_rate: float, L: float, mu: float, steps: int 
       Goh, "Why momentum really works", Distill 2017, draws such pictures of the heavy ball.
     """
     # Not pyplot: a bare figure is drawn by Agg and changes no backend and no setting for the rest of the process.
-    from matplotlib.figure import Figure  # noqa: PLC0415
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "analysis.plot needs matplotlib, which the extra momentum-optax[demo] brings: pip install "
+            "'momentum-optax[demo]', or matplotlib itself"
+        ) from error
 
     checks.number("learning_rate", learning_rate, "(0, inf)")
     checks.number("L", L, "(0, inf)")

@@ -66,7 +66,7 @@ def precision(rule: Filter, storage: Any, *, step: int | None = None) -> Precisi
 def _declared(storage: Any, name: str) -> float:
     value = getattr(storage, name, None)
     if not checks.is_number(value):
-        raise TypeError(f"storage must be an object with a number {name}, got {storage!r}")
+        raise TypeError(f"storage must be an object with a number {name}, got {checks.shown(storage)}")
     checks.number(f"storage.{name}", value, "(0, inf)")
     return float(value)
 

@@ -114,7 +114,9 @@ def equivalent_hyperparameters(source: Recipe, target: str) -> Equivalence:
       correction.
     """
     if not isinstance(source, Recipe):
-        raise TypeError(f"source must be a Recipe such as Recipe('torch_sgd', lr=0.1, momentum=0.9), got {source!r}")
+        raise TypeError(
+            f"source must be a Recipe such as Recipe('torch_sgd', lr=0.1, momentum=0.9), got {checks.shown(source)}"
+        )
     checks.choice("target", target, tuple(DIALECTS))
     rate = _rate_name(source.dialect)
     schedule = source.hyperparameters.get(rate)

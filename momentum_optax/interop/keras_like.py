@@ -47,7 +47,7 @@ def keras_sgd(
     """
     checks.within("learning_rate", learning_rate, "[0, inf)")
     if not checks.is_array(momentum) and (not isinstance(momentum, float) or not 0 <= momentum <= 1):
-        raise ValueError(f"momentum must be a float in [0, 1] or a scalar array, got {momentum!r}")
+        raise ValueError(f"momentum must be a float in [0, 1] or a scalar array, got {checks.shown(momentum)}")
     checks.flag("nesterov", nesterov)
     decay = 0.0 if weight_decay is None else weight_decay
     checks.constant("weight_decay", decay, "[0, inf)")

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from .. import checks
 from ..filters import Filter
 from .slots import Slot, as_array, by_path, check_same_paths, checked_steps, only_state, path_name, read_one, write
 
@@ -42,6 +43,8 @@ def from_optax(opt_state: Any, optax_state: Any, *, rule: Filter | None = None, 
     Reference:
       Optax 0.2.8, `optax/transforms/_accumulation.py` and `optax/_src/transform.py`.
     """
+    if rule is not None and not isinstance(rule, Filter):
+        raise TypeError(f"rule must be a Filter such as ema(0.9) or None, got {checks.shown(rule)}")
     ours = read_one(opt_state)
     source = _optax_state(optax_state)
     count = checked_steps(steps)
@@ -54,8 +57,10 @@ def from_optax(opt_state: Any, optax_state: Any, *, rule: Filter | None = None, 
     check_same_paths(ours, there)
     gains = None
     if only_state(opt_state).gain is not None:
-        if not isinstance(rule, Filter) or count is None:
-            raise ValueError(f"rule and the number of steps must be given, since opt_state debiases; got {rule!r}")
+        if rule is None or count is None:
+            raise ValueError(
+                f"rule and the number of steps must be given, since opt_state debiases; got {checks.shown(rule)}"
+            )
         gains = _gains(rule, count)
     slots = {
         path: Slot(None, 0) if not hasattr(x, "shape") else Slot((as_array(path, x),), 1 if count is None else count)

@@ -71,7 +71,7 @@ def aggmo(
     for i, beta in enumerate(betas):
         checks.number(f"betas[{i}]", beta, "[0, 1]")
     if len(set(betas)) < len(betas):
-        raise ValueError(f"betas must be distinct, got {betas!r}")
+        raise ValueError(f"betas must be distinct, got {checks.shown(betas)}")
     return Dialect(rule, lr, l2=checked_decay(weight_decay), storage=storage)
 
 
@@ -180,9 +180,9 @@ def lion(
     checks.within("lr", lr, "[0, inf)")
     check_without_effect(foreach=foreach, differentiable=differentiable, fused=fused, capturable=capturable)
     if not isinstance(betas, tuple | list):
-        raise TypeError(f"betas must be a pair of decays, got {betas!r}")
+        raise TypeError(f"betas must be a pair of decays, got {checks.shown(betas)}")
     if len(betas) != 2:
-        raise ValueError(f"betas must have 2 entries, got {betas!r}")
+        raise ValueError(f"betas must have 2 entries, got {checks.shown(betas)}")
     for i, beta in enumerate(betas):
         checks.within(f"betas[{i}]", beta, "[0, 1)")
     return Dialect(
@@ -286,7 +286,7 @@ def _check_muon(momentum: Scalar, nesterov: bool, interval: str) -> None:
     checks.within("momentum", momentum, interval)
     checks.flag("nesterov", nesterov)
     if nesterov and is_zero(momentum):
-        raise ValueError(f"nesterov needs a momentum above 0, got {momentum!r}")
+        raise ValueError(f"nesterov needs a momentum above 0, got {checks.shown(momentum)}")
 
 
 def _gated_average(momentum: Scalar) -> Filter:

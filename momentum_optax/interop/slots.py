@@ -33,6 +33,7 @@ class Slot(NamedTuple):
 
 def only_state(opt_state: Any) -> MomentumState:
     """The one state of `scale_by_momentum` in `opt_state`."""
+    checks.state("opt_state", opt_state)
     found = _states(opt_state)
     if len(found) != 1:
         raise ValueError(f"opt_state must hold one state of scale_by_momentum, got {len(found)}")
@@ -41,6 +42,7 @@ def only_state(opt_state: Any) -> MomentumState:
 
 def has_velocity(opt_state: Any) -> bool:
     """Whether `opt_state` holds a state of `scale_by_momentum`; an optimizer without momentum has none."""
+    checks.state("opt_state", opt_state)
     return bool(_states(opt_state))
 
 
@@ -144,7 +146,9 @@ def counted(opt_state: Any, steps: int | None) -> Any:
 def checked_names(names: Any, ours: Mapping[str, Any], theirs: Any, what: str) -> dict[str, Any]:
     """`names` as a dictionary, if it pairs every path of ours with an entry of theirs, and the reverse."""
     if not isinstance(names, Mapping):
-        raise TypeError(f"names must be a mapping from paths such as 'dense/kernel' to {what}s, got {names!r}")
+        raise TypeError(
+            f"names must be a mapping from paths such as 'dense/kernel' to {what}s, got {checks.shown(names)}"
+        )
     known = _listed(theirs)
     problems = (
         ("lacks the path {} of opt_state", [p for p in ours if p not in names]),
@@ -156,7 +160,7 @@ def checked_names(names: Any, ours: Mapping[str, Any], theirs: Any, what: str) -
         if found:
             raise ValueError(f"names {problem.format(repr(found[0]))}")
     if len(set(names.values())) < len(names):
-        raise ValueError(f"names must give each {what} once, got {dict(names)!r}")
+        raise ValueError(f"names must give each {what} once, got {checks.shown(dict(names))}")
     return dict(names)
 
 
@@ -171,7 +175,7 @@ def check_same_paths(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None
 def checked_layouts(layouts: Any, ours: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """The permutation of axes for each path that has one."""
     if layouts is not None and not isinstance(layouts, Mapping):
-        raise TypeError(f"layouts must be a mapping from paths to layouts, got {layouts!r}")
+        raise TypeError(f"layouts must be a mapping from paths to layouts, got {checks.shown(layouts)}")
     out = {}
     for path, layout in (layouts or {}).items():
         if path not in ours:
@@ -179,7 +183,9 @@ def checked_layouts(layouts: Any, ours: Mapping[str, Any]) -> dict[str, tuple[in
         axes = LAYOUTS.get(layout) if isinstance(layout, str) else layout
         if not isinstance(axes, tuple) or sorted(axes, key=str) != list(range(len(axes))):
             named = ", ".join(map(repr, LAYOUTS))
-            raise ValueError(f"layouts[{path!r}] must be {named} or a permutation such as (1, 0), got {layout!r}")
+            raise ValueError(
+                f"layouts[{path!r}] must be {named} or a permutation such as (1, 0), got {checks.shown(layout)}"
+            )
         out[path] = axes
     return out
 

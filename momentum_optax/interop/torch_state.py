@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import checks
 from .slots import (
     Layouts,
     Slot,
@@ -139,7 +140,8 @@ def _torch_groups(state_dict: Any) -> dict[int, Mapping[str, Any]]:
     """The group of each parameter, by number."""
     if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
         raise TypeError(
-            f"state_dict must be that of a PyTorch optimizer, with state and param_groups, got {state_dict!r}"
+            f"state_dict must be that of a PyTorch optimizer, with state and param_groups, got "
+            f"{checks.shown(state_dict)}"
         )
     return {number: group for group in state_dict["param_groups"] for number in group["params"]}
 

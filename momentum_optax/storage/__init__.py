@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from ..checks import shown
 from .byte import int8 as int8
 from .full import float32 as float32
 from .half import bfloat16 as bfloat16
@@ -30,11 +31,15 @@ def resolve(storage: Any) -> Storage:
     """
     if isinstance(storage, str):
         if storage not in _BY_NAME:
-            raise ValueError(f"storage must be one of {', '.join(map(repr, _BY_NAME))} or an object, got {storage!r}")
+            raise ValueError(
+                f"storage must be one of {', '.join(map(repr, _BY_NAME))} or an object, got {shown(storage)}"
+            )
         return _BY_NAME[storage]()
     if isinstance(storage, type) or not all(
         hasattr(storage, name) for name in ("parts", "reads_step", "init", "encode")
     ):
-        raise TypeError(f"storage must be a name or an object with parts, reads_step, init and encode, got {storage!r}")
+        raise TypeError(
+            f"storage must be a name or an object with parts, reads_step, init and encode, got {shown(storage)}"
+        )
     result: Storage = storage
     return result

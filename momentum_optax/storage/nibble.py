@@ -79,6 +79,7 @@ class Int4:
     reads_step: ClassVar[bool] = True
     bytes_per_parameter: ClassVar[float] = 0.5
     step_size: ClassVar[float] = 2.0 / _BODY
+    largest_decay: ClassVar[float] = 0.95
 
     def init(self, leaf: Any, order: int) -> Int4Velocity:
         """Zeros; each array made on its own, since two that shared a buffer could not be donated."""
@@ -116,8 +117,8 @@ def int4(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | N
     For memories of about ten steps, decay 0.9. There the relative error of a stored velocity is 0.4 on white noise and
     was 0.6 to 0.8 for the leaves of three networks, without bias; their final losses were about those of float32. The
     noise of each step adds up over the memory: at decay 0.95 it is about as large as the velocity, and at 0.99 it feeds
-    itself, outgrows the velocity and training suffers; take `int8`. Half a byte is what TPUs and GPUs store; XLA's CPU
-    backend keeps a whole one for each code.
+    itself, outgrows the velocity and training suffers; take `int8`. A decay above 0.95 that is a number gets a warning.
+    Half a byte is what TPUs and GPUs store; XLA's CPU backend keeps a whole one for each code.
 
     What is lost, besides, in this order of weight:
 

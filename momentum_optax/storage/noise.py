@@ -38,11 +38,16 @@ def _hashed(*numbers: Any) -> jax.Array:
     return x
 
 
+def wrapped(size: int) -> jax.Array | np.uint32:
+    """A size modulo 2^32, also one that `jax.export` knows as a symbol only."""
+    return np.uint32(size % 2**32) if isinstance(size, int) else jnp.asarray(size).astype(jnp.uint32)
+
+
 def random_bits(shape: tuple[int, ...], stamp: jax.Array) -> jax.Array:
     """Independent uint32, one per element: the hash of `stamp` and the element's position."""
     position = jnp.zeros(shape, jnp.uint32)
     for axis, size in enumerate(shape):
-        stride = np.uint32(math.prod(shape[axis + 1 :]) % 2**32)
-        if size > 1:
+        if not isinstance(size, int) or size > 1:
+            stride = wrapped(math.prod(shape[axis + 1 :]))
             position = position + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * stride
     return mix(position * _GOLDEN + stamp)

@@ -62,7 +62,8 @@ class Storage(Protocol):
     """A way to keep velocities; see the module's text for the laws that it obeys.
 
     It may also have `nonnegative = True`: fit for second moments too, which are never negative and need relative
-    accuracy; and `signed = False`: fit for nothing else. See `is_signed` and `compress`.
+    accuracy; and `signed = False`: fit for nothing else. See `is_signed` and `compress`. And `largest_decay`, a number:
+    beyond it the rounding feeds itself, and a rule that decays more slowly gets a warning.
     """
 
     @property
@@ -94,11 +95,23 @@ class Storage(Protocol):
         ...
 
 
+def unsupported(name: str, dtype: Any) -> str:
+    """What to say of a leaf without a velocity, such as a counter among the parameters."""
+    return (
+        f"{name} must have a dtype of {', '.join(SUPPORTED)}, got {dtype}: keep it from the optimizer with "
+        "optax.masked, or None in its place as equinox.filter(params, equinox.is_inexact_array) gives"
+    )
+
+
 def arithmetic_dtype(*dtypes: Any) -> Any:
-    """The dtype that arithmetic among `dtypes` runs in: their widest, and at least float32."""
-    # Whatever promotion the user allows: what is narrower is converted, never promoted.
+    """The dtype that arithmetic among `dtypes` runs in: their widest, and at least float32.
+
+    Without 64-bit types NumPy's float64 is what JAX makes of it, float32.
+    """
+    # Whatever promotion the user allows: what is narrower is converted, never promoted. One by one: of a dtype that it
+    # is given, `result_type` warns that there is no such array.
     with jax.numpy_dtype_promotion("standard"):
-        return jnp.result_type(jnp.float32, *dtypes)
+        return jnp.result_type(jnp.float32, *map(jax.dtypes.canonicalize_dtype, dtypes))
 
 
 def times(x: jax.Array, factor: Any) -> jax.Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from .noise import mix, stamp_of
+from .noise import mix, stamp_of, wrapped
 from .protocol import arithmetic_dtype
 
 # Axes are joined into rows until a scale serves as many elements as this.
@@ -33,7 +33,8 @@ def layout_of(leaf: Any, min_size: int, codes: Any) -> Layout:
     """In `codes`, or in full where the leaf has fewer elements than `min_size`, counted globally, or is complex."""
     full = arithmetic_dtype(leaf.dtype)
     one = (1,) * len(leaf.shape)
-    if math.prod(leaf.shape) < min_size or not leaf.shape or jnp.issubdtype(full, jnp.complexfloating):
+    is_small = not leaf.shape or not _reaches(leaf.shape, min_size, "min_size")
+    if is_small or jnp.issubdtype(full, jnp.complexfloating):
         return Layout(full, one, one)
     inner = row_axes(leaf.shape)
     return Layout(codes, tuple(1 if d in inner else n for d, n in enumerate(leaf.shape)), one)
@@ -65,9 +66,31 @@ def row_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
     axes: list[int] = []
     for axis in reversed(range(len(shape))):
         axes.append(axis)
-        if math.prod(shape[axis:]) >= _ROW:
+        if axis and _reaches(shape[axis:], _ROW, "the least length of a row"):
             break
     return tuple(axes)
+
+
+def _reaches(shape: tuple[int, ...], least: int, what: str) -> bool:
+    """Whether an array has as many elements.
+
+    Raises:
+      ValueError: If `jax.export` knows its sizes as symbols only, and not enough about them.
+    """
+    try:
+        return bool(math.prod(shape) >= least)
+    except jax.core.InconclusiveDimensionOperation as error:
+        raise ValueError(
+            f"symbolic sizes must be known to be above or below {what}, {least} elements, for a storage in few bits, "
+            f"got {shape}: bound them, as in symbolic_shape('n,m', constraints=('n >= 8', 'm >= 512'))"
+        ) from error
+
+
+def _inverse(size: int) -> Any:
+    """1 / size in float32; 1 for 0."""
+    if isinstance(size, int):
+        return np.float32(1 / max(size, 1))
+    return 1 / jnp.asarray(size).astype(jnp.float32)
 
 
 def _position(shape: tuple[int, ...], axes: tuple[int, ...]) -> jax.Array:
@@ -76,7 +99,7 @@ def _position(shape: tuple[int, ...], axes: tuple[int, ...]) -> jax.Array:
     stride = 1
     for axis in sorted(axes, reverse=True):
         line = tuple(n if d == axis else 1 for d, n in enumerate(shape))
-        index = index + jax.lax.broadcasted_iota(jnp.uint32, line, axis) * np.uint32(stride % 2**32)
+        index = index + jax.lax.broadcasted_iota(jnp.uint32, line, axis) * wrapped(stride)
         stride *= shape[axis]
     return index
 
@@ -117,7 +140,5 @@ def row_largest(codes: tuple[jax.Array, ...]) -> jax.Array:
 def next_margin(margin: jax.Array, outgrown: jax.Array, target: float) -> jax.Array:
     """More room where more than the `target` share of rows outgrew their scale, less where fewer did."""
     # Counted in whole numbers: their sum is the same on every mesh.
-    share = jnp.sum(outgrown, dtype=jnp.int32, keepdims=True).astype(jnp.float32) * np.float32(
-        1 / max(outgrown.size, 1)
-    )
+    share = jnp.sum(outgrown, dtype=jnp.int32, keepdims=True).astype(jnp.float32) * _inverse(outgrown.size)
     return jnp.clip(margin * (1 + _PUSH * (share - np.float32(target))), _LEAST, _MOST)

@@ -13,6 +13,8 @@ from .directions import orthogonalize as orthogonalize
 from .directions import saturate as saturate
 from .directions import scale_to_unit_norm as scale_to_unit_norm
 from .guarded import GuardedState as GuardedState
+from .guarded import SpikeGuardedState as SpikeGuardedState
+from .guarded import Spikes as Spikes
 from .guarded import guarded as guarded
 from .restarts import RestartState as RestartState
 from .restarts import adaptive_restart as adaptive_restart

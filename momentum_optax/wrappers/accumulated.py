@@ -94,7 +94,8 @@ def accumulated(
     if readout is None:
         raise ValueError(
             "rule must have an update that is known to be a function of its new velocities alone (C = p A and D = p B, "
-            f"as heavy_ball and ema), got {rule!r}: its update needs the mean gradient itself; use optax.MultiSteps"
+            f"as heavy_ball and ema), got {checks.shown(rule)}: its update needs the mean gradient itself; use "
+            "optax.MultiSteps"
         )
     run = checked_transformation("then", optax.identity() if then is None else then)
 

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from .. import checks
 from ..mismatch import StateMismatchError
+from ..monitor import Figures, Memory
 from ..storage.protocol import arithmetic_dtype
 
 SCOPES = ("tree", "leaf")
@@ -37,14 +39,16 @@ class Leaves:
     def select(self, each: list[Any], shared: Any, new: Any, old: Any) -> Any:
         """The state `new` where the condition of a leaf holds, else `old`, with all that belongs to the leaf.
 
-        A subtree of the parameters' structure belongs to the leaves, everything else to `shared`. A condition of True
-        or False, known now, looks at no value.
+        A subtree of the parameters' structure belongs to the leaves, everything else to `shared`, as what `monitor`
+        measured does. A condition of True or False, known now, looks at no value.
         """
 
         def pick(path: Any, a: Any, b: Any) -> Any:
             if self._is_ours(a):
                 rows = zip(each, self.of(b), self.of(a), strict=True)
                 return self.treedef.unflatten([x if absent(x) else where(ok, y, x) for ok, y, x in rows])
+            if isinstance(a, Figures | Memory):
+                return jax.tree.map(lambda x, y: where(shared, y, x), a, b)
             if isinstance(shared, bool) and jnp.ndim(a) > 0:
                 raise ValueError(
                     f"scope must be 'tree' for a state with arrays that belong to no single leaf, got 'leaf' and "
@@ -52,7 +56,9 @@ class Leaves:
                 )
             return where(shared, b, a)
 
-        return jax.tree_util.tree_map_with_path(pick, old, new, is_leaf=self._is_ours)
+        return jax.tree_util.tree_map_with_path(
+            pick, old, new, is_leaf=lambda x: isinstance(x, Figures | Memory) or self._is_ours(x)
+        )
 
     def _is_ours(self, node: Any) -> bool:
         structure: Any = jax.tree.structure(node, is_leaf=absent)
@@ -131,8 +137,7 @@ def check_real(path: Any, leaf: Any) -> None:
 
 def checked_transformation(name: str, tx: Any) -> optax.GradientTransformationExtraArgs:
     """`tx` as one that takes extra arguments."""
-    if not (hasattr(tx, "init") and hasattr(tx, "update")):
-        raise TypeError(f"{name} must be a transformation with init and update, got {tx!r}")
+    checks.transformation(name, tx)
     return optax.with_extra_args_support(tx)
 
 
