@@ -80,10 +80,8 @@ def at_first(first: Coefficient, then: Coefficient) -> Any:
     return lift(lambda now, a, b: now * a + (1 - now) * b, is_first, first, then)
 
 
-def next_step(coefficient: Coefficient) -> Any:
+def next_step(coefficient: Scalar) -> Any:
     """The coefficient of the step after this one, for rules that store a point of the step to come."""
-    if isinstance(coefficient, ByAge):
-        return dataclasses.replace(coefficient, function=lambda step, age: coefficient.function(step + 1, age + 1))
     return (lambda step: coefficient(step + 1)) if callable(coefficient) else coefficient
 
 

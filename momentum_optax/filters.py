@@ -131,7 +131,7 @@ class Filter:
         basis = np.asarray(_rows(T), np.float64).reshape(len(_rows(T)), -1)
         if basis.shape != (self.order, self.order):
             raise ValueError(f"T must be {self.order} rows of {self.order} numbers, got shape {basis.shape}")
-        if self.order and not np.linalg.cond(basis) < 1e15:
+        if self.order and not (np.all(np.isfinite(basis)) and np.linalg.cond(basis) < 1e15):
             raise ValueError(f"T must be invertible, got {checks.shown(T)}")
         inverse = np.linalg.inv(basis)
         AT = [_combine(basis.T, row) for row in self.A]

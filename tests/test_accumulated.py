@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -175,6 +176,39 @@ def test_types_never_drift(storage, debias):
     updates, after = jax.eval_shape(tx.update, wide, state, wide)
     assert avals(after) == avals(state)
     assert avals(updates) == avals(wide)
+
+
+class Told(NamedTuple):
+    """Velocities as they are, and how large their storage was told that they become."""
+
+    values: tuple[Any, ...]
+    sizes: tuple[Any, ...]
+
+    @staticmethod
+    def decode(parts):
+        return parts.values
+
+
+class Listener:
+    parts, reads_step = Told, False
+
+    def init(self, leaf, order):
+        return self.encode((jnp.zeros(leaf.shape),) * order, None, mo.storage.Write(None, (0.0,) * order))
+
+    def encode(self, velocities, previous, write):
+        return Told(velocities, tuple(jnp.full((1,) * velocities[0].ndim, g, jnp.float32) for g in write.gains))
+
+
+def test_a_storage_is_told_the_same_sizes_throughout_a_cycle_those_of_the_rule():
+    # What goes into the first velocity hangs on the age: on the cycle that a leaf is in, not on the micro-batch.
+    intake = mo.ByAge(lambda step, age: 1.0 / (1 + age))
+    rule = mo.Filter(((0.9, 0.5), (0.0, 0.4)), (intake, 1.0), (0.9, 0.5), intake)
+    tx = mo.accumulated(rule, 3, storage=Listener())
+    state, step = tx.init(jnp.zeros(2)), jax.jit(tx.update)
+    for t in range(9):
+        _, state = step(jnp.ones(2), state)
+        sizes = np.array([1 / (1 + t // 3) + 0.5, 1.0]) * (1 - np.array([0.9, 0.4]) ** 2) ** -0.75
+        np.testing.assert_allclose(np.ravel(state.momentum.velocity.sizes), sizes, rtol=1e-6)
 
 
 @pytest.mark.parametrize("storage", ["bfloat16", "int8"])

@@ -131,6 +131,16 @@ def test_a_kept_momentum_stays_close_to_the_exact_one(storage, most):
     assert_bit_equal(optax.tree.get(opened(state), "nu"), optax.tree.get(exact, "nu"))
 
 
+def test_a_leaf_of_one_element_is_as_exact_as_its_optimizer_has_it():
+    params = {"scalar": jnp.float32(0.5), "lone": jnp.ones((1, 1)), "pair": jnp.ones((1, 2)), "empty": jnp.ones((0, 2))}
+    _, exact = run(optax.adam(1e-2), 5, params)
+    _, state = run(compress(optax.adam(1e-2), {"mu"}, "bfloat16"), 5, params)
+    ours, theirs = opened(state)[0].mu, exact[0].mu
+    for name in ("scalar", "lone", "empty"):
+        np.testing.assert_array_equal(ours[name], theirs[name])
+    assert 0 < distance(ours["pair"], theirs["pair"]) < 0.02
+
+
 def test_values_that_are_not_zero_at_init_are_kept():
     params = {"w": jax.random.normal(jax.random.key(0), (32, 128))}
     make = OPTIMIZERS["schedule_free"][0]
@@ -467,6 +477,9 @@ def test_conversion_errors():
         convert(state, "int8")
     with pytest.raises(ValueError, match=r"it has 'mu', 'nu'\), got 'velocity'"):
         convert(state, {"velocity": "int8"})
+    for squares in ("uint8", {"velocity": "uint8"}):
+        with pytest.raises(ValueError, match="'velocity' may hold values of either sign"):
+            convert(mo.scale_by_momentum(mo.ema(0.9)).init(PARAMS), squares)
     with pytest.raises(ValueError, match="it has none"):
         convert(optax.adam(1e-2).init(PARAMS), "int8")
     with pytest.raises(ValueError, match="like must have the structure"):

@@ -91,6 +91,22 @@ def test_exactly_the_listed_rules_reject_debiasing():
             mo.scale_by_momentum(build(), debias=True)
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [
+        mo.Filter(0.5, 1.0, 1.0, 0.0),  # 0, 1, 1.5, ...
+        mo.Filter(0.5, 1.0, -0.5, 1.0),  # 1, 0.5, 0.25, ...
+        mo.Filter(0.0, 1.0, -1.0, 1.0),  # 1, 0, 0, ...
+        mo.Filter(0.5, 1.0, 0.0, 0.0),  # 0, 0, ...
+        mo.Filter(0.9, 1.0, 1.0, lambda t: 0.0 * t),
+    ],
+    ids=["late", "fading", "once", "never", "scheduled"],
+)
+def test_a_rule_whose_response_vanishes_is_not_debiased(rule):
+    with pytest.raises(ValueError, match="debias must be False for a rule whose response to a constant can vanish"):
+        mo.scale_by_momentum(rule, debias=True)
+
+
 # Contract 1: types never drift.
 
 
@@ -697,6 +713,21 @@ def test_sgd_equals_torch_also_for_a_leaf_whose_first_gradients_are_missing(opti
     expected = torch_sgd(*jax.tree.map(np.asarray, (params, signal)), **options)
     for name in params:
         np.testing.assert_allclose(ours[name], expected[name], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "kind", [np.asarray, jnp.float32, lambda x: lambda t: x + 0.0 * t], ids=["numpy", "jax", "schedule"]
+)
+@pytest.mark.parametrize("dampening", [0.0, 0.5])
+def test_nesterov_takes_a_dampening_whose_value_it_cannot_know(dampening, kind):
+    # PyTorch refuses the pair when it is built; its arithmetic, as after a change of a group, is this.
+    params, signal = {"a": normal((3,), 1)}, [{"a": normal((3,), seed)} for seed in range(4)]
+    ours, _ = descend(mo.sgd(0.1, 0.9, nesterov=True, dampening=kind(dampening)), params, signal)
+    expected = torch_sgd(
+        *jax.tree.map(np.asarray, (params, signal)),
+        **dict(zip(NAMES, (0.1, 0.9, dampening, 0.0, True, False), strict=True)),
+    )
+    np.testing.assert_allclose(ours["a"], expected["a"], rtol=2e-6, atol=1e-6)
 
 
 # The learning rate inside and outside the velocity.

@@ -301,6 +301,17 @@ def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
     assert path.read_bytes() == before
 
 
+def test_a_file_is_replaced_and_not_written_over(tmp_path):
+    path = tmp_path / "x.npz"
+    checkpoint.save(path, {"a": np.zeros(3)})
+    before = path.read_bytes()
+    # Whoever has the old file open, as a crash would leave the disk, has all of it still.
+    with path.open("rb") as file:
+        checkpoint.save(path, {"a": np.ones(30)})
+        assert file.read() == before
+    np.testing.assert_array_equal(checkpoint.load(path, {"a": np.ones(30)})["a"], 1)
+
+
 @pytest.mark.parametrize("damage", ["empty", "half", "last byte", "a bit", "no archive"])
 def test_a_damaged_file_is_an_error_and_its_round_is_passed_over(damage, tmp_path):
     write_round(tmp_path, 1)

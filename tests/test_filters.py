@@ -9,6 +9,7 @@ import pytest
 import momentum_optax as mo
 
 AGGMO = mo.aggregated((0.0, 0.9, 0.99))
+SUM = mo.Filter(1.0, 1.0, 1.0, 1.0)  # of all gradients so far
 
 
 def simulate(rule, gradients):
@@ -196,7 +197,9 @@ def _quasi_hyperbolic(b, n):
     return b, 1 - b, n * b, 1 - n * b
 
 
-@pytest.mark.parametrize("rule", [mo.optimistic().at(1), AGGMO, mo.Filter(0.5, 1.0, -0.5, 1.0), mo.heavy_ball(0.0)])
+@pytest.mark.parametrize(
+    "rule", [mo.optimistic().at(1), AGGMO, mo.Filter(0.5, 1.0, -0.5, 1.0), mo.heavy_ball(0.0), SUM]
+)
 def test_no_normal_form_without_one_pole_and_a_gain(rule):
     with pytest.raises(ValueError, match="quasi-hyperbolic form"):
         rule.normal_form()
@@ -228,6 +231,10 @@ def test_wrong_coefficients_are_named(arguments, error, words):
     [
         (lambda: mo.heavy_ball(lambda t: 0.9).dc_gain(), "must be numbers"),
         (lambda: mo.heavy_ball(0.9).change_basis(0.0), "T must be invertible"),
+        (lambda: mo.heavy_ball(0.9).change_basis(float("nan")), "T must be invertible"),
+        (lambda: AGGMO.pruned().change_basis([[1.0, 2.0], [2.0, 4.0]]), "T must be invertible"),
+        # Singular but for rounding: NumPy inverts it, to numbers that are wrong from the first digit on.
+        (lambda: AGGMO.pruned().change_basis([[0.1, 0.3], [0.2, 0.6]]), "T must be invertible"),
         (lambda: mo.heavy_ball(0.9).change_basis([[1.0, 0.0], [0.0, 1.0]]), "T must be 1 rows"),
         (lambda: mo.equivalent(mo.ema(0.9), mo.ema(0.9), steps=0), "steps must be at least 1, got 0"),
         (lambda: mo.heavy_ball(0.9).impulse_response(-1), "n must be at least 0, got -1"),
@@ -242,6 +249,24 @@ def test_the_algebra_needs_no_jax_values():
     rule = mo.heavy_ball(np.float32(0.9))
     assert rule.is_constant
     assert type(rule.A[0][0]) is float
+
+
+def test_what_is_made_of_a_first_step_that_follows_a_schedule_follows_it_too():
+    rule = mo.heavy_ball(0.9, dampening=lambda t: 0.5 / (t + 1), first_step="gradient")
+    other = rule.change_basis(2.0).scale(1.0)  # makes every coefficient anew
+    assert other.reads_step
+    assert other.reads_age
+    signal = jnp.asarray([1.0, -2.0, 0.5])
+    v, expected = 0.0, []
+    for t, g in enumerate(signal.tolist()):
+        v = 0.9 * v + g * (1 - 0.5 / (t + 1) if t else 1.0)
+        expected.append(v)
+    tx, got = mo.scale_by_momentum(other), []
+    state = tx.init(signal[0])
+    for g in signal:
+        u, state = tx.update(g, state)
+        got.append(float(u))
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
 def test_optax_schedules_serve_as_coefficients():
@@ -272,6 +297,24 @@ def test_an_update_is_read_from_the_new_velocities_where_that_saves_multiplicati
         A, B, C, D = rule.matrices()
         np.testing.assert_allclose(found[0] * (found[1] @ A), C, rtol=1e-12)
         np.testing.assert_allclose(found[0] * (found[1] @ B + found[2]), D, rtol=1e-12)
+
+
+@pytest.mark.parametrize("off", [1e-6, -1e-6, 1e-9])
+def test_a_coefficient_that_is_nearly_one_is_not_taken_for_one(off, x64):
+    signal = np.random.default_rng(0).normal(size=20)
+    for rule in (
+        mo.heavy_ball(0.9).scale(1 + off),
+        mo.Filter(0.9, 1.0, 0.9 * (1 + off), 1.0),
+        mo.Filter(0.9, 1.0, 0.9, 1 + off),
+        mo.aggregated((0.5, 0.9)).scale(2 * (1 + off)),
+    ):
+        runs = [mo.scale_by_momentum(rule)]
+        # Micro-batches of one gradient, where they are possible: they read the update from the velocities too.
+        runs += [mo.accumulated(rule, 1)] if rule.readout() else []
+        for tx in runs:
+            step = jax.jit(lambda state, g, tx=tx: tx.update(g, state)[::-1])
+            _, got = jax.lax.scan(step, tx.init(jnp.zeros(())), jnp.asarray(signal))
+            np.testing.assert_allclose(got, simulate(rule, signal), rtol=0, atol=1e-13 * 20)
 
 
 def compiled_bytes(tx):

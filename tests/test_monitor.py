@@ -227,6 +227,18 @@ def test_the_memory_begins_anew_after_a_restart():
         assert age == pytest.approx(np.average(np.arange(since), weights=0.9 ** np.arange(since)), abs=1e-6)
 
 
+def test_after_a_restart_a_schedule_begins_anew_as_that_of_the_rule_does():
+    rule = mo.nesterov(mo.schedules.fista())
+    g = SIGNAL[0]
+    rows = run(mo.monitor(mo.adaptive_restart(rule), rule), [g, g, jax.tree.map(lambda x: -3 * x, g), g, g, g, g])
+    restarts = [int(after.inner.restarts) for *_, after in rows]
+    begin = restarts.index(1) + 1
+    assert restarts[begin:] == [1] * 3, "the steps up to here, and no other, belong to the first run"
+    gains = [mo.telemetry(after)["gain"] for *_, after in rows]
+    np.testing.assert_allclose(gains[:begin], rule.response(np.ones(begin)), rtol=1e-6)
+    np.testing.assert_allclose(gains[begin:], rule.response(np.ones(3)), rtol=1e-6)
+
+
 def test_only_each_nth_step_is_measured_and_the_figures_are_kept_between():
     every = [after.figures for *_, after in run(PLAIN)]
     rows = run(mo.monitor(mo.scale_by_momentum(BALL), BALL, every=3))

@@ -109,9 +109,11 @@ def test_slowmo_divides_by_the_inner_rate_of_each_round(x64):
     np.testing.assert_allclose(found, loop(move), rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("nesterov", [False, True])
-def test_bmuf_filters_blocks(nesterov, x64):
-    v, decay = Velocity(), 1 - 1 / WORKERS
+@pytest.mark.parametrize(
+    ("momentum", "nesterov"), [(None, False), (None, True), (0.6, False), (0.6, True), (0.0, False)]
+)
+def test_bmuf_filters_blocks(momentum, nesterov, x64):
+    v, decay = Velocity(), 1 - 1 / WORKERS if momentum is None else momentum
     point = Velocity()
 
     def move(x, mean, t):
@@ -121,7 +123,7 @@ def test_bmuf_filters_blocks(nesterov, x64):
         point.value = at + v.value
         return point.value + decay * v.value if nesterov else point.value
 
-    assert_follows(outer.bmuf(WORKERS, 0.9, nesterov=nesterov), move)
+    assert_follows(outer.bmuf(WORKERS, 0.9, momentum=momentum, nesterov=nesterov), move)
 
 
 def test_workers_join_leave_and_count_for_what_they_say(x64):
@@ -172,6 +174,32 @@ def test_rounding_errors_are_carried_over_and_not_lost():
     for _ in range(100):
         params, state = go({"w": params["w"] - step}, state)
     np.testing.assert_allclose(state.anchor["w"][0, 0, 1:], -0.1, atol=0.006)
+
+
+def test_a_worker_that_was_missing_has_still_to_say_what_it_had_not_said():
+    kind = outer.averaging(exchange="int8")
+    start = {"w": jnp.zeros((2, 1, 8))}
+    # Two workers; beside 1 the small numbers are below half a code, so that all of them stay behind.
+    step = jnp.asarray([1.0] + [1e-3] * 7).reshape(1, 1, 8)
+    go = jax.jit(jax.vmap(lambda p, s, w: kind.sync(p, s, axis_name="workers", weight=w), axis_name="workers"))
+    params, state = go({"w": start["w"] - step}, jax.vmap(kind.init)(start), jnp.ones(2))
+    left = np.asarray(state.residual["w"])
+    np.testing.assert_allclose(left[:, 0, 1:], 1e-3, rtol=1e-5)
+    for weight in ([1.0, 0.0], [2.0, 0.0]):
+        params, state = go(params, state, jnp.asarray(weight))
+        np.testing.assert_array_equal(state.residual["w"][1], left[1])
+
+
+@pytest.mark.parametrize(
+    "keep", [0.0, 0.25, np.float64(0.25), jnp.float32(0.25)], ids=lambda x: f"{type(x).__name__}-{x}"
+)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_adopted_parameters_keep_their_dtype(dtype, keep):
+    kind = outer.averaging()
+    state = kind.init({"w": jnp.ones(3, dtype)})
+    new = kind.adopt({"w": jnp.full(3, 5, dtype)}, state, keep=keep)["w"]
+    assert new.dtype == dtype
+    np.testing.assert_array_equal(new.astype(jnp.float32), 1 + 4 * float(keep))
 
 
 @pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8", "int4"])

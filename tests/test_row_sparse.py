@@ -229,6 +229,16 @@ def test_rows_left_alone_are_not_touched_and_flush_is_idempotent():
     assert_bit_equal(jax.jit(OPT.read)(*flushed, jnp.arange(ROWS)), flushed[0])
 
 
+def test_narrow_gradients_of_a_row_that_occurs_often_add_up_in_float32():
+    # A sum of ones in eight bits of mantissa stops at 256.
+    opt, n = mo.row_sparse(mo.heavy_ball(0.9), 0.5), 3000
+    table = jnp.zeros((4, 2))
+    rows = jnp.asarray([1] * n + [2])
+    table, state = jax.jit(opt.update)(table, opt.init(table), jnp.ones((n + 1, 2), jnp.bfloat16), rows)
+    np.testing.assert_array_equal(table, np.outer([0, -0.5 * n, -0.5, 0], [1, 1]))
+    np.testing.assert_array_equal(state.velocity[0], np.outer([0, 0.5 * n, 0.5, 0], [1, 1]))
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.complex64])
 def test_types_never_drift(dtype):
     opt = mo.row_sparse(mo.aggregated((0.5, 0.9)), lambda step: 0.1 / (step + 1))

@@ -127,6 +127,26 @@ def test_the_bytes_of_a_large_leaf_are_the_stated_ones_and_scales(name):
         assert storage.bytes_per_parameter <= held <= storage.bytes_per_parameter + (0.03 if name in SCALED else 0)
 
 
+@pytest.mark.parametrize("storage", [mo.storage.int8, mo.storage.int4, mo.storage.uint8], ids=["int8", "int4", "uint8"])
+def test_a_leaf_of_min_size_elements_takes_bytes_and_one_of_fewer_is_kept_in_full(storage):
+    keep, narrow = storage(min_size=21), storage(min_size=1)
+    for shape in ((3, 7), (21,)):
+        smaller = (*shape[:-1], shape[-1] - 1)
+        leaf, less = (jax.ShapeDtypeStruct(n, jnp.float32) for n in (shape, smaller))
+        assert keep.init(leaf, 1).codes[0].dtype == narrow.init(leaf, 1).codes[0].dtype != jnp.float32
+        assert keep.init(less, 1).codes[0].dtype == jnp.float32
+
+
+@every_storage
+def test_after_a_change_of_sign_the_next_write_is_as_exact(name):
+    storage, (first, second) = make(name), (0.1 * samples((4, 600), k) / 1e30 for k in (1, 2))
+    before = storage.encode((second,), stored(storage, first), write(STAMP, 1))
+    rescaled = [type(before).rescale(before, jnp.float32(factor)) for factor in (-0.5, 0.5)]
+    # What is known of the velocities is how large they are: their sign is not remembered.
+    for a, b in zip(*(jax.tree.leaves(storage.encode((first,), x, write(STAMP, 1))) for x in rescaled), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 @every_storage
 def test_neighbouring_values_are_as_far_apart_as_stated(name):
     storage, values = make(name), jnp.linspace(0.9, 1.0, 4097)[None]

@@ -151,6 +151,55 @@ def test_only_what_is_selected_changes(storage):
     assert_bit_equal(rescale(state, False), state)
 
 
+def test_a_parameter_that_begins_anew_has_its_first_step_again():
+    # PyTorch's first gradient enters undampened, and only the first.
+    tx = mo.scale_by_momentum(mo.heavy_ball(0.9, dampening=0.75, first_step="gradient"))
+    _, state = steps(tx)
+    new = mo.reset(state, tx.init(PARAMS), in_head)
+    (u,), after = steps(tx, 1, state=new, start=3)
+    g, (before,) = drawn(PARAMS, 3), mo.velocity(state)
+    np.testing.assert_allclose(u["head"]["w"], g["head"]["w"], rtol=1e-6)
+    np.testing.assert_allclose(u["body"], 0.9 * before["body"] + 0.25 * g["body"], rtol=1e-5)
+    np.testing.assert_array_equal(after.age["head"]["w"], 1)
+    np.testing.assert_array_equal(after.age["body"], 4)
+
+
+NESTED = {
+    "alone": lambda tx: tx,
+    "mini-batches": lambda tx: optax.MultiSteps(tx, 1),
+    "masked": lambda tx: optax.masked(tx, {"head": True, "body": True}),
+    "in chains": lambda tx: optax.chain(optax.clip(10.0), optax.chain(tx)),
+    "injected": lambda tx: optax.inject_hyperparams(lambda rate: optax.chain(tx, optax.scale(rate)))(1.0),
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_parameters_in_fields_of_optax_are_selected_however_deep_the_fields_are(name):
+    tx = NESTED[name](optax.trace(0.9))
+    _, state = steps(tx, 2)
+    new = mo.rescale(state, {"trace": 4.0}, in_head)
+    assert avals(new) == avals(state)
+    (old,), (v,) = ([x for _, x in optax.tree.get_all_with_path(s, "trace")] for s in (state, new))
+    assert_bit_equal(v, {"head": jax.tree.map(lambda x: 4 * x, old["head"]), "body": old["body"]})
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_a_partial_reset_asks_about_parameters_alone_and_lets_counters_go_on(name):
+    # nu stays in float32 beside mu, and the counts belong to no parameter.
+    tx = mo.compress(NESTED[name](optax.adam(0.1)), {"mu": "bfloat16"})
+    _, state = steps(tx, 2)
+    fresh, asked = tx.init(PARAMS), set()
+    new = mo.reset(state, fresh, lambda path: asked.add(path) or in_head(path))
+    every = mo.reset(state, fresh, lambda path: asked.add(path) or True)
+    assert asked == {"head/w", "body"}
+    nu, zero = (optax.tree.get(s.inner, "nu") for s in (state, fresh))
+    assert_bit_equal(optax.tree.get(new.inner, "nu"), {"head": zero["head"], "body": nu["body"]})
+    assert_bit_equal(optax.tree.get(every.inner, "nu"), zero)
+    for after in (new, every):
+        assert int(optax.tree.get(after.inner, "ScaleByAdamState").count) == 2
+        assert int(after.step) == 2
+
+
 WRAPPED = {
     "guarded": lambda: mo.guarded(mo.sgd(0.1, mo.nesterov(0.9)), "leaf"),
     "restart": lambda: optax.chain(mo.adaptive_restart(mo.nesterov(mo.schedules.fista())), optax.scale(-0.1)),

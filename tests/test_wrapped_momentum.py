@@ -91,6 +91,18 @@ def test_guarded_by_leaf_holds_every_part_of_a_compressed_leaf_and_of_that_leaf_
     assert after.inner.step == 2
 
 
+@pytest.mark.parametrize("lone", [lambda g: g, lambda g: {"a": g}], ids=["array", "tree"])
+def test_where_there_is_one_leaf_its_bad_gradient_holds_the_counters_too(lone):
+    tx = optax.chain(
+        mo.scale_by_momentum(mo.nesterov(mo.schedules.fista())), optax.scale_by_schedule(lambda t: 1.0 + t)
+    )
+    signal = [lone(jnp.full(3, x)) for x in (1.0, jnp.nan, 2.0, -1.0)]
+    (first, _, *others), state = steps(mo.guarded(tx, "leaf"), signal, lone(jnp.zeros(3)))
+    expected, clean = steps(tx, [g for i, g in enumerate(signal) if i != 1], lone(jnp.zeros(3)))
+    assert_bit_equal([first, *others], expected)
+    assert_bit_equal(state.inner, clean)
+
+
 def test_a_guarded_optimizer_leaves_parameters_and_schedules_alone():
     params = jax.tree.map(lambda x: x + 1.0, LIKE)
     rate = optax.linear_schedule(1.0, 0.0, 4)

@@ -252,6 +252,23 @@ def test_a_leaf_without_a_gradient_keeps_what_is_its_own_and_counts_nowhere():
     assert_bit_equal(state, begin)
 
 
+def test_a_leaf_that_was_large_when_it_was_last_seen_leaves_no_negative_variance():
+    # The squares of the leaves that are there are compared with their mean gradients, which may be older than the mean
+    # of the squares; without a variance the range of curvatures alone decides.
+    state = TX.init(LIKE)
+    a, b = SIGNAL[0]["a"], SIGNAL[0]["b"]
+    for g in ({"a": 100 * a, "b": None}, *[{"a": None, "b": b}] * 20, {"a": a, "b": None}):
+        u, state = STEP(g, state)
+    assert state.mean_square < np.sum(np.square(state.mean["a"])), "the case that is meant"
+    low, high = state.log_h_min, state.log_h_max
+    momentum = (1 - 2 / (1 + np.exp((high - low) / 2))) ** 2
+    _, expected = single_step(low, high, 0.0, state.distance)
+    assert expected == pytest.approx(momentum, rel=1e-5)
+    assert 0 < state.momentum < 1
+    assert 0 < state.learning_rate < np.inf
+    assert np.all(np.isfinite(flat(u["a"])))
+
+
 MIXED = {"a": jnp.zeros((2, 3), jnp.bfloat16), "b": jnp.zeros((8,)), "c": jnp.zeros((2,), jnp.complex64)}
 
 
