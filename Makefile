@@ -61,7 +61,7 @@ bench: $(VENV)/bench.stamp ## Measure cost, time and quality, reproduce known nu
 	$(BIN)/python benchmarks/accumulation.py
 	$(BIN)/python benchmarks/row_sparse.py
 
-# NVIDIA's compiler without the gigabytes that only a GPU needs, in an environment of its own: JAX looks for a GPU there.
+# NVIDIA's compiler without the gigabytes that only a GPU needs, in a separate environment: JAX looks for a GPU there.
 compiled-bytes: ## Count the bytes of a compiled step for TPU and H200, neither of which need be here
 	$(MAKE) .venv-compilers/compilers.stamp VENV=.venv-compilers
 	version=$$(.venv-compilers/bin/python -c 'import jax; print(jax.__version__)') && \
@@ -69,7 +69,7 @@ compiled-bytes: ## Count the bytes of a compiled step for TPU and H200, neither 
 	  jax-cuda12-plugin==$$version jax-cuda12-pjrt==$$version nvidia-cuda-nvcc-cu12
 	.venv-compilers/bin/python benchmarks/compiled_bytes.py $(ARGS)
 
-# In an environment of its own: PyTorch's package for Linux brings CUDA along.
+# In a separate environment: PyTorch's package for Linux brings CUDA along.
 golden: ## Record the trajectories of other libraries again, with the libraries themselves; ARGS=--check compares
 	$(PYTHON) -m venv .venv-golden
 	.venv-golden/bin/python -m pip --disable-pip-version-check install --quiet -r tests/golden/requirements.txt

@@ -1,7 +1,7 @@
 """Hooks of MkDocs.
 
-While the site is built equations become MathML, and the button beside a block with prompts copies its code
-alone. A site that would fetch anything is refused.
+While the site is built equations become MathML, the button beside a block with prompts copies its code
+alone, and the interactive page gets a link back. A site that would fetch anything is refused.
 """
 
 import html
@@ -18,6 +18,9 @@ _EQUATION = re.compile(
 _SESSION = re.compile(
     r'<div class="language-pycon (.*?)>(.*?)</pre></div>', re.S
 )
+# Filled here since there is nothing to go back to where the page is opened from a checkout.
+_BACK = '<nav id="back"></nav>'
+_LINK = '<nav id="back"><a href="../interactive.html">Documentation of momentum_optax</a></nav>'
 _TAG = re.compile(r"<[^>]*>")
 _PROMPT = re.compile(r"^(?:>>>|\.\.\.) ?(.*)", re.M)
 # What a browser loads by itself: not the links that a reader may follow.
@@ -49,8 +52,15 @@ def _mathml(match: re.Match[str]) -> str:
 
 
 def on_post_build(*, config: Any, **rest: Any) -> None:
-    """Refuse a site with a page or a style that loads something from another host."""
+    """Link the interactive page; refuse a site with a page or a style that loads something from another host."""
     del rest
+    page = (
+        pathlib.Path(config["site_dir"]) / "interactive" / "momentum.html"
+    )
+    text = page.read_text(encoding="utf-8")
+    if text.count(_BACK) != 1:
+        raise PluginError(f"{page} must have one place for a link, {_BACK}")
+    page.write_text(text.replace(_BACK, _LINK), encoding="utf-8")
     for path in pathlib.Path(config["site_dir"]).rglob("*"):
         if path.suffix in (".html", ".css"):
             found = _LOADED.search(path.read_text(encoding="utf-8"))

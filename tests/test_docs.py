@@ -140,9 +140,17 @@ def hooks():
 @needs_mkdocs
 def test_a_site_that_would_fetch_something_is_refused(tmp_path):
     made = hooks()
+    interactive = tmp_path / "interactive" / "momentum.html"
+    interactive.parent.mkdir()
+    interactive.write_text((DOCS / "interactive" / "momentum.html").read_text())
     page = tmp_path / "index.html"
     page.write_text('<a href="https://example.org">a link to follow</a><script src="local.js"></script>')
     made.on_post_build(config={"site_dir": tmp_path})
+    (link,) = re.findall(r'<a href="(.*?)"', interactive.read_text())
+    assert (DOCS / "interactive" / link).resolve() == DOCS / "interactive.html"
+    with pytest.raises(made.PluginError, match="must have one place for a link"):
+        made.on_post_build(config={"site_dir": tmp_path})  # it is taken
+    interactive.write_text((DOCS / "interactive" / "momentum.html").read_text())
     page.write_text('<script async src="https://example.org/x.js"></script>')
     with pytest.raises(made.PluginError, match="elsewhere"):
         made.on_post_build(config={"site_dir": tmp_path})

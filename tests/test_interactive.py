@@ -69,9 +69,29 @@ def test_the_worst_curvature_of_its_rules_is_at_an_end():
         assert radius.max() <= max(radius[0], radius[-1]) + 1e-9, (s, rate)
 
 
-def ask(tmp_path, script, query=""):
+def luminance(color):
+    parts = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    linear = [x / 12.92 if x <= 0.03928 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
+    return np.dot([0.2126, 0.7152, 0.0722], linear)
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_every_color_of_a_text_can_be_read(scheme):
+    """At least 4.5 to 1 on either background: WCAG 2.2, criterion 1.4.3."""
+    block = re.findall(r":root \{(.*?)\}", TEXT, re.S)[scheme]
+    colors = dict(re.findall(r"--(\w+): (#\w{6})", block))
+    for back in ("card", "back"):
+        for ink in ("ink", "soft", "blue", "red", "green", "grey"):
+            if back == "card" or ink in ("ink", "soft", "blue"):
+                high, low = sorted((luminance(colors[ink]), luminance(colors[back])), reverse=True)
+                assert (high + 0.05) / (low + 0.05) >= 4.5, (ink, back)
+
+
+def ask(tmp_path, script, query="", width=None):
     """What `script`, run at the end of the page in a browser, returns, by way of JSON."""
     copy = tmp_path / "page.html"
+    if width is not None:  # a window has at least 500 pixels
+        script = f"document.body.style.width = '{width}px'; draw(); {script}"
     answer = (
         f"JSON.stringify((() => {{ {script} }})(), (_, x) => typeof x === 'number' && !isFinite(x) ? String(x) : x)"
     )
@@ -79,7 +99,7 @@ def ask(tmp_path, script, query=""):
     out = "document.body.insertAdjacentHTML('beforeend', '<pre id=answer></pre>'); $('answer').textContent = answer;"
     copy.write_text(TEXT.replace("</body>", f"<script>{shown} {out}</script></body>"))
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
-    command = [BROWSER, *options, f"{copy.as_uri()}{query}"]
+    command = [BROWSER, *options, f"--window-size={max(width or 1280, 500)},1000", f"{copy.as_uri()}{query}"]
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     found = re.search(r'<pre id="answer">(.*?)</pre>', run.stdout, re.S)
     assert found, run.stderr[-2000:]
@@ -172,3 +192,72 @@ def test_what_it_says_of_basins_is_what_the_rule_does(tmp_path):
         x = x - 0.5 * (x**3 - x + 0.12) / 8.72
     np.testing.assert_array_equal(ends, np.sign(x))
     assert (np.sign(x) != np.sign(starts)).any()
+
+
+@needs_browser
+def test_its_lines_of_python_make_the_rule_that_is_shown(tmp_path, capsys):
+    cases = [case for case in CASES if (case["decay"], case["rate"], case["kappa"]) == (0.907, 0.231, 173.0)]
+    assert [case["rule"] for case in cases] == list(RULES)
+    show = "s => { Object.assign(settings, s); draw(); return $('python').textContent; }"
+    script = f"return {json.dumps(cases)}.map({show})"
+    for case, lines in zip(cases, ask(tmp_path, script), strict=True):
+        names = {}
+        exec(lines, names)
+        rule, wanted = names["rule"].at(10**6), RULES[case["rule"]](case).at(10**6)
+        np.testing.assert_allclose(rule.impulse_response(STEPS), wanted.impulse_response(STEPS), rtol=1e-5, atol=1e-12)
+        effective = case["rate"] * mo.analysis.dc_gain(wanted)
+        assert re.search(rf"effective learning rate +{re.escape(f'{effective:.4g}')}\n", capsys.readouterr().out)
+        rates = (names["tx"].update(np.float32(1), names["tx"].init(np.float32(0)))[0],)
+        assert rates[0] == pytest.approx(-case["rate"] * names["rule"].at(0).impulse_response(1)[0], rel=1e-6)
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_examples_stay_in_their_panel_and_leave_the_buttons_where_they_are(tmp_path, width):
+    script = """
+      const places = () => [...$("presets").children].map(b => b.getBoundingClientRect().top + scrollY);
+      const seen = [];
+      for (const button of $("presets").children) {
+        button.click();
+        const b = bowl(RULES[settings.rule].filter(settings));
+        const inside = b.path.every(([x, y]) => Math.abs(x) <= b.x && Math.abs(y) <= b.y);
+        seen.push([button.textContent, inside, Number($("convergence_rate").dataset.value), places()]);
+      }
+      for (const rule of Object.keys(RULES)) { settings.rule = rule; draw(); seen.push([rule, true, 0, places()]); }
+      return {seen, wide: document.body.scrollWidth};
+    """
+    found = ask(tmp_path, script, width=width)
+    assert found["wide"] == width, "nothing leaves the page on the right"
+    tops = found["seen"][0][3]
+    assert tops == sorted(tops)
+    for name, inside, contraction, places in found["seen"]:
+        assert places == tops, name
+        assert inside or contraction >= 1, name
+    assert [contraction >= 1 for *_, contraction, _ in found["seen"][:7]] == [False] * 6 + [True]
+
+
+@needs_browser
+def test_the_names_of_the_bars_are_beside_them_and_whole_on_a_phone(tmp_path):
+    script = """
+      const texts = [], bars = [], canvas = CanvasRenderingContext2D.prototype, {fillText, fillRect} = canvas;
+      canvas.fillText = function (t, x, y) {
+        if (this.canvas.id === "basins") texts.push([t, x, x + this.measureText(t).width, y, this.textAlign]);
+        fillText.apply(this, arguments);
+      };
+      canvas.fillRect = function (x, y, w, h) {
+        if (this.canvas.id === "basins") bars.push([y, y + h]);
+        fillRect.apply(this, arguments);
+      };
+      draw();
+      return {texts, bars, wide: $("basins").clientWidth, high: $("basins").clientHeight};
+    """
+    found = ask(tmp_path, script, width=390)
+    names = [text for text in found["texts"] if text[0].endswith(" %")]
+    assert len(names) == 3
+    assert len(found["bars"]) == 3 * 121
+    for text, left, right, base, align in names:
+        assert align == "left"
+        assert 0 <= left < right <= found["wide"], text
+        for top, bottom in found["bars"]:
+            assert not (top < base + 2 and base - 9 < bottom), text
+    assert max(bottom for _, bottom in found["bars"]) <= found["high"]
