@@ -79,7 +79,10 @@ class MonitorState(NamedTuple):
 def monitor(
     tx: optax.GradientTransformation, rule: Filter | None = None, *, every: int = 1
 ) -> optax.GradientTransformationExtraArgs:
-    r"""`tx` as it is, to the bit, with a few numbers about its momentum in the state; `telemetry` reads them.
+    r"""The updates and velocities of `tx`, with a few numbers about its momentum in the state; `telemetry` reads them.
+
+    Stored codes are those without a monitor to the bit, and so are float32 numbers unless XLA joins the float
+    operations of the larger program in another way.
 
         tx = mo.monitor(optax.chain(optax.clip_by_global_norm(1.0), mo.sgd(0.1, rule, storage="int8")), rule, every=10)
         ...

@@ -258,7 +258,7 @@ def test_a_compiled_step_donates_its_state_compiles_once_and_shares_no_buffer(ru
     assert compiled._cache_size() == 1
 
 
-@pytest.mark.rare_storages
+@pytest.mark.rare_storages("int8")
 @pytest.mark.one_in(2)
 @every_rule
 @every_storage
