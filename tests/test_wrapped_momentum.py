@@ -500,6 +500,15 @@ def test_cautious_weight_decay_is_that_of_the_published_code(agreement):
     assert none == {"a": None, "b": optax.MaskedNode()}
 
 
+@pytest.mark.parametrize("scaling", CAUTIOUS)
+def test_nothing_is_divided_by_zero_where_no_element_agrees(scaling):
+    tx = mo.cautious(optax.scale(-1.0), scaling)
+    # What a selection would hide is seen here: every operation is looked at by itself.
+    with jax.debug_nans(True), jax.debug_infs(True), jax.disable_jit():
+        u, _ = tx.update({"a": jnp.ones(3)}, tx.init({"a": jnp.ones(3)}))
+    np.testing.assert_array_equal(u["a"], 0)
+
+
 def test_what_cannot_be_cautious_is_refused():
     with pytest.raises(ValueError, match="scaling must be one of 'count', 'mean', 'sign_bit', got 'sum'"):
         mo.cautious(optax.identity(), "sum")
