@@ -220,6 +220,13 @@ def test_stability_limits_of_random_filters_of_any_order_and_direction():
     assert positive > 20
 
 
+@pytest.mark.parametrize("a", [-0.5, 0.1, 0.5, 0.7, 0.9, 0.99])
+def test_stability_limits_where_three_roots_reach_minus_one_at_once(a):
+    # With h1/h0 = (1 - a)/(3 + a) a pair of complex roots arrives together with the real one, at the rate 3 + a. A
+    # threefold root is known to the cube root of the rounding.
+    assert analysis.stability_limit(one_velocity(a, 1.0, (1 - a) / (3 + a)), 1.0) == pytest.approx(3 + a, rel=1e-7)
+
+
 def test_rules_that_never_converge_have_no_stable_rate():
     for rule in (mo.Filter(1.0, 1.0, 1.0, 1.0), mo.Filter(0.0, 0.0, 0.0, 0.0), rules.heavy_ball(0.9).scale(-1.0)):
         assert analysis.stability_limit(rule, 1.0) == 0
@@ -264,6 +271,21 @@ def test_a_worst_curvature_inside_the_interval_is_found():
     radii = analysis.spectral_radius(rule, 1.0, np.linspace(0.34, 3.2, 100_001))
     assert radii.max() > max(radii[0], radii[-1]) + 0.05
     assert analysis.convergence_rate(rule, 1.0, 0.34, 3.2) == pytest.approx(radii.max(), abs=1e-9)
+
+
+def test_a_worst_curvature_a_millionth_of_the_largest_is_found():
+    # Poles very near 1 behind zeros less near: the loop (z - 1)(z - p)^2 + c (z - b)^2 diverges for small c; and from
+    # the largest one here on, with a root at -1, so that between these two nothing looks worse than the largest.
+    p, b = 1 - 5e-5, 1 - 1e-3
+    mu, L = 3e-8, 2 * ((1 + p) / (1 + b)) ** 2 * (1 - 2.5e-6)
+    rule = mo.Filter(((p, 1.0), (0.0, p)), (0.0, 1.0), ((p - b) ** 2, 2 * (p - b)), 1.0)
+    curvature = np.geomspace(mu, L, 1001)
+    radii = [abs(np.roots(np.poly([1, p, p]) + c * np.array([0, 1, -2 * b, b * b]))).max() for c in curvature]
+    assert max(radii) > 1 + 5e-5
+    assert radii[0] < radii[-1] < 1
+    assert 1e-6 < curvature[np.argmax(radii)] / L < 1e-3
+    # A threefold root near 1 is known to the cube root of the rounding.
+    assert analysis.convergence_rate(rule, 1.0, mu, L) == pytest.approx(max(radii), abs=2e-6)
 
 
 @pytest.mark.parametrize("kappa", KAPPAS)
@@ -467,6 +489,9 @@ def test_gains_and_delays(decay):
         assert analysis.half_life(rule) == pytest.approx(math.log(2) / -math.log(b), **close)
     for fraction in (0.5, 0.9):
         assert analysis.memory(ema, fraction) == math.ceil(math.log(1 - fraction) / math.log(b))
+    # Met exactly, and not again a step later because of a last digit.
+    for n in (1, 2, 5):
+        assert analysis.memory(ema, 1 - b**n) == n
     w = np.array([0.0, 0.01, 0.5, np.pi])
     expected = (1 - b) / np.sqrt((1 - b) ** 2 + 4 * b * np.sin(w / 2) ** 2)
     np.testing.assert_allclose(abs(analysis.frequency_response(ema, w)), expected, rtol=1e-9)

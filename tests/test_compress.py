@@ -471,6 +471,35 @@ def test_a_mapping_converts_what_it_names():
     assert convert(new, "float32").step is None
 
 
+@pytest.mark.parametrize("new", ["bfloat16", {"velocity": "bfloat16", "mu": "bfloat16"}], ids=["all", "by name"])
+def test_a_converted_state_goes_on_counting(new):
+    # Both count for their storage, and the first for its schedule too.
+    rule = mo.nesterov(mo.schedules.fista())
+    tx = optax.chain(mo.scale_by_momentum(rule, storage="bfloat16"), compress(optax.adam(1e-2), {"mu"}, "bfloat16"))
+    _, state = run(tx, 3)
+    # Float32 needs no count, and the schedule does.
+    assert int(convert(convert(state, "float32"), new)[0].step) == 3
+    assert [int(s.step) for s in convert(state, new)] == [3, 3]
+
+
+def test_a_conversion_is_told_which_fields_are_squares():
+    state = compress(optax.adam(1e-2), {"mu", "nu"}, "float32", second_moments=()).init(PARAMS)
+    assert avals(convert(state, BYTES, second_moments=())) == avals(
+        convert(state, {"mu": BYTES, "nu": BYTES}, second_moments=())
+    )
+    with pytest.raises(ValueError, match="'mu' holds second moments"):
+        convert(state, BYTES, second_moments={"mu"})
+
+
+def test_an_example_gives_a_converted_state_its_width_back(x64):
+    params = {"w": jnp.ones((4, 4), jnp.float64)}
+    tx = mo.scale_by_momentum(mo.ema(0.9))
+    there = convert(tx.init(params), "bfloat16")
+    assert mo.velocity(convert(there, "float32"))[0]["w"].dtype == jnp.float32
+    back = convert(there, "float32", like=jax.eval_shape(tx.init, params))
+    assert avals(back) == avals(tx.init(params))
+
+
 def test_conversion_errors():
     state = compress(optax.adam(1e-2), {"mu": BYTES, "nu": "float32"}).init(PARAMS)
     with pytest.raises(ValueError, match="'nu' holds second moments"):

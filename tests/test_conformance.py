@@ -107,6 +107,31 @@ def test_a_rule_whose_response_vanishes_is_not_debiased(rule):
         mo.scale_by_momentum(rule, debias=True)
 
 
+@pytest.mark.parametrize("rule", [mo.heavy_ball(-0.5), mo.complex_heavy_ball(0.9, 0.4)], ids=["negative", "complex"])
+def test_a_rule_whose_memory_alternates_is_not_debiased(rule):
+    # The response of the first one is positive throughout: 1, 0.5, 0.75, ...
+    with pytest.raises(ValueError, match="debias must be False for a rule whose response to a constant oscillates"):
+        mo.scale_by_momentum(rule, debias=True)
+
+
+def test_an_average_that_takes_nothing_in_is_debiased_to_zero():
+    tx = mo.scale_by_momentum(mo.ema(jnp.float32(1.0)), debias=True)
+    u, state = tx.update(jnp.ones(3), tx.init(jnp.ones(3)))
+    np.testing.assert_array_equal(u, 0)
+    np.testing.assert_array_equal(state.velocity.values[0], 0)
+
+
+def test_counters_stop_at_the_largest_integer():
+    rule = mo.heavy_ball(0.5, dampening=lambda t: 0.25 + 0.0 * t, first_step="gradient")
+    tx, last = mo.scale_by_momentum(rule, debias=True), jnp.iinfo(jnp.int32).max
+    state = jax.tree.map(lambda x: jnp.full_like(x, last) if x.dtype == jnp.int32 else x, tx.init(jnp.ones(3)))
+    for _ in range(2):
+        _, state = tx.update(jnp.ones(3), state)
+    assert state.step == last
+    np.testing.assert_array_equal(state.age, last)
+    np.testing.assert_array_equal(state.velocity.values[0], 0.75 * 1.5)  # no first step again
+
+
 # Contract 1: types never drift.
 
 

@@ -202,6 +202,53 @@ def test_adopted_parameters_keep_their_dtype(dtype, keep):
     np.testing.assert_array_equal(new.astype(jnp.float32), 1 + 4 * float(keep))
 
 
+def exchanged(kind, params, weight=None, **arguments):
+    """The state after one exchange of workers that all set out from zero, compiled."""
+    state = jax.vmap(kind.init)(jax.tree.map(jnp.zeros_like, params))
+    weight = jnp.ones(WORKERS) if weight is None else weight
+    go = jax.vmap(lambda p, s, w: kind.exchange(p, s, axis_name="workers", weight=w, **arguments), axis_name="workers")
+    return jax.jit(go)(params, state, weight)
+
+
+@pytest.mark.parametrize("exchange", ["exact", "int8"])
+def test_nothing_is_divided_by_zero_where_nobody_is_there_or_nobody_moved(exchange):
+    kind = outer.outer_momentum(optax.sgd(0.7, 0.9), exchange=exchange)
+    params = {"w": jnp.zeros((WORKERS, 2, 3)).at[:, 0].set(1.0)}
+    # What a selection would hide is seen here: every operation is looked at by itself.
+    with jax.debug_nans(True), jax.disable_jit():
+        for weight in (jnp.zeros(WORKERS), jnp.ones(WORKERS)):
+            exchanged(kind, params, weight)
+
+
+def test_slowmo_of_workers_whose_rate_is_zero_decays():
+    kind = outer.slowmo(0.5, 0.8)
+    state = exchanged(kind, {"w": jnp.ones((WORKERS, 3))}, inner_learning_rate=0.1)
+    v = mo.velocity(state.momentum)[0]["w"]
+    np.testing.assert_allclose(v, -10, rtol=1e-6)
+    go = jax.vmap(lambda p, s: kind.exchange(p, s, axis_name="workers", inner_learning_rate=0.0), axis_name="workers")
+    after = go(state.anchor, state)
+    np.testing.assert_array_equal(after.anchor["w"], state.anchor["w"])
+    np.testing.assert_allclose(mo.velocity(after.momentum)[0]["w"], 0.5 * v, rtol=1e-6)
+
+
+def test_the_outer_optimizer_sees_the_anchor_as_its_parameters():
+    kind = outer.outer_momentum(optax.chain(optax.add_decayed_weights(0.5), optax.sgd(1.0)))
+    state = jax.vmap(kind.init)({"w": jnp.full((WORKERS, 3), 2.0)})
+    go = jax.vmap(lambda p, s: kind.exchange(p, s, axis_name="workers"), axis_name="workers")
+    # x - (x - mean) - 0.5 x, all workers being at 3.
+    np.testing.assert_allclose(go({"w": jnp.full((WORKERS, 3), 3.0)}, state).anchor["w"], 3 - 0.5 * 2, rtol=1e-6)
+
+
+def test_every_row_of_an_exchange_in_bytes_has_its_own_scale():
+    rows = np.array([1e-6, 1.0, 1e6])[:, None] * np.random.default_rng(0).normal(size=(3, 40))
+    params = {"w": jnp.asarray(np.broadcast_to(rows, (WORKERS, 3, 40)), jnp.float32)}
+    state = exchanged(outer.averaging(exchange="int8"), params)
+    # Half a code of 127, at most.
+    error = np.abs(state.anchor["w"][0] - rows).max(1)
+    assert np.all(error <= np.abs(rows).max(1) / 254 * (1 + 1e-5))
+    assert np.all(error > 0)
+
+
 @pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8", "int4"])
 def test_the_outer_velocity_in_any_storage(storage):
     keep = storage if storage in ("float32", "bfloat16") else getattr(mo.storage, storage)(min_size=1)

@@ -239,6 +239,16 @@ def test_narrow_gradients_of_a_row_that_occurs_often_add_up_in_float32():
     np.testing.assert_array_equal(state.velocity[0], np.outer([0, 0.5 * n, 0.5, 0], [1, 1]))
 
 
+def test_rows_may_be_given_in_fewer_bits_than_the_table_has_rows():
+    # Rows that are given twice, and negative ones, are moved beyond the end, which so few bits cannot name.
+    opt, table = mo.row_sparse(mo.heavy_ball(0.9), 0.5), jnp.zeros((300, 1))
+    rows = jnp.asarray([3, 100, 3, 7], jnp.int8)
+    table, state = jax.jit(opt.update)(table, opt.init(table), jnp.ones((4, 1)), rows)
+    np.testing.assert_array_equal(np.flatnonzero(table), [3, 7, 100])
+    np.testing.assert_array_equal(table[np.array([3, 7, 100]), 0], [-1, -0.5, -0.5])
+    np.testing.assert_array_equal(opt.read(table, state, rows)[:, 0], [-1, -0.5, -1, -0.5])
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.complex64])
 def test_types_never_drift(dtype):
     opt = mo.row_sparse(mo.aggregated((0.5, 0.9)), lambda step: 0.1 / (step + 1))

@@ -165,6 +165,7 @@ def test_the_correction_ends_the_history_where_the_rate_is_zero():
         (lambda: schedules.restarted(schedules.fista(), 0), ValueError, "at must be at least 1"),
         (lambda: schedules.restarted(schedules.fista(), ()), ValueError, "at must name at least one step"),
         (lambda: schedules.restarted(schedules.fista(), (5, 5)), ValueError, r"at\[1\] must be at least 6, got 5"),
+        (lambda: schedules.restarted(schedules.fista(), (0, 5)), ValueError, r"at\[0\] must be at least 1, got 0"),
         (lambda: schedules.restarted(schedules.fista(), (2.5,)), TypeError, r"at\[0\] must be a whole number"),
         (lambda: schedules.cyclical(0.9, 0.8, 10), ValueError, r"high must be in \[0.9, 1\), got 0.8"),
         (lambda: schedules.cyclical(0.8, 0.9, 1), ValueError, "period must be at least 2"),

@@ -1,5 +1,7 @@
 """The laws of `storage/protocol.py`, over every storage, and what each one promises."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,10 @@ every_storage = pytest.mark.parametrize("name", STORAGES)
 def make(name):
     # Bytes for every leaf, however small, so that the laws look at bytes.
     return getattr(mo.storage, name)(**({"min_size": 1} if name in SCALED else {}))
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 def samples(shape, seed=0):
@@ -208,6 +214,66 @@ def test_stochastic_rounding_never_turns_a_finite_value_into_infinity():
     assert np.all(np.asarray(decoded) == np.float32(jnp.finfo(jnp.bfloat16).max))
 
 
+class Sum(NamedTuple):
+    """Two fields that end every step as the gradient."""
+
+    first: Any
+    second: Any
+
+
+def assert_rounded_apart(kept, exact):
+    """The errors of all arrays of `kept`, each of which stands for `exact`, are not related."""
+    errors = np.array([np.ravel(np.float64(x) - np.float64(exact)) for x in jax.tree.leaves(kept)])
+    assert len(errors) > 1
+    assert np.all(errors.std(1) > 0)
+    for i, error in enumerate(errors):
+        products = error * errors[i + 1 :]
+        assert np.all(abs(products.sum(1)) < 5 * np.sqrt((products**2).sum(1)))
+
+
+# The noise of int4 is that of int8.
+@pytest.mark.parametrize("name", ["bfloat16", "int8", pytest.param("int4", marks=pytest.mark.slow)])
+def test_equal_velocities_of_a_leaf_are_rounded_apart(name):
+    storage, v = make(name), normal(8, 512)
+    parts = storage.init(v, 2)
+    for stamp in range(3):  # the first writes of int8 and int4 tell their scales
+        parts = storage.encode((v, v), parts, write(jnp.uint32(stamp), 2))
+    assert_rounded_apart(storage.parts.decode(parts), v)
+
+
+def test_equal_leaves_are_rounded_apart_in_every_step():
+    g = normal(64, 64)
+    # It forgets at once, so that what is rounded is always the gradient.
+    tx = mo.scale_by_momentum(mo.Filter(0.0, 1.0, 1.0, 0.0), storage="bfloat16")
+    state, step, kept = tx.init({"a": g, "b": g}), jax.jit(lambda s: tx.update({"a": g, "b": g}, s)[1]), []
+    for _ in range(3):
+        state = step(state)
+        kept.append(mo.velocity(state))
+    assert_rounded_apart(kept, g)
+
+
+def test_equal_fields_and_states_are_rounded_apart_at_init_in_steps_and_when_converted():
+    g = normal(64, 64)
+
+    def optimizer(storage):
+        # It keeps its gradients, twice; its state begins as the parameters.
+        twice = optax.GradientTransformation(lambda params: Sum(params, params), lambda g, s, p=None: (g, Sum(g, g)))
+        balls = [mo.scale_by_momentum(mo.heavy_ball(0.9))] * 2
+        return optax.chain(*balls, mo.compress(twice, {"first", "second"}, storage))
+
+    @jax.jit
+    def states(g):
+        narrow, wide = optimizer("bfloat16"), optimizer("float32")
+        first = narrow.init({"a": g, "b": g})
+        # A heavy ball's first velocity and first update are the gradient.
+        second, exact = (tx.update({"a": g, "b": g}, tx.init({"a": g, "b": g}))[1] for tx in (narrow, wide))
+        return first, second, mo.convert(exact, "bfloat16")
+
+    for state in states(g):
+        assert_rounded_apart([x.parts.values for x in state[2].inner], g)
+    assert_rounded_apart(mo.velocity(state), g)
+
+
 def test_noise_differs_by_seed_step_leaf_velocity_and_element_and_by_nothing_else():
     from momentum_optax.storage.noise import random_bits, stamp_of
 
@@ -222,6 +288,18 @@ def test_noise_differs_by_seed_step_leaf_velocity_and_element_and_by_nothing_els
     assert abs(uniform.mean() - 0.5) < 4 / np.sqrt(12 * base.size)
     for lag in (1, 2, 31, 32, 33):
         assert abs(np.corrcoef(uniform[lag:], uniform[:-lag])[0, 1]) < 4 / np.sqrt(base.size)
+
+
+def test_the_noise_of_a_row_has_no_period():
+    from momentum_optax.storage.rows import row_hashes, row_noise
+
+    noise = np.asarray(jax.jit(lambda s: row_noise(row_hashes((64, 512)), s, 0))(jnp.full((1, 1), 3, jnp.uint32)))
+    # Of independent points on a circle no frequency holds more than chance gives one of 64 * 512, exp(-power).
+    power = abs(np.fft.fft(np.exp(2j * np.pi * np.float64(noise)))) ** 2 / 512
+    assert power.max() < np.log(64 * 512) + 12
+    assert power.mean() == pytest.approx(1, abs=1e-9)
+    related = np.corrcoef(noise) - np.eye(64)
+    assert abs(related).max() < 6 / np.sqrt(512), "rows have their own noise"
 
 
 def test_a_slow_average_reaches_its_limit_in_stochastic_bfloat16():

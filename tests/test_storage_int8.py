@@ -73,6 +73,24 @@ def test_the_mean_over_the_noise_is_the_value(decade):
     assert np.median(kept.std(0)[body] / deviation[body]) > 0.9, "the deviations above are tight"
 
 
+def test_values_a_little_above_the_smallest_float_are_kept_without_bias():
+    # 40 to 400 times 1.2e-38; the row's scale does not fall with them, since its inverse must be a float.
+    values = 10.0 ** np.linspace(-36.3, -35.3, 512)
+    kept = over_stamps(jnp.asarray(values[None], jnp.float32), 4000, 5e-36)[:, 0] / values
+    assert np.all(abs(kept.mean(0) - 1) < 4.5 * kept.std(0) / np.sqrt(4000) + 1e-6)
+    assert np.sqrt((kept**2).mean()) < 1.2
+
+
+def test_the_largest_floats_are_finite_when_they_are_read():
+    largest = np.finfo(np.float32).max
+    values = jnp.asarray(np.where(np.arange(512) % 2, -1, 1) * np.linspace(0.1, 1, 512) * largest, jnp.float32)[None]
+    for scale in (None, 1e38, largest):
+        kept = over_stamps(values, 100, scale)[:, 0]
+        assert np.all(np.isfinite(kept))
+        # The levels out there are 16 times apart.
+        assert np.all(kept * np.sign(values[0]) >= np.abs(values[0]) / 16)
+
+
 def test_the_noise_is_symmetric_in_the_sign():
     values = jnp.abs(normal(1, 512)) * 0.2
     plus, minus = over_stamps(values, 4000, 1.0), -over_stamps(-values, 4000, 1.0)
@@ -190,6 +208,42 @@ def test_bursts_that_return_find_their_scale_again():
     assert error[200::4].mean() < 0.03
 
 
+@jax.jit
+def without_memory(sizes):
+    """For noise of each of these sizes in turn: rows that outgrew their scales, margins, errors of the velocities."""
+    tx = mo.scale_by_momentum(mo.Filter(0.0, 1.0, 1.0, 0.0), storage=EIGHT)
+
+    def step(state, x):
+        key, size = x
+        g = size * jax.random.normal(key, (16, 512))
+        _, state = tx.update(g, state)
+        ((v,), codes) = mo.velocity(state), state.velocity.codes[0]
+        outgrown = jnp.any(jnp.abs(codes.astype(jnp.int32)) > 118, axis=1)
+        return state, (outgrown.mean(), state.velocity.margin[0][0, 0], jnp.linalg.norm(v - g) / jnp.linalg.norm(g))
+
+    start = tx.init(jnp.zeros((16, 512)))
+    return jax.lax.scan(step, start, (jax.random.split(jax.random.key(0), len(sizes)), sizes))[1]
+
+
+def test_on_steady_noise_one_row_in_a_hundred_outgrows_its_scale():
+    outgrown, margin, error = map(np.asarray, without_memory(jnp.ones(1200)))
+    assert "on steady noise one row in a hundred outgrows it in a step" in TEXT
+    assert 0.008 < outgrown[400:].mean() < 0.0125
+    assert 1.1 <= margin[400:].min() <= margin[400:].max() < 2
+    assert error[400:].mean() < 0.012
+
+
+def test_a_scale_is_no_more_than_four_times_the_largest_recent_value_whatever_bursts_come():
+    bursts = np.where(np.arange(1200) % 40 == 0, 1e3, 1.0)
+    _, margin, error = map(np.asarray, without_memory(jnp.asarray(bursts, jnp.float32)))
+    assert "It is 1.1 to 4 times that value" in TEXT
+    assert margin.max() == 4
+    # What is left after 38 steps of a burst of about 4 * 1000, which may have been rounded up to 2.6 times that.
+    # A rounded root has an error of size (v s / 3)^(1/2) / 118.
+    scale = 4 * 2.6 * 4e3 * 0.9**38
+    assert error[40 * 20 + 39 :: 40].max() < np.sqrt(np.sqrt(2 / np.pi) * scale / 3) / 118
+
+
 def test_velocities_of_different_sizes_share_a_scale_times_their_gains():
     tx, exact = (mo.scale_by_momentum(mo.aggregated((0.5, 0.999)), storage=s) for s in (EIGHT, "float32"))
     signal = normal(400, *SHAPE, seed=12)
@@ -204,6 +258,35 @@ def test_velocities_of_different_sizes_share_a_scale_times_their_gains():
     # Without gains the scale would be that of the slow one, some twenty times the fast one's.
     assert fast[200:].mean() < 0.025
     assert slow[200:].mean() < 0.6
+
+
+def test_the_sizes_that_are_assumed_lie_half_way_between_those_of_noise_and_of_a_constant():
+    from momentum_optax.transform import gains_of
+
+    rng = np.random.default_rng(0)
+    for slow in (0.9, 0.99, 0.999):
+        decays, v = np.array([0.5, slow]), np.zeros(2)
+        squares, steps = np.zeros(2), int(40 / (1 - slow))
+        for g in rng.normal(size=steps):
+            v = decays * v + g
+            squares += v * v
+        noise = np.sqrt(squares[1] / squares[0])
+        constant = (1 - 0.5) / (1 - slow)
+        assumed = np.divide(*gains_of(mo.aggregated((0.5, slow)))[::-1])
+        # Wherever between the two a signal is, no velocity's scale is off by more than about the root of their ratio.
+        assert noise < assumed < constant
+        assert max(assumed / noise, constant / assumed) < 1.3 * np.sqrt(constant / noise)
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.99995, 1.0, 1.2])
+def test_a_velocity_that_alternates_is_as_large_as_one_that_does_not(decay):
+    from momentum_optax.transform import gains_of
+
+    # Coupled velocities may have entries beyond 1 on the diagonal and forget all the same.
+    plus, minus = (gains_of(mo.Filter(((a, 1.0), (-1.19, -a)), (1.0, 1.0), (1.0, 1.0), 0.0)) for a in (decay, -decay))
+    np.testing.assert_array_equal(plus, minus)
+    assert np.all(np.isfinite(plus))
+    assert np.min(plus) > 0
 
 
 def test_the_tail_ends_where_its_text_says():

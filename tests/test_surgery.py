@@ -259,6 +259,38 @@ def test_fields_of_compress_begin_anew_as_their_optimizer_does():
         assert_bit_equal(part, ({"head": a[0]["head"], "body": b[0]["body"]},))
 
 
+def test_what_has_either_sign_and_what_is_no_float_is_known_in_fields_of_compress():
+    # Adan's v is an average of differences, whatever its name says elsewhere.
+    tx = mo.compress(optax.adan(0.1), {"m": "bfloat16", "v": "bfloat16"})
+    _, state = steps(tx, 2)
+    new = mo.rescale(state, -0.5)
+    for name in ("m", "v"):
+        old, v = (optax.tree.get(s, name).parts.values for s in (state, new))
+        assert_bit_equal(v, jax.tree.map(lambda x: -0.5 * x, old))
+    counts = optax.GradientTransformation(
+        lambda p: optax.TraceState({"w": p["w"], "seen": jnp.int32(7)}), lambda g, s, p=None: (g, s)
+    )
+    state = mo.compress(counts, {"trace"}, "bfloat16").init({"w": jnp.ones(3), "seen": jnp.int32(0)})
+    new = mo.rescale(state, 4.0)
+    assert avals(new) == avals(state)
+    plain = new.inner.trace.plain
+    assert int(plain["seen"]) == 7
+    np.testing.assert_array_equal(new.inner.trace.parts.values[0]["w"], 4)
+
+
+def test_a_partial_reset_reaches_all_that_compress_holds():
+    # A field with a leaf that is too small to be kept in the storage, and velocities of our own inside.
+    params = {"head": {"w": jnp.ones((4, 4)), "bias": jnp.ones(1)}, "body": jnp.ones((4, 4))}
+    tx = mo.compress(optax.chain(optax.scale_by_adam(), mo.scale_by_momentum(mo.ema(0.9))), {"mu"}, "bfloat16")
+    fresh = tx.init(params)
+    _, state = jax.jit(tx.update)(drawn(params, 0), fresh, params)
+    new = mo.reset(state, fresh, in_head)
+    for part in (lambda s: s.inner[0].mu.plain, lambda s: s.inner[0].nu, lambda s: mo.velocity(s)[0]):
+        old, begin, now = (part(s) for s in (state, fresh, new))
+        assert_bit_equal(now, {"head": begin["head"], "body": old["body"]})
+        assert not np.array_equal(begin["head"]["bias"], old["head"]["bias"])
+
+
 def test_errors_say_what_is_allowed():
     _, state = steps(mo.sgd(0.1, 0.9))
     for call in (lambda s, f: mo.rescale(s, 2.0, f), lambda s, f: mo.reset(s, mo.sgd(0.1, 0.9).init(PARAMS), f)):

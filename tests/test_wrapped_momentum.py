@@ -379,6 +379,36 @@ def test_complex_leaves_restart_by_the_real_inner_product_and_restarts_vmap():
     np.testing.assert_allclose(velocity(state)[0], [[0, 0], 0.75 * g[1]], rtol=1e-6)
 
 
+def test_a_loss_that_stays_where_it_is_restarts_nothing():
+    tx = mo.adaptive_restart(mo.heavy_ball(0.9), "function")
+    state, step = tx.init(jnp.zeros(3)), jax.jit(tx.update)
+    for value, restarts in ((2.0, 0), (2.0, 0), (1.0, 0), (1.0, 0), (1.5, 1), (1.5, 1)):
+        _, state = step(jnp.ones(3), state, value=jnp.float32(value))
+        assert state.restarts == restarts
+
+
+def test_a_gradient_of_zero_restarts_nothing():
+    tx = mo.adaptive_restart(mo.heavy_ball(0.5))
+    state, step = tx.init(jnp.zeros(3)), jax.jit(tx.update)
+    for size in (0.0, 1.0, 0.0):
+        _, state = step(jnp.full(3, size), state)
+    assert state.restarts == 0
+    np.testing.assert_array_equal(velocity(state)[0], 0.5)
+
+
+def test_of_one_leaf_everything_restarts_in_either_scope():
+    # The schedule's step too: it is shared with no other leaf.
+    txs = [mo.adaptive_restart(mo.nesterov(mo.schedules.fista()), scope=scope) for scope in ("tree", "leaf")]
+    states, compiled = [tx.init({"a": jnp.zeros(3)}) for tx in txs], [jax.jit(tx.update) for tx in txs]
+    for size in (1.0, 1.0, -3.0, 1.0, 1.0, 1.0):
+        out, states = zip(
+            *[step({"a": jnp.full(3, size)}, state) for step, state in zip(compiled, states, strict=True)], strict=True
+        )
+        assert_bit_equal(*out)
+        assert_bit_equal(*(state.inner for state in states))
+    assert states[0].restarts == 1
+
+
 def test_what_cannot_restart_is_refused():
     with pytest.raises(ValueError, match="test must be one of 'gradient', 'function', got 'speed'"):
         mo.adaptive_restart(mo.heavy_ball(0.9), "speed")
@@ -499,6 +529,15 @@ def test_cautious_weight_decay_is_that_of_the_published_code(agreement):
     assert jax.tree.leaves(constant.init(signal)) == []
     none, _ = constant.update({"a": None, "b": optax.MaskedNode()}, constant.init(signal), signal)
     assert none == {"a": None, "b": optax.MaskedNode()}
+
+
+@pytest.mark.parametrize("scaling", CAUTIOUS)
+def test_nothing_is_divided_by_zero_where_no_element_agrees(scaling):
+    tx = mo.cautious(optax.scale(-1.0), scaling)
+    # What a selection would hide is seen here: every operation is looked at by itself.
+    with jax.debug_nans(True), jax.debug_infs(True), jax.disable_jit():
+        u, _ = tx.update({"a": jnp.ones(3)}, tx.init({"a": jnp.ones(3)}))
+    np.testing.assert_array_equal(u["a"], 0)
 
 
 def test_what_cannot_be_cautious_is_refused():
