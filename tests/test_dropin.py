@@ -73,6 +73,17 @@ def test_sgd_is_optax_s_over_its_whole_option_grid(arguments):
     assert size(ours) == (size(theirs) if momentum else 0)
 
 
+def test_a_bfloat16_accumulator_rounds_to_nearest_as_optax_s():
+    for name, options in (("sgd", (0.9, False)), ("signum", (0.9,)), ("lion", (0.9, 0.9))):
+        ours, theirs = (getattr(module, name)(0.1, *options, jnp.bfloat16) for module in (mo, optax))
+        state, other = (tx.update(PARAMS, tx.init(PARAMS), PARAMS)[1] for tx in (ours, theirs))
+        (v,) = mo.velocity(state)
+        expected = next(x for x in jax.tree.leaves(other) if x.dtype == jnp.bfloat16 and x.shape == (5,))
+        np.testing.assert_array_equal(v["b"], expected.astype(jnp.float32))
+        # Neither a counter nor noise: that rounding to nearest needs none.
+        assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(state))
+
+
 @pytest.mark.parametrize("dtype", [None, jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("name", ["lion", "signum"])
 def test_sign_methods_keep_their_velocity_in_optax_s_dtype(name, dtype):
@@ -268,3 +279,10 @@ def test_an_average_refuses_a_decay_of_1(name):
     AVERAGES[name](0.5)
     with pytest.raises(ValueError, match=r"must be in [\[(]-?[01], 1\), got 1\.0"):
         AVERAGES[name](1.0)
+
+
+def test_analysis_of_a_sum_that_forgets_nothing_is_infinite_and_silent():
+    rule = mo.heavy_ball(1.0)
+    assert mo.analysis.dc_gain(rule) == mo.analysis.mean_lag(rule) == np.inf
+    assert mo.analysis.stationary_variance(rule, 0.1, 1.0, 1.0) == np.inf
+    assert mo.analysis.iterations(rule, 0.1, 1.0) == np.inf

@@ -264,3 +264,34 @@ def test_a_weight_decay_that_was_given_is_never_dropped(name):
     for tx in (FACTORIES[name](**numbers), injected(name, **numbers)):
         with pytest.raises(ValueError, match=r"weight_decay needs the parameters: update\(gradients, state, params\)"):
             tx.update(BIG, tx.init(BIG), **second(name, BIG))
+
+
+# Transformations and wrappers with numbers, each with those that Optax injects.
+PARTS = {
+    "scale_by_storm": ({"a": 0.5}, {"a"}),
+    "scale_by_adaptive_storm": ({"c": 1.0}, {"c", "k", "w"}),
+    "mars_correction": ({"decay": 0.9}, {"decay", "gamma"}),
+    "saturate": ({"delta": 1.0}, {"delta"}),
+    "orthogonalize": ({}, set()),
+    "scale_by_yellowfin": ({}, {"decay"}),
+    "scheduled_restart": ({"tx": mo.sgd(0.1, 0.9), "at": 3}, {"at"}),
+    "accumulated": ({"rule": mo.ema(0.9), "every": 3, "then": optax.scale(-1.0)}, {"every"}),
+    "monitor": ({"tx": mo.sgd(0.1, 0.9), "rule": mo.heavy_ball(0.9)}, "every"),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_are_injected_too_or_name_what_must_be_static(name):
+    arguments, expected = PARTS[name]
+    tx = optax.inject_hyperparams(getattr(mo, name))(**arguments)
+    if isinstance(expected, str):
+        with pytest.raises(TypeError, match=f"{expected} must be .*static_args='{expected}'"):
+            jax.eval_shape(tx.init, BIG)
+        tx = optax.inject_hyperparams(getattr(mo, name), static_args=expected)(**arguments)
+        expected = set()
+    state = jax.eval_shape(tx.init, BIG)
+    assert set(state.hyperparams) == expected
+    extra = {"previous_gradient": BIG} if "storm" in name or "mars" in name else {}
+    updates, after = jax.eval_shape(tx.update, BIG, state, BIG, **extra)
+    assert avals(updates) == avals(BIG)
+    assert avals(after) == avals(state)
