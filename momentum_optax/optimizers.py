@@ -309,7 +309,7 @@ def relativistic(
 
     Args:
       learning_rate: eta.
-      decay: mu in (-1, 1).
+      decay: mu in (-1, 1].
       delta: In [0, inf), a number or a scalar array.
       storage: How the velocity is kept, see `scale_by_momentum`.
 

@@ -48,18 +48,21 @@ def size(state):
 
 
 SCHEDULE = optax.linear_schedule(0.1, 0.01, 10)
-GRID = list(
-    itertools.product(
-        (0.1, SCHEDULE), (None, 0.0, 0.9, 1.0), (False, True), (None, jnp.float32, jnp.bfloat16, "bfloat16")
-    )
+GRID = itertools.product(
+    (0.1, SCHEDULE), (None, 0.0, 0.9, 1.0), (False, True), (None, jnp.float32, jnp.bfloat16, "bfloat16")
 )
+# A schedule of the rate and the other ways to say a dtype are slow tests.
+GRID = [
+    pytest.param(*row, marks=pytest.mark.slow if row[0] is SCHEDULE or row[3] in (jnp.float32, "bfloat16") else ())
+    for row in GRID
+]
 
 
-@pytest.mark.parametrize("arguments", GRID, ids=lambda x: "-".join(map(str, x))[-60:])
-def test_sgd_is_optax_s_over_its_whole_option_grid(arguments):
+@pytest.mark.parametrize(("rate", "momentum", "nesterov", "dtype"), GRID)
+def test_sgd_is_optax_s_over_its_whole_option_grid(rate, momentum, nesterov, dtype):
+    arguments = (rate, momentum, nesterov, dtype)
     # Positionally, as a program that says optax.sgd may.
     (got, ours), (expected, theirs) = updates(mo.sgd(*arguments)), updates(optax.sgd(*arguments))
-    momentum, dtype = arguments[1], arguments[3]
     decay = momentum or 0.0
     # Each of twelve steps rounds a product and a sum; in bfloat16 Optax also rounds the decayed and the kept velocity.
     # What a step adds to the error decays with the velocity.
@@ -71,6 +74,17 @@ def test_sgd_is_optax_s_over_its_whole_option_grid(arguments):
         assert got[name].dtype == expected[name].dtype
     # A momentum of 0 keeps nothing here.
     assert size(ours) == (size(theirs) if momentum else 0)
+
+
+def test_a_bfloat16_accumulator_rounds_to_nearest_as_optax_s():
+    for name, options in (("sgd", (0.9, False)), ("signum", (0.9,)), ("lion", (0.9, 0.9))):
+        ours, theirs = (getattr(module, name)(0.1, *options, jnp.bfloat16) for module in (mo, optax))
+        state, other = (tx.update(PARAMS, tx.init(PARAMS), PARAMS)[1] for tx in (ours, theirs))
+        (v,) = mo.velocity(state)
+        expected = next(x for x in jax.tree.leaves(other) if x.dtype == jnp.bfloat16 and x.shape == (5,))
+        np.testing.assert_array_equal(v["b"], expected.astype(jnp.float32))
+        # Neither a counter nor noise: that rounding to nearest needs none.
+        assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(state))
 
 
 @pytest.mark.parametrize("dtype", [None, jnp.float32, jnp.bfloat16])
@@ -268,3 +282,10 @@ def test_an_average_refuses_a_decay_of_1(name):
     AVERAGES[name](0.5)
     with pytest.raises(ValueError, match=r"must be in [\[(]-?[01], 1\), got 1\.0"):
         AVERAGES[name](1.0)
+
+
+def test_analysis_of_a_sum_that_forgets_nothing_is_infinite_and_silent():
+    rule = mo.heavy_ball(1.0)
+    assert mo.analysis.dc_gain(rule) == mo.analysis.mean_lag(rule) == np.inf
+    assert mo.analysis.stationary_variance(rule, 0.1, 1.0, 1.0) == np.inf
+    assert mo.analysis.iterations(rule, 0.1, 1.0) == np.inf

@@ -94,9 +94,15 @@ ROWS = {
 }
 RULES = tuple(name for name, f in FACTORIES.items() if "Filter" in str(f.__annotations__.get("momentum")))
 STEPS = 4
-# Rows whose schedules are fast tests; the others are slow ones.
+# Rows whose steps at defaults and under schedules are fast tests; the others are slow ones.
 FAST = {"sgd", "srsgd", "relativistic", "interop.torch_sgd", "interop.keras_sgd", "interop.qhoptim_qhm"}
 every = pytest.mark.parametrize("name", ROWS)
+thinned = pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ROWS]
+)
+
+
+BIG = {"w": jnp.linspace(1.0, 2.0, 48).reshape(6, 8)}
 
 
 def signal(dtype=jnp.float64, steps=STEPS):
@@ -124,6 +130,19 @@ def run(name, tx, params, gradients, *, state=None, step=None):
     return np.array(out), state
 
 
+def own_steps(tx, params, gradients, name):
+    """The updates of an optimizer that is not injected.
+
+    Mostly operation by operation: the rows share what that compiles.
+    """
+    state, out = tx.init(params if params is not None else gradients[0]), []
+    step = jax.jit(tx.update) if name in ("muon", "yellowfin") else tx.update
+    for g in gradients:
+        u, state = step(g, state, params, **second(name, g))
+        out.append(u["w"])
+    return np.array(out)
+
+
 def assert_same(ours, theirs, name):
     """Equal signs and steps in float64, up to roundings that differ where a coefficient is traced.
 
@@ -147,13 +166,22 @@ def test_every_public_optimizer_and_dialect_has_a_row_with_all_its_arguments():
 
 
 @every
-def test_defaults_are_injected_and_need_no_parameters(name, x64):
+def test_defaults_are_traced_and_need_no_parameters(name):
+    tx = injected(name, **{key: ROWS[name].numbers[key] for key in ROWS[name].required})
+    state = jax.eval_shape(tx.init, BIG)
+    # Lion is the one that decays by default.
+    updates, after = jax.eval_shape(tx.update, BIG, state, BIG if name == "lion" else None, **second(name, BIG))
+    assert avals(updates) == avals(BIG)
+    assert avals(after) == avals(state)
+
+
+@thinned
+def test_the_steps_at_injected_defaults_are_those_at_defaults(name, x64):
     required = {key: ROWS[name].numbers[key] for key in ROWS[name].required}
     params, gradients = signal()
-    # Lion is the one that decays by default.
     params = params if name == "lion" else None
     ours, state = run(name, injected(name, **required), params, gradients)
-    theirs, _ = run(name, FACTORIES[name](**required), params, gradients)
+    theirs = own_steps(FACTORIES[name](**required), params, gradients, name)
     assert_same(ours, theirs, name)
     assert set(state.hyperparams) <= set(ROWS[name].numbers)
 
@@ -165,7 +193,7 @@ def test_numbers_are_injected_and_act_when_they_change(name, x64):
     tx = injected(name, **numbers)
     step = jax.jit(tx.update)
     ours, state = run(name, tx, params, gradients, step=step)
-    theirs, _ = run(name, FACTORIES[name](**numbers), params, gradients)
+    theirs = own_steps(FACTORIES[name](**numbers), params, gradients, name)
     assert_same(ours, theirs, name)
     assert set(state.hyperparams) == set(numbers)
     same, _ = run(name, tx, params, gradients, state=state, step=step)
@@ -176,9 +204,7 @@ def test_numbers_are_injected_and_act_when_they_change(name, x64):
         assert abs(other - same).max() > 1e-6 * abs(same).max(), key
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ROWS]
-)
+@thinned
 def test_schedules_are_injected_as_the_optimizer_itself_takes_them(name, x64):
     row = ROWS[name]
     params, gradients = signal()
@@ -188,7 +214,7 @@ def test_schedules_are_injected_as_the_optimizer_itself_takes_them(name, x64):
     }
     ours, state = run(name, injected(name, **taken), params, gradients)
     own = {key: row.numbers[key] if key in row.constant else schedule for key, schedule in taken.items()}
-    theirs, _ = run(name, FACTORIES[name](**own), params, gradients)
+    theirs = own_steps(FACTORIES[name](**own), params, gradients, name)
     assert_same(ours, theirs, name)
     assert set(state.hyperparams) == set(row.numbers)
 
@@ -198,7 +224,7 @@ def test_a_rule_as_momentum_stays_a_rule(name, x64):
     _, gradients = signal()
     rule = mo.nesterov(mo.schedules.nesterov_convex())
     ours, state = run(name, injected(name, learning_rate=0.1, momentum=rule), None, gradients)
-    theirs, _ = run(name, FACTORIES[name](0.1, rule), None, gradients)
+    theirs = own_steps(FACTORIES[name](0.1, rule), None, gradients, name)
     assert_same(ours, theirs, name)
     assert set(state.hyperparams) == {"learning_rate"}
 
@@ -220,13 +246,12 @@ def test_hyperparameters_of_a_wider_type_change_no_type(name):
 
 def test_restarts_may_be_the_steps_themselves(x64):
     params, gradients = signal(steps=7)
-    theirs, _ = run("srsgd", mo.srsgd(0.1, (2, 5)), params, gradients)
+    theirs = own_steps(mo.srsgd(0.1, (2, 5)), params, gradients, "srsgd")
     for restarts in ((2, 5), jnp.array([2, 5]), np.array([2, 5])):
         ours, _ = run("srsgd", injected("srsgd", learning_rate=0.1, restarts=restarts), params, gradients)
         assert_same(ours, theirs, "srsgd")
 
 
-BIG = {"w": jnp.linspace(1.0, 2.0, 48).reshape(6, 8)}
 MASKED = tuple(name for name, f in FACTORIES.items() if "mask" in inspect.signature(f).parameters)
 # What cannot be an array: the argument, and a value that Optax would make one of.
 STATIC = [
@@ -254,7 +279,7 @@ def test_what_must_be_static_says_so_and_works_as_static_argument(name, argument
 def test_a_static_number_of_iterations_is_the_one_that_runs(x64):
     params, gradients = signal(steps=1)
     ours, _ = run("muon", injected("muon", "steps", learning_rate=0.1, steps=2), params, gradients)
-    theirs, _ = run("muon", mo.muon(0.1, steps=2), params, gradients)
+    theirs = own_steps(mo.muon(0.1, steps=2), params, gradients, "muon")
     assert_same(ours, theirs, "muon")
 
 
@@ -264,3 +289,34 @@ def test_a_weight_decay_that_was_given_is_never_dropped(name):
     for tx in (FACTORIES[name](**numbers), injected(name, **numbers)):
         with pytest.raises(ValueError, match=r"weight_decay needs the parameters: update\(gradients, state, params\)"):
             tx.update(BIG, tx.init(BIG), **second(name, BIG))
+
+
+# Transformations and wrappers with numbers, each with those that Optax injects.
+PARTS = {
+    "scale_by_storm": ({"a": 0.5}, {"a"}),
+    "scale_by_adaptive_storm": ({"c": 1.0}, {"c", "k", "w"}),
+    "mars_correction": ({"decay": 0.9}, {"decay", "gamma"}),
+    "saturate": ({"delta": 1.0}, {"delta"}),
+    "orthogonalize": ({}, set()),
+    "scale_by_yellowfin": ({}, {"decay"}),
+    "scheduled_restart": ({"tx": mo.sgd(0.1, 0.9), "at": 3}, {"at"}),
+    "accumulated": ({"rule": mo.ema(0.9), "every": 3, "then": optax.scale(-1.0)}, {"every"}),
+    "monitor": ({"tx": mo.sgd(0.1, 0.9), "rule": mo.heavy_ball(0.9)}, "every"),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_are_injected_too_or_name_what_must_be_static(name):
+    arguments, expected = PARTS[name]
+    tx = optax.inject_hyperparams(getattr(mo, name))(**arguments)
+    if isinstance(expected, str):
+        with pytest.raises(TypeError, match=f"{expected} must be .*static_args='{expected}'"):
+            jax.eval_shape(tx.init, BIG)
+        tx = optax.inject_hyperparams(getattr(mo, name), static_args=expected)(**arguments)
+        expected = set()
+    state = jax.eval_shape(tx.init, BIG)
+    assert set(state.hyperparams) == expected
+    extra = {"previous_gradient": BIG} if "storm" in name or "mars" in name else {}
+    updates, after = jax.eval_shape(tx.update, BIG, state, BIG, **extra)
+    assert avals(updates) == avals(BIG)
+    assert avals(after) == avals(state)

@@ -176,7 +176,7 @@ def test_the_correction_ends_the_history_where_the_rate_is_zero():
         (lambda: schedules.half_life_ramp(0.0, 0.9, 5), ValueError, "start must be in"),
         (lambda: schedules.half_life_ramp(0.9, 1.0, 5), ValueError, "end must be in"),
         (lambda: schedules.momentum_correction(0.9, 0.1), TypeError, "learning_rate must be a schedule"),
-        (lambda: schedules.momentum_correction(1.0, lambda t: 1.0), ValueError, "decay must be in"),
+        (lambda: schedules.momentum_correction(1.1, lambda t: 1.0), ValueError, "decay must be in"),
     ],
 )
 def test_wrong_arguments_are_named(call, error, words):

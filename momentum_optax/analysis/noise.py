@@ -7,7 +7,7 @@ import numpy as np
 from ..filters import Filter
 from .arguments import constant, reals
 from .loop import closed_loop, readout
-from .settling import squares
+from .settling import is_contraction, squares
 
 
 def stationary_variance(
@@ -54,7 +54,7 @@ def stationary_variance(
     rate = np.broadcast_to(rate, M.shape[:-2])
     G = np.empty(M.shape[:-1])
     G[..., 0], G[..., 1:] = -rate * D, B
-    contracts = abs(np.linalg.eigvals(M)).max(-1) < 1
+    contracts = is_contraction(M)
     P = squares(np.where(contracts[..., None, None], M, 0.0), G)
     c = readout(rule, rate, point)
     unit = np.einsum("...i,...ij,...j->...", c, P, c)

@@ -22,14 +22,19 @@ def squares(M: np.ndarray, G: np.ndarray) -> np.ndarray:
     Returns:
       Shape (..., d, d); infinite where the spectral radius of M is 1 or more.
     """
-    radius = abs(np.linalg.eigvals(M)).max(-1, initial=0.0)
-    contracts = (radius < 1)[..., None, None]
+    contracts = is_contraction(M)[..., None, None]
     power = np.where(contracts, M, 0.0)
     P = G[..., :, None] * G[..., None, :]
     while abs(power).max(initial=0.0) > 1e-20:
         P = P + power @ P @ np.swapaxes(power, -1, -2)
         power = power @ power
     return np.where(contracts, P, np.inf)
+
+
+def is_contraction(M: np.ndarray) -> np.ndarray:
+    """Whether the spectral radius of M is below 1, by more than the rounding of its eigenvalues; shape (...,)."""
+    radius: np.ndarray = abs(np.linalg.eigvals(M)).max(-1, initial=0.0)
+    return radius < 1 - 1e-13
 
 
 def settling_time(M: np.ndarray, x: np.ndarray, c: np.ndarray, level: float) -> float:
