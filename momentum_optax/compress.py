@@ -162,9 +162,7 @@ def _has_floats(parts: Any) -> bool:
     return any(jnp.issubdtype(x.dtype, jnp.inexact) for x in jax.tree.leaves(parts))
 
 
-def packed(
-    storage: Storage, tree: Any, chosen: list[bool], number: int, zeros: Collection[int] = frozenset()
-) -> Kept:
+def packed(storage: Storage, tree: Any, chosen: list[bool], number: int, zeros: Collection[int] = frozenset()) -> Kept:
     """The stored form of the field `tree`, whose leaves are `chosen` or not; `number` tells fields apart.
 
     `zeros` holds the ids of leaves that are known to be zeros: nothing is compiled to find that out.

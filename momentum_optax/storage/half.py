@@ -64,9 +64,7 @@ class Bfloat16:
         )
 
 
-def bfloat16(
-    rounding: str = "stochastic", seed: int = 0, *, axis_names: tuple[str, ...] | None = None
-) -> Bfloat16:
+def bfloat16(rounding: str = "stochastic", seed: int = 0, *, axis_names: tuple[str, ...] | None = None) -> Bfloat16:
     r"""Velocities in bfloat16, 2 bytes per parameter and velocity.
 
     Complex leaves keep their own dtype: there is no narrower complex one. The relative error of one rounding is below
