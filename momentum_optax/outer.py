@@ -20,7 +20,7 @@ from .mismatch import check_state
 from .optimizers import sgd
 from .rules import heavy_ball
 from .storage import Storage
-from .storage.protocol import whole_along
+from .storage.protocol import arithmetic_dtype, times, whole_along
 from .transform import scale_by_momentum
 
 
@@ -127,7 +127,11 @@ def outer_momentum(tx: optax.GradientTransformation, *, exchange: str = "exact")
         def mixed(p: Any, x: Any, taking_part: bool) -> Any:
             if not taking_part:
                 return p
-            return x if checks.is_number(keep) and keep == 0 else (x + keep * (p - x)).astype(p.dtype)
+            if checks.is_number(keep) and keep == 0:
+                return x
+            mine, common = (a.astype(arithmetic_dtype(a.dtype)) for a in (p, x))
+            share = jnp.asarray(keep, jnp.finfo(common.dtype).dtype)
+            return (common + share * (mine - common)).astype(p.dtype)
 
         return jax.tree.map(mixed, params, state.anchor, _everywhere(params) if only is None else only)
 
@@ -226,7 +230,7 @@ def _times_inner_rate(factor: Callable[[Any], Any]) -> optax.GradientTransformat
     def update(updates: Any, state: Any, params: Any = None, *, inner_learning_rate: Any, **extra: Any) -> Any:
         del params, extra
         scale = factor(jnp.asarray(inner_learning_rate))
-        return jax.tree.map(lambda u: (u * scale).astype(u.dtype), updates), state
+        return jax.tree.map(lambda u: times(u, scale), updates), state
 
     return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
@@ -283,5 +287,6 @@ def _to_bytes(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Whole multiples of a scale for each row, to nearest: what is lost is sent later."""
     axes = tuple(range(1, x.ndim)) if x.ndim > 1 else None
     scale = jnp.max(jnp.abs(x.astype(jnp.float32)), axes, keepdims=True) * np.float32(1 / 127)
-    codes = jnp.round(x / jnp.where(scale > 0, scale, 1)).astype(jnp.int8)
+    wide = x.astype(arithmetic_dtype(x.dtype))
+    codes = jnp.round(wide / jnp.where(scale > 0, scale, 1).astype(wide.dtype)).astype(jnp.int8)
     return codes, scale

@@ -123,12 +123,12 @@ def run_filter(
         return _Resolved(now, now.late_readout(), gains_at(step, age))
 
     def update_leaf(
-        i: int, path: Any, g: Any, slot: MomentumState, step: Any, at_step: _Resolved | None
+        path: Any, g: Any, slot: MomentumState, numbers: tuple[Any, int], at_step: _Resolved | None
     ) -> tuple[jax.Array, MomentumState]:
         v = keep.parts.decode(slot.velocity)
         g = _checked_gradient(path, g, v)
         dtype = arithmetic_dtype(g.dtype, *(x.dtype for x in v))
-        now = resolved(step, slot.age) if at_step is None else at_step
+        now = resolved(numbers[0], slot.age) if at_step is None else at_step
         wide = g.astype(dtype)
         u, v = _advance(now, wide, tuple(x.astype(dtype) for x in v))
         gain = slot.gain
@@ -138,7 +138,7 @@ def run_filter(
             u = u / jnp.where(unit == 0, 1, unit)
             gain = tuple(new.astype(old.dtype) for new, old in zip(gain, slot.gain, strict=True))
         age = None if slot.age is None else optax.safe_increment(slot.age)
-        kept = keep.encode(v, slot.velocity, write_for(keep, wide, (step, i), now.gains))
+        kept = keep.encode(v, slot.velocity, write_for(keep, wide, numbers, now.gains))
         return u.astype(g.dtype), MomentumState(kept, None, age, gain)
 
     def update(
@@ -154,7 +154,7 @@ def run_filter(
             if g is not None:
                 if slot is None:
                     raise ValueError(f"a gradient for {_name(path)}, which was None at init")
-                out[i], slots[i] = update_leaf(i, path, g, slot, state.step, at_step)
+                out[i], slots[i] = update_leaf(path, g, slot, (state.step, i), at_step)
         step = None if state.step is None else optax.safe_increment(state.step)
         return treedef.unflatten(out), _to_trees(slots, layout, treedef)._replace(step=step)
 
@@ -219,7 +219,9 @@ def eval_params(rule: Filter, opt_state: Any, params: Any, learning_rate: Any) -
     def move(p: Any, *v: Any) -> Any:
         if any(x is None or isinstance(x, optax.MaskedNode) for x in v):
             return p
-        return (p + learning_rate * _dot(now.lookahead, v)).astype(p.dtype)
+        far = _dot(now.lookahead, v)
+        rate = jnp.asarray(learning_rate, jnp.finfo(far.dtype).dtype)
+        return (p.astype(arithmetic_dtype(p.dtype, far.dtype)) + rate * far).astype(p.dtype)
 
     def absent(x: Any) -> bool:
         return x is None or isinstance(x, optax.MaskedNode)

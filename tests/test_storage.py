@@ -1,5 +1,6 @@
 """The laws of `storage/protocol.py`, over every storage, and what each one promises."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -345,8 +346,48 @@ def test_noise_that_would_hang_on_the_mesh_is_refused_under_shard_map(name):
         np.testing.assert_array_equal(here, there)
     with pytest.raises(ValueError, match="varies along 'data'"):
         split(P("data"))(g)
+
+    def unchecked(step, spec):
+        return jax.jit(jax.shard_map(step, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
+
+    # JAX does not know then what is whole; nor under pmap.
+    for spec in (P(), P("data")):
+        with pytest.raises(ValueError, match=r"cannot know if leaves are split along 'data'.*axis_names=\(\)"):
+            unchecked(step, spec)(g)
+    if getattr(jax.config, "jax_pmap_shmap_merge", True):
+        with pytest.raises(ValueError, match="cannot know if leaves are split"):
+            jax.pmap(step, "data")(g.reshape(8, 8, 512))
+    whole = mo.scale_by_momentum(mo.heavy_ball(0.9), storage=dataclasses.replace(make(name), axis_names=()))
+
+    def said(g):
+        u, state = whole.update(g, whole.init(g))
+        return u, mo.velocity(state)[0]
+
+    for here, there in zip(unchecked(said, P())(g), jax.jit(step)(g), strict=True):
+        np.testing.assert_array_equal(here, there)
     adam = mo.compress(optax.adam(1e-3), {"mu"}, make(name))
     with pytest.raises(ValueError, match="varies along 'data'"):
         jax.jit(
             jax.shard_map(lambda g: adam.update(g, adam.init(g))[0], mesh=mesh, in_specs=P("data"), out_specs=P("data"))
         )(g)
+
+
+@pytest.mark.parametrize("build", [mo.storage.bfloat16, mo.storage.int8, mo.storage.int4, mo.storage.uint8])
+def test_axes_along_which_a_leaf_is_split_by_hand_are_refused(build):
+    with pytest.raises(ValueError, match=r"axis_names must be None or.*got \('data',\)"):
+        build(axis_names=("data",))
+
+
+@pytest.mark.parametrize("name", STORAGES)
+def test_a_step_is_a_few_equations_for_each_further_leaf(name):
+    """What is traced for each leaf anew is seconds for a model: the rest is traced once for all leaves of a shape."""
+    tx = mo.sgd(0.1, mo.nesterov(mo.schedules.fista()), storage=make(name))
+
+    def equations(leaves):
+        params = [jax.ShapeDtypeStruct((16, 16), jnp.float32)] * leaves
+        state = jax.eval_shape(tx.init, params)
+        return len(jax.make_jaxpr(tx.update)(params, state).eqns)
+
+    # Float32's own: convert two coefficients, four products and sums, the learning rate.
+    assert equations(3) - equations(2) <= {"float32": 12, "bfloat16": 20, "int8": 20, "int4": 20}[name]
+    assert equations(3) - equations(2) == equations(8) - equations(7)

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from .. import demo
 from ..outer import OuterMomentum, OuterState, diloco
 from ..rules import nesterov
+from ..storage import int8
 from ..transform import scale_by_momentum
 
 AXIS = "workers"
@@ -67,7 +68,8 @@ def inner(settings: Settings) -> optax.GradientTransformation:
     schedule = optax.warmup_cosine_decay_schedule(0.0, settings.learning_rate, max(1, steps // 16), steps + 1)
     return optax.chain(
         optax.clip_by_global_norm(1.0),
-        scale_by_momentum(nesterov(0.9), storage="int8"),
+        # Every worker has its parameters as a whole.
+        scale_by_momentum(nesterov(0.9), storage=int8(axis_names=())),
         optax.scale_by_learning_rate(schedule),
     )
 
@@ -121,7 +123,6 @@ def programs(mesh: Mesh, settings: Settings, apply: Callable[[Any, Any], Any]) -
     def step(params: Any, state: Any, images: Any, labels: Any) -> tuple[Any, Any]:
         return moved(params, state, jax.lax.pmean(gradient(params, images[0], labels[0]), AXIS))
 
-    # Every worker has its parameters as a whole, so that the noise of its bytes does not hang on the mesh.
     over = partial(jax.shard_map, mesh=mesh, check_vma=False)
     return Programs(
         jax.jit(over(local, in_specs=EACH, out_specs=EACH), donate_argnums=(0, 1)),
