@@ -347,9 +347,7 @@ def storm(
     Reference:
       Cutkosky and Orabona, "Momentum-based variance reduction in non-convex SGD", NeurIPS 2019, arXiv:1905.10018.
     """
-    return optax.with_extra_args_support(
-        optax.chain(scale_by_adaptive_storm(c, k, w, storage=storage), optax.scale(-1.0))
-    )
+    return in_gradient_dtype(optax.chain(scale_by_adaptive_storm(c, k, w, storage=storage), optax.scale(-1.0)))
 
 
 def mars_adamw(
