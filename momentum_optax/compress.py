@@ -23,8 +23,8 @@ SECOND_MOMENTS = frozenset(
 )
 # The same name for something of either sign: Adan's v is an average of differences of gradients.
 SIGNED = {("ScaleByAdanState", "v")}
-# A storage learns its scale from what it wrote before; see `seeded`.
-_ROUNDS = 3
+# A storage learns its scale from what it wrote before; see `seeded`. As many more until it is about right.
+_ROUNDS, _SETTLING = 3, 24
 
 Predicate = Callable[[Any, Any], bool]
 
@@ -188,8 +188,9 @@ def packed(storage: Storage, tree: Any, chosen: list[bool], number: int, zeros: 
 def seeded(storage: Storage, velocities: tuple[Any, ...], *numbers: int) -> Any:
     """The parts of one leaf that hold `velocities`, written for the first time; `numbers` tell leaves apart.
 
-    What a storage writes before it knows a scale is coarse. It is written again with the scale of the first round,
-    and once more for what a storage derives from how well that one fitted.
+    What a storage writes before it knows a scale is coarse, and in few bits too small by orders of magnitude where a
+    leaf has few rows: it is written until the largest value is within reach, again with the scale that this gives, and
+    once more for what a storage derives from how well that one fitted.
     """
     fresh = storage.init(velocities[0], len(velocities))
     if isinstance(velocities[0], jax.ShapeDtypeStruct) or not velocities[0].size:
@@ -200,14 +201,42 @@ def seeded(storage: Storage, velocities: tuple[Any, ...], *numbers: int) -> Any:
         return fresh
     # Copies, since a storage may keep what it is given, and the caller its own.
     velocities, parts = tuple(jnp.array(v, copy=True) for v in velocities), fresh
-    for i in range(_ROUNDS):
-        parts = storage.encode(velocities, parts, write_for(storage, velocities[0], (-1 - i, *numbers), _gains(sizes)))
+
+    def write(i: Any, parts: Any) -> Any:
+        return storage.encode(velocities, parts, write_for(storage, velocities[0], (-1 - i, *numbers), _gains(sizes)))
+
+    count, parts = _settled(write, write(0, parts), velocities)
+    for i in range(1, _ROUNDS):
+        parts = write(count + i, parts)
     # A velocity of zero has no scale yet: the next write must still be a first one.
     return (
         jax.tree.map(lambda new, old: jnp.where(some, new, old), parts, fresh)
         if isinstance(some, jax.core.Tracer)
         else parts
     )
+
+
+def _settled(write: Callable[[Any, Any], Any], parts: Any, velocities: tuple[Any, ...]) -> tuple[Any, Any]:
+    """How often `parts` had to be written again until what is read is at least half as large as it should be, and they."""
+    sizes = [jnp.max(jnp.where(jnp.isfinite(v), jnp.abs(v), 0)) for v in velocities]
+
+    def is_short(carry: Any) -> Any:
+        count, parts = carry
+        read = [jnp.max(jnp.abs(v)) for v in parts.decode(parts)]
+        short = [2 * value < size for value, size in zip(read, sizes, strict=True)]
+        return (count < _SETTLING) & jnp.stack(short).any()
+
+    def again(carry: Any) -> Any:
+        count, parts = carry
+        return count + 1, write(count + 1, parts)
+
+    carry = (jnp.int32(0), parts)
+    if isinstance(is_short(carry), jax.core.Tracer):
+        settled: tuple[Any, Any] = jax.lax.while_loop(is_short, again, carry)
+        return settled
+    while is_short(carry):
+        carry = again(carry)
+    return int(carry[0]), carry[1]
 
 
 def _gains(sizes: list[Any]) -> tuple[Any, ...]:
@@ -402,8 +431,8 @@ def _rewrite(storage: Storage, old: Kept, tree: Any, numbers: tuple[Any, int]) -
     if not isinstance(old.parts, storage.parts):
         got, expected = type(old.parts).__name__, storage.parts.__name__
         raise StateMismatchError(
-            f"the state must be kept as {expected}, got {got}: convert(opt_state, storage, like=tx.init(params)) changes "
-            "that"
+            f"the state must be kept as {expected}, got {got}: mo.convert(opt_state, storage, like=tx.init(params)) "
+            "changes that"
         )
     slots, layout, treedef = slots_of(old)
     for i, (slot, new) in enumerate(zip(slots, treedef.flatten_up_to(tree), strict=True)):

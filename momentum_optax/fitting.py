@@ -231,4 +231,7 @@ def cast(old: Any, like: Any, where: str) -> Any:
             raise ValueError(
                 f"like must have the shapes of the new state, {jnp.shape(x)} at {place}, got {jnp.shape(y)}"
             )
-    return treedef.unflatten([jnp.asarray(x, y.dtype) for (_, x), y in zip(pairs, target, strict=True)])
+    # What comes from `like` may be a `ShapeDtypeStruct`.
+    return treedef.unflatten(
+        [x if x is y else jnp.asarray(x, y.dtype) for (_, x), y in zip(pairs, target, strict=True)]
+    )

@@ -73,9 +73,12 @@ def describe_mismatch(state: Any, expected: Any) -> str | None:
 
 
 def explained(update: Callable[..., Any], init: Callable[[Any], Any]) -> Callable[..., Any]:
-    """`update` whose errors say what is wrong with the state, if something is; Optax's own say something else."""
+    """The `update` of a chain, whose errors say what is wrong with the state if something is, as Optax's own do not."""
 
     def run(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        if _is_named(state) or isinstance(state, Mapping):
+            # A chain would take its fields for the states of its members.
+            check_state(state, jax.eval_shape(init, updates if params is None else params))
         try:
             return update(updates, state, params, **extra)
         except StateMismatchError:
@@ -132,7 +135,7 @@ def _other_kind(state: Any, kind: type) -> str:
 
 def _way_out(state: Any) -> str:
     """The call that makes this optimizer's state of `state`."""
-    if _found(state, lambda x: isinstance(x, Mapping) and {"velocity", "step"} <= x.keys()):
+    if isinstance(state, Mapping) or _found(state, lambda x: isinstance(x, Mapping) and "velocity" in x):
         return (
             "restored without its NamedTuples; mo.checkpoint.from_fields(mo.checkpoint.fields(opt_state), "
             "tx.init(params)) gives them back"
