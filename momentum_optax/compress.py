@@ -10,6 +10,7 @@ import optax
 from . import checks
 from .storage import Storage, resolve
 from .storage.protocol import SUPPORTED, is_signed, write_for
+from .storage.rows import reaches
 
 # Optax's fields of squares: never negative, and divided by the square root of, so that small ones must not become zero.
 SECOND_MOMENTS = frozenset(
@@ -342,7 +343,7 @@ def _is_float(x: Any) -> bool:
 
 
 def _can_be_kept(x: Any) -> bool:
-    return _is_float(x) and x.size > 1
+    return _is_float(x) and reaches(x.shape, 2, "one element")
 
 
 def slots_of(kept: Kept) -> tuple[list[Kept], Any, Any]:
