@@ -11,6 +11,7 @@ from . import checks
 from .mismatch import StateMismatchError, check_state
 from .storage import Storage, resolve
 from .storage.protocol import SUPPORTED, Write, is_signed, write_for
+from .storage.rows import reaches
 from .storage.slopes import marked, unmarked
 from .storage.zeros import made_of_zeros
 
@@ -407,7 +408,7 @@ def _is_float(x: Any) -> bool:
 
 
 def _can_be_kept(x: Any) -> bool:
-    return _is_float(x) and x.size > 1
+    return _is_float(x) and reaches(x.shape, 2, "one element")
 
 
 def slots_of(kept: Kept) -> tuple[list[Kept], Any, Any]:

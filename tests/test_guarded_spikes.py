@@ -151,7 +151,9 @@ def test_the_loss_can_be_what_is_compared():
 
 
 @pytest.mark.parametrize("scope", ["tree", "leaf"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "complex64"])
+@pytest.mark.parametrize(
+    "dtype", ["bfloat16", *(pytest.param(x, marks=pytest.mark.slow) for x in ("float16", "float32", "complex64"))]
+)
 def test_types_do_not_drift_under_scan_and_vmap(scope, dtype):
     tx = mo.guarded(mo.scale_by_momentum(mo.heavy_ball(0.5)), scope, **OPTIONS)
     gradients = jax.tree.map(lambda *x: jnp.stack(x).astype(dtype), *signal([1, 1, 1, 1, 900, 1]))

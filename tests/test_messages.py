@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conformance import avals
 
 import momentum_optax as mo
 from momentum_optax import checks
@@ -296,3 +297,58 @@ def test_int4_is_silent_where_nothing_is_known_or_wrong(make):
 def test_a_value_is_shown_in_few_characters(value, text):
     assert checks.shown(value).startswith(text)
     assert len(checks.shown(value)) <= 85
+
+
+DOUBLE = {"w": np.ones((4, 8)), "b": np.ones(8)}
+COMPLEX = {"w": np.ones((4, 8), np.complex128)}
+REAL_OPTIMIZERS = {
+    "sgd": lambda: mo.sgd(0.1, 0.9, dampening=0.1, weight_decay=0.1),
+    "sgd, bfloat16": lambda: mo.sgd(0.1, 0.9, storage="bfloat16"),
+    "sgd, int8": lambda: mo.sgd(0.1, 0.9, storage=mo.storage.int8(min_size=1)),
+    "debias": lambda: mo.scale_by_momentum(mo.ema(0.9), debias=True),
+    "lion": lambda: mo.lion(0.1),
+    "signum": lambda: mo.signum(0.1),
+    "normalized": lambda: mo.normalized_sgd(0.1),
+    "srsgd": lambda: mo.srsgd(0.1, 5),
+    "relativistic": lambda: mo.relativistic(0.1),
+    "yellowfin": mo.yellowfin,
+    "storm": lambda: mo.storm(1.0),
+    "mars_adamw": lambda: mo.mars_adamw(0.1),
+    "mars_lion": lambda: mo.mars_lion(0.1),
+    "muon": lambda: optax.masked(mo.muon(0.1), {"w": True, "b": False}),
+    "accumulated": lambda: mo.accumulated(mo.ema(0.9), 2),
+    "guarded": lambda: mo.guarded(mo.sgd(0.1, 0.9), "leaf", max_ratio=5.0),
+    "restart": lambda: mo.adaptive_restart(mo.nesterov(0.9), scope="leaf"),
+    "restart by loss": lambda: mo.adaptive_restart(mo.nesterov(0.9), "function"),
+    "scheduled restart": lambda: mo.scheduled_restart(mo.sgd(0.1, 0.9), 2),
+    "cautious": lambda: mo.cautious(mo.scale_by_momentum(mo.ema(0.9)), "mean"),
+    "cautious decay": lambda: mo.add_cautious_weight_decay(0.1, "product"),
+    "monitor": lambda: mo.monitor(mo.sgd(0.1, 0.9, storage=mo.storage.int8(min_size=1))),
+    "compress": lambda: mo.compress(optax.adam(0.1), {"mu": mo.storage.int8(min_size=1), "nu": "uint8"}),
+    "torch": lambda: mo.interop.torch_sgd(lr=0.1, momentum=0.9),
+    "keras": lambda: mo.interop.keras_sgd(0.1, 0.9, weight_decay=0.1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("make", REAL_OPTIMIZERS.values(), ids=REAL_OPTIMIZERS)
+def test_parameters_of_numpys_float64_are_those_of_float32_without_a_warning(make):
+    tx = optax.with_extra_args_support(make())
+    single = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), DOUBLE)
+    extra = {"previous_gradient": DOUBLE, "value": 1.0}
+    state, there = tx.init(DOUBLE), tx.init(single)
+    assert avals(state) == avals(there)
+    u, state = tx.update(DOUBLE, state, DOUBLE, **extra)
+    assert avals(state) == avals(there)
+    # A leaf that is masked is passed on as it was.
+    assert {x.dtype.name for x in jax.tree.leaves(u) if isinstance(x, jax.Array)} == {"float32"}
+
+
+def test_other_things_with_states_take_float64_and_complex128_of_numpy_too():
+    for keep in ("float32", "bfloat16", mo.storage.int8(min_size=1)):
+        tx = mo.scale_by_momentum(mo.ema(0.9), storage=keep, debias=True)
+        assert mo.velocity(tx.init(COMPLEX))[0]["w"].dtype == jnp.complex64
+    assert mo.row_sparse(mo.heavy_ball(0.9), 0.1).init(DOUBLE["w"])
+    outer = mo.outer.diloco()
+    state = outer.init(DOUBLE)
+    assert outer.exchange(DOUBLE, state, axis_name=None).anchor["w"].dtype == jnp.float32
+    assert mo.convert(mo.sgd(0.1, 0.9).init(DOUBLE), "int8")

@@ -314,6 +314,28 @@ def test_workers_on_a_mesh_are_those_under_vmap():
     np.testing.assert_allclose(state.anchor, found[-1], rtol=2e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("exchange", ["exact", "int8"])
+@pytest.mark.parametrize("only", [None, {"a": True, "b": False}])
+def test_one_worker_needs_no_axis(exchange, only):
+    kind = outer.outer_momentum(mo.sgd(0.7, 0.9, nesterov=True), exchange=exchange)
+    rng = np.random.default_rng(4)
+    alone = {"a": jnp.ones((3, 5)), "b": jnp.ones(4)}
+    among, add = jax.tree.map(lambda x: x[None], alone), lambda x, d: x - d.reshape(x.shape)
+    state, states = kind.init(alone), jax.vmap(kind.init)(among)
+    single = jax.jit(lambda p, s, w: kind.sync(p, s, axis_name=None, weight=w, only=only))
+    many = jax.jit(
+        jax.vmap(lambda p, s, w: kind.sync(p, s, axis_name="workers", weight=w, only=only), axis_name="workers")
+    )
+    for weight in (1.0, 2.0, 0.0, 1.0):
+        step = {"a": rng.normal(size=(3, 5)), "b": rng.normal(size=4)}
+        alone, among = (jax.tree.map(add, x, step) for x in (alone, among))
+        alone, state = single(alone, state, weight)
+        among, states = many(among, states, jnp.full(1, weight))
+    for x, y in zip(jax.tree.leaves((alone, state)), jax.tree.leaves((among, states)), strict=True):
+        np.testing.assert_allclose(x, y[0], rtol=1e-6, atol=1e-7)
+    assert not np.allclose(alone["a"], 1)
+
+
 def test_errors_say_what_is_allowed():
     with pytest.raises(TypeError, match="tx must be a transformation with init and update, got 3"):
         outer.outer_momentum(3)

@@ -33,7 +33,7 @@ def layout_of(leaf: Any, min_size: int, codes: Any) -> Layout:
     """In `codes`, or in full where the leaf has fewer elements than `min_size`, counted globally, or is complex."""
     full = arithmetic_dtype(leaf.dtype)
     one = (1,) * len(leaf.shape)
-    is_small = not leaf.shape or not _reaches(leaf.shape, min_size, "min_size")
+    is_small = not leaf.shape or not reaches(leaf.shape, min_size, "min_size")
     if is_small or jnp.issubdtype(full, jnp.complexfloating):
         return Layout(full, one, one)
     inner = row_axes(leaf.shape)
@@ -66,20 +66,22 @@ def row_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
     axes: list[int] = []
     for axis in reversed(range(len(shape))):
         axes.append(axis)
-        if axis and _reaches(shape[axis:], _ROW, "the least length of a row"):
+        if axis and reaches(shape[axis:], _ROW, "the least length of a row"):
             break
     return tuple(axes)
 
 
-def _reaches(shape: tuple[int, ...], least: int, what: str) -> bool:
+def reaches(shape: tuple[int, ...], least: int, what: str) -> bool:
     """Whether an array has as many elements.
 
     Raises:
       ValueError: If `jax.export` knows its sizes as symbols only, and not enough about them.
     """
+    if all(isinstance(n, int) for n in shape):
+        return math.prod(shape) >= least
     try:
         return bool(math.prod(shape) >= least)
-    except jax.core.InconclusiveDimensionOperation as error:
+    except Exception as error:  # whose class has moved between versions of JAX
         raise ValueError(
             f"symbolic sizes must be known to be above or below {what}, {least} elements, for a storage in few bits, "
             f"got {shape}: bound them, as in symbolic_shape('n,m', constraints=('n >= 8', 'm >= 512'))"

@@ -140,7 +140,7 @@ def add_cautious_weight_decay(weight_decay: Scalar, agreement: str) -> optax.Gra
             check_real(path, u)
             dtype = arithmetic_dtype(u.dtype, p.dtype)
             decay = jnp.asarray(rate, dtype) * p.astype(dtype)
-            return (u.astype(dtype) + jnp.where(agrees(u, p), decay, 0)).astype(u.dtype)
+            return (u.astype(dtype) + jnp.where(agrees(u, p), decay, 0)).astype(jnp.result_type(u))
 
         out = jax.tree_util.tree_map_with_path(decayed, updates, params, is_leaf=absent)
         step = None if state.step is None else optax.safe_increment(state.step)
