@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ._tree import boxes_of, in_box, is_live, layout_of, live, reboxed, to_slots, to_trees, unboxed
 from .compress import (
     SECOND_MOMENTS,
     SIGNED,
@@ -23,7 +24,7 @@ from .compress import (
     unpacked,
 )
 from .storage import Storage, resolve
-from .transform import MomentumState, velocity
+from .transform import MomentumState
 
 # What a mapping calls the velocities of `scale_by_momentum`.
 _VELOCITY = "velocity"
@@ -62,7 +63,7 @@ def convert(
       TypeError: If `storage` is neither of these.
     """
     wanted: Any = {k: resolve(s) for k, s in storage.items()} if isinstance(storage, Mapping) else resolve(storage)
-    _check_fit(opt_state, wanted, second_moments)
+    _check_fit(unboxed(opt_state), wanted, second_moments)
     found: set[str] = set()
     new = _converted(opt_state, wanted, found)
     missing = sorted(set(wanted) - found) if isinstance(wanted, dict) else []
@@ -70,7 +71,9 @@ def convert(
         fields = ", ".join(map(repr, sorted(_fields_of(opt_state)))) or "none"
         asked = ", ".join(map(repr, missing)) or "a state without any"
         raise ValueError(f"opt_state must hold a state of scale_by_momentum or compress (it has {fields}), got {asked}")
-    return new if like is None else _fitted(new, like)
+    if not is_live(opt_state):
+        return new if like is None else reboxed(_fitted(unboxed(new), unboxed(like)), like)
+    return live(new if like is None else _in_variables(_fitted(unboxed(new), unboxed(like)), new))
 
 
 def _flat(tree: Any, is_leaf: Any = None) -> tuple[list[Any], Any]:
@@ -125,18 +128,17 @@ def _converted(state: Any, wanted: Any, found: set[str]) -> Any:
 
 def _momentum(state: MomentumState, storage: Storage, number: int) -> MomentumState:
     """The state of `scale_by_momentum` with its velocities in `storage`."""
-    trees = velocity(state)
     step = jnp.zeros([], jnp.int32) if state.step is None and storage.reads_step else state.step
-    order = len(trees)
+    old = unboxed(state.velocity)
+    order = len(old[0])
     if not order:
         return state._replace(velocity=storage.init(jax.ShapeDtypeStruct((1,), jnp.float32), 0), step=step)
-    leaves, treedef = _flat(trees[0])
-    rows = zip(leaves, *(treedef.flatten_up_to(tree) for tree in trees[1:]), strict=True)
+    treedef: Any = jax.tree.structure(old[0][0])
+    rows = map(type(old).decode, to_slots(old, treedef, layout_of(old)))
     written = [seeded(storage, row, number, i) for i, row in enumerate(rows)]
+    boxed = [in_box(box, parts) for box, parts in zip(boxes_of(state.velocity[0][0]), written, strict=True)]
     some = jax.eval_shape(lambda: storage.init(jax.ShapeDtypeStruct((1,), jnp.float32), order))
-    layout: Any = jax.tree.structure(some)
-    columns = [[layout.flatten_up_to(parts)[j] for parts in written] for j in range(layout.num_leaves)]
-    return state._replace(velocity=layout.unflatten([treedef.unflatten(column) for column in columns]), step=step)
+    return state._replace(velocity=to_trees(boxed, treedef, jax.tree.structure(some)), step=step)
 
 
 def _compressed(state: CompressedState, wanted: Any, found: set[str]) -> CompressedState:
@@ -158,8 +160,15 @@ def _field(kept: Kept, storage: Storage, number: int) -> Kept:
     return packed(storage, unpacked(kept), chosen, number)
 
 
+def _in_variables(bare: Any, new: Any) -> Any:
+    """Arrays of `bare` in the variables that `new` has at their paths."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(unboxed(new))]
+    boxes = dict(zip(paths, boxes_of(new), strict=True))
+    return jax.tree_util.tree_map_with_path(lambda path, x: in_box(boxes[path], x), bare)
+
+
 def _fitted(state: Any, like: Any) -> Any:
-    """`state` in the types of `like`, without the steps that it does not have."""
+    """The bare `state` in the types of `like`, without the steps that it does not have."""
 
     def is_state(x: Any) -> bool:
         return isinstance(x, MomentumState | CompressedState)

@@ -10,7 +10,7 @@ import jax
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from . import checks
+from . import _tree, checks
 
 _WHOLE = PartitionSpec()
 
@@ -39,18 +39,19 @@ def state_shardings(tx: optax.GradientTransformation, params: Any, shardings: An
     """
     mesh = _mesh_of(shardings)
     shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
+    state = jax.eval_shape(tx.init, shapes)
 
-    def follow(leaf: Any, param: Any, sharding: NamedSharding) -> NamedSharding:
-        return NamedSharding(mesh, _kept_axes(leaf.shape, param.shape, sharding.spec))
+    def follow(leaf: Any, param: Any, sharding: NamedSharding) -> Any:
+        return leaf if _tree.absent(leaf) else NamedSharding(mesh, _kept_axes(leaf.shape, param.shape, sharding.spec))
 
-    return optax.tree.map_params(
+    placed = optax.tree.map_params(
         tx,
         follow,
-        jax.eval_shape(tx.init, shapes),
-        shapes,
-        shardings,
+        *map(_tree.unboxed, (state, shapes, shardings)),
         transform_non_params=lambda _: NamedSharding(mesh, PartitionSpec()),
+        is_leaf=_tree.absent,
     )
+    return _tree.reboxed(placed, state)
 
 
 def zero1(

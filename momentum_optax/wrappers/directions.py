@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import checks
+from .._tree import path_name, reboxed, unboxed
 from ..coefficients import Scalar
 from ..storage.protocol import arithmetic_dtype
 from .leaves import SCOPES
@@ -106,11 +107,11 @@ def orthogonalize(steps: int = 5) -> optax.GradientTransformation:
 
     def update(updates: optax.Updates, params: Any = None) -> optax.Updates:
         del params
-        for path, u in jax.tree_util.tree_leaves_with_path(updates):
+        bare = unboxed(updates)
+        for path, u in jax.tree_util.tree_leaves_with_path(bare):
             if jnp.ndim(u) != 2:
-                name = jax.tree_util.keystr(path)
-                raise ValueError(f"the update of params{name} must be a matrix, got shape {jnp.shape(u)}")
-        return tx.update(updates, tx.init(updates))[0]
+                raise ValueError(f"the update of {path_name(path)} must be a matrix, got shape {jnp.shape(u)}")
+        return reboxed(tx.update(bare, tx.init(bare))[0], updates)
 
     return optax.stateless(update)
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from .. import checks
-from .leaves import SCOPES, Leaves, absent, checked_transformation, counted, flags, where
+from .._tree import absent
+from .leaves import SCOPES, Leaves, checked_transformation, counted, flags, where
 
 
 class GuardedState(NamedTuple):
@@ -74,7 +75,7 @@ def guarded(tx: optax.GradientTransformation, scope: str = "tree") -> optax.Grad
         out, inner = run.update(updates, state.inner, params, **extra)
         kept = leaves.select(each, shared, inner, state.inner)
         pairs = zip(each, leaves.of(out), strict=True)
-        out = leaves.treedef.unflatten([u if absent(u) else where(ok, u, jnp.zeros_like(u)) for ok, u in pairs])
+        out = leaves.joined([u if absent(u) else where(ok, u, jnp.zeros_like(u)) for ok, u in pairs], out)
         finite = whole if scope == "tree" else leaves.spread(each, state.finite)
         skipped = jax.tree.map(lambda n, ok: counted(n, ~ok), state.skipped, finite)
         return out, GuardedState(kept, skipped, finite)
