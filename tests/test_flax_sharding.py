@@ -4,9 +4,6 @@ Whatever a state holds, it is made split as the parameters are, a step compiles 
 numbers are those of one device without boxes.
 """
 
-import contextlib
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -77,7 +74,10 @@ class Block(nn.Module):
         kernel, zeros, ones = nn.initializers.constant(0.01), nn.initializers.zeros, nn.initializers.ones
         y = nn.LayerNorm(scale_init=split(ones, "embed"), bias_init=split(zeros, "embed"))(x)
         x = x + nn.MultiHeadDotProductAttention(
-            num_heads=2, kernel_init=split(kernel, "embed", "heads", "kv"), out_kernel_init=split(kernel, "heads", "kv", "embed"), use_bias=False
+            num_heads=2,
+            kernel_init=split(kernel, "embed", "heads", "kv"),
+            out_kernel_init=split(kernel, "heads", "kv", "embed"),
+            use_bias=False,
         )(y)
         y = nn.Dense(64, kernel_init=split(kernel, "embed", "mlp"), bias_init=split(zeros, "mlp"))(x)
         return x + nn.Dense(32, kernel_init=split(kernel, "mlp", "embed"), use_bias=False)(nn.relu(y))
@@ -238,7 +238,9 @@ def train_nnx(model_class, tx, check=lambda state, params: None):
     return as_pure(optimizer.opt_state)
 
 
-@pytest.mark.skipif(not hasattr(nnx, "use_eager_sharding"), reason="this Flax does not place variables when it makes them")
+@pytest.mark.skipif(
+    not hasattr(nnx, "use_eager_sharding"), reason="this Flax does not place variables when it makes them"
+)
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 @every_optimizer
 def test_an_nnx_state_is_split_by_the_names_of_its_variables(name, kind):
