@@ -109,11 +109,16 @@ def _kind_of(x: Any) -> _Kind:
 
 
 def is_box(x: Any) -> bool:
-    """Whether `x` is a box of Flax around one leaf. One around a tree is a node like others."""
-    if _kind_of(x) is _Kind.OTHER:
+    """Whether `x` is a box of Flax around one leaf. One around a tree is a node like others.
+
+    So is a box of Linen around nothing, which Optax's masks make: its other transformations compare with it. Variables
+    of NNX go whatever is in them, as with `nnx.as_pure`.
+    """
+    kind = _kind_of(x)
+    if kind is _Kind.OTHER:
         return False
     child = content(x)
-    return absent(child) or jax.tree_util.all_leaves([child])
+    return jax.tree_util.all_leaves([child]) or (kind is _Kind.NNX and absent(child))
 
 
 def content(x: Any) -> Any:

@@ -268,7 +268,7 @@ def test_a_live_state_is_read_as_one_of_arrays_is():
     assert set(mo.velocity(state)[0]) == set(HERE)
     layout = mo.checkpoint.describe(state)
     mo.checkpoint.check(layout, state)
-    with pytest.raises(mo.checkpoint.CheckpointError, match="bias.*checksum"):
+    with pytest.raises(mo.checkpoint.CheckpointError, match=r"bias.*checksum"):
         mo.checkpoint.check(layout, mo.rescale(state, 2.0))
 
 
@@ -438,3 +438,33 @@ def test_a_partitioned_nnx_model_on_explicit_axes_gives_the_bits_of_one_device(s
     jax.tree.map(np.testing.assert_array_equal, split, one)
     (velocity,) = mo.velocity(split[1])
     assert velocity["up"]["kernel"].sharding.spec == PartitionSpec(None, "x")
+
+
+# States in boxes of Linen.
+
+
+def nesterov():
+    return mo.sgd(0.1, mo.nesterov(0.9))
+
+
+CHANGES = {
+    "velocity": lambda s, fresh: mo.velocity(s),
+    "point of evaluation": lambda s, fresh: mo.eval_params(mo.nesterov(0.9), s, fresh, 0.1),
+    "rescale": lambda s, fresh: mo.rescale(s, 0.5, lambda path: path == "w"),
+    "reset": lambda s, fresh: mo.reset(s, nesterov().init(fresh), lambda path: path == "w"),
+    "convert": lambda s, fresh: mo.convert(s, SMALL8),
+    "convert back": lambda s, fresh: mo.convert(mo.convert(s, SMALL8), "float32", like=nesterov().init(fresh)),
+    "from Optax": lambda s, fresh: mo.interop.from_optax(s, optax.TraceState(fresh)),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_state_in_boxes_of_linen_is_read_and_changed_as_one_without(name):
+    whole = {"w": jnp.linspace(0.0, 1.0, 32 * 64).reshape(32, 64), "b": jnp.ones(64)}
+    boxed = {"w": nn.Partitioned(whole["w"], ("x", None)), "b": nn.LogicallyPartitioned(whole["b"], ("mlp",))}
+    tx, change = nesterov(), CHANGES[name]
+    got, expected = (change(tx.update(p, tx.init(p))[1], p) for p in (boxed, whole))
+    assert_same(nn.unbox(got), expected)
+    boxes = [x for x in jax.tree.leaves(got, is_leaf=lambda x: isinstance(x, nn.Partitioned)) if hasattr(x, "names")]
+    assert {x.names for x in boxes} >= {("x", None), ("mlp",)}
+    assert all(len(x.names) == x.value.ndim for x in boxes)

@@ -186,6 +186,36 @@ def test_a_linen_state_is_split_by_the_names_in_its_boxes(name, boxed):
     check_equal(state.opt_state, alone.opt_state)
 
 
+# What Optax computes itself needs gradients that are boxed as its state is.
+OPTAX_INSIDE = {"compressed", "compressed in part", "monitored and compressed", "muon", "masked"}
+
+
+@every_optimizer
+def test_gradients_may_come_boxed_or_unboxed_and_no_type_changes(name):
+    tx = OPTIMIZERS[name]()
+    boxed = jax.eval_shape(MODEL.init, jax.random.key(0), TOKENS)["params"]
+    state = jax.eval_shape(tx.init, boxed)
+    assert jax.tree.structure(nn.unbox(state)) == jax.tree.structure(jax.eval_shape(tx.init, nn.unbox(boxed)))
+    for old, grads in ((s, g) for s in (state, nn.unbox(state)) for g in (boxed, nn.unbox(boxed))):
+        if (old is state) != (grads is boxed) and name in OPTAX_INSIDE:
+            continue
+        updates, new = jax.eval_shape(tx.update, grads, old, grads)
+        for a, b in ((updates, grads), (new, old)):
+            assert jax.tree.structure(a) == jax.tree.structure(b)
+            assert [(x.shape, x.dtype) for x in jax.tree.leaves(a)] == [(x.shape, x.dtype) for x in jax.tree.leaves(b)]
+
+
+@every_optimizer
+def test_state_shardings_takes_boxes(name):
+    tx, mesh = OPTIMIZERS[name](), mesh_of()
+    boxed = jax.eval_shape(MODEL.init, jax.random.key(0), TOKENS)["params"]
+    shardings = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
+    states = mo.sharding.state_shardings(tx, boxed, shardings)
+    assert jax.tree.structure(states) == jax.tree.structure(jax.eval_shape(tx.init, boxed))
+    params = jax.jit(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), boxed), out_shardings=shardings)()
+    check_split(jax.jit(tx.init, out_shardings=states)(params), params, mesh)
+
+
 # NNX.
 
 
