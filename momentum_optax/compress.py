@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from . import checks
+from ._tree import absent, boxes_of, content, in_box, reboxed, to_slots, to_trees, unboxed
 from .mismatch import StateMismatchError, check_state
 from .storage import Storage, resolve
 from .storage.protocol import SUPPORTED, Write, is_signed, write_for
@@ -146,7 +147,13 @@ def field_name(path: Any) -> str | None:
 def unpacked(kept: Kept) -> Any:
     """The field as its optimizer knows it."""
     slots, _, treedef = slots_of(kept)
-    return treedef.unflatten([slot.plain if is_plain(slot) else _read(slot) for slot in slots])
+    boxes = zip(boxes_of(kept.plain), boxes_of(kept.parts[0][0]), strict=True)
+    return treedef.unflatten(
+        [
+            in_box(leaf, slot.plain) if is_plain(slot) else in_box(codes, _read(slot))
+            for slot, (leaf, codes) in zip(slots, boxes, strict=True)
+        ]
+    )
 
 
 def _read(slot: Kept) -> Any:
@@ -173,17 +180,20 @@ def packed(storage: Storage, tree: Any, chosen: list[bool], number: int, zeros: 
     """
     some: Any = jax.eval_shape(lambda: storage.init(jax.ShapeDtypeStruct((1,), jnp.float32), 1))
     layout: Any = jax.tree.structure(Kept(some, 0))
-    leaves, treedef = jax.tree.flatten(tree)
+    treedef: Any = jax.tree.structure(unboxed(tree))
     slots = []
-    for i, (leaf, keep) in enumerate(zip(leaves, chosen, strict=True)):
+    for i, (box, keep) in enumerate(zip(boxes_of(tree), chosen, strict=True)):
+        leaf = content(box)
         one = (1,) * jnp.ndim(leaf)
         # Each array is made on its own: two that shared a buffer could not be donated.
         if keep:
             parts = storage.init(leaf, 1) if id(leaf) in zeros else seeded(storage, (leaf,), number, i)
-            slots.append(Kept(parts, jnp.zeros(one, leaf.dtype)))
+            slot = Kept(parts, jnp.zeros(one, leaf.dtype))
         else:
-            slots.append(Kept(jax.tree.map(lambda _, one=one: jnp.zeros(one, bool), some), leaf))
-    return joined(slots, layout, treedef)
+            slot = Kept(jax.tree.map(lambda _, one=one: jnp.zeros(one, bool), some), leaf)
+        slots.append(in_box(box, slot))
+    kept: Kept = to_trees(slots, treedef, layout)
+    return kept
 
 
 def seeded(storage: Storage, velocities: tuple[Any, ...], *numbers: int) -> Any:
@@ -273,7 +283,7 @@ class _Choice(NamedTuple):
         """Which leaves of the field `tree` are kept; None if it is no chosen field."""
         if self.names is not None and field_name(path) not in self.names:
             return None
-        pairs = jax.tree_util.tree_leaves_with_path(tree)
+        pairs = jax.tree_util.tree_leaves_with_path(unboxed(tree))
         may = [_can_be_kept(x) for _, x in pairs]
         if self.names is not None:
             return None if pairs and not any(_is_float(x) for _, x in pairs) else may
@@ -323,7 +333,7 @@ def _keep_fields(state: Any, params: Any, choice: _Choice, zeros: Collection[int
         asked.extend(is_chosen for is_chosen, x in zip(chosen, leaves, strict=True) if _can_be_kept(x))
         return packed(storage, tree, chosen, len(matched), zeros)
 
-    state = _map_fields(keep, state, params)
+    state = _map_fields(keep, state, unboxed(params))
     fields = ", ".join(repr(name) for name in dict.fromkeys(there)) or "none"
     missing = ", ".join(repr(name) for name in choice.names or () if name not in matched)
     if missing:
@@ -371,12 +381,8 @@ def _passes(path: Any, name: str) -> bool:
 
 
 def _is_like(node: Any, params: Any) -> bool:
-    """Whether `node` has the structure of `params`, where leaves and subtrees may be masked."""
-
-    def absent(x: Any) -> bool:
-        return x is None or isinstance(x, optax.MaskedNode)
-
-    treedef: Any = jax.tree.structure(node, is_leaf=absent)
+    """Whether `node` has the structure of the bare `params`, where leaves and subtrees may be masked."""
+    treedef: Any = jax.tree.structure(unboxed(node), is_leaf=absent)
     leaf: Any = jax.tree.structure(0)
     if treedef == leaf:
         # A lone leaf fits any tree.
@@ -412,19 +418,11 @@ def _can_be_kept(x: Any) -> bool:
 
 
 def slots_of(kept: Kept) -> tuple[list[Kept], Any, Any]:
-    """One `Kept` of arrays per leaf of a `Kept` of trees, with what `joined` needs to go back."""
+    """One `Kept` of arrays per leaf of a `Kept` of trees, with the structures that `to_trees` needs to go back."""
+    kept = unboxed(kept)
     layout: Any = jax.tree.structure(Kept(type(kept.parts)(*((0,) * len(field) for field in kept.parts)), 0))
     treedef: Any = jax.tree.structure(kept.plain)
-    columns = [treedef.flatten_up_to(tree) for tree in layout.flatten_up_to(kept)]
-    return [layout.unflatten(row) for row in zip(*columns, strict=True)], layout, treedef
-
-
-def joined(slots: list[Kept], layout: Any, treedef: Any) -> Kept:
-    """One `Kept` of trees."""
-    rows = [layout.flatten_up_to(slot) for slot in slots]
-    columns = zip(*rows, strict=True) if rows else [()] * layout.num_leaves
-    kept: Kept = layout.unflatten([treedef.unflatten(column) for column in columns])
-    return kept
+    return to_slots(kept, treedef, layout), layout, treedef
 
 
 def _rewrite(storage: Storage, old: Kept, tree: Any, numbers: tuple[Any, int]) -> Kept:
@@ -436,7 +434,7 @@ def _rewrite(storage: Storage, old: Kept, tree: Any, numbers: tuple[Any, int]) -
             "changes that"
         )
     slots, layout, treedef = slots_of(old)
-    for i, (slot, new) in enumerate(zip(slots, treedef.flatten_up_to(tree), strict=True)):
+    for i, (slot, new) in enumerate(zip(slots, treedef.flatten_up_to(unboxed(tree)), strict=True)):
         if new is None:
             continue
         if is_plain(slot):
@@ -444,7 +442,8 @@ def _rewrite(storage: Storage, old: Kept, tree: Any, numbers: tuple[Any, int]) -
         else:
             write = write_for(storage, new, (*numbers, i), (1.0,))
             slots[i] = _written(storage, slot, new, write)
-    return joined(slots, layout, treedef)
+    kept: Kept = reboxed(to_trees(slots, treedef, layout), old)
+    return kept
 
 
 def _like(new: Any, old: Any) -> Any:

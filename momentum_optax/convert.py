@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from . import checks
+from ._tree import boxes_of, in_box, is_live, layout_of, live, reboxed, to_slots, to_trees, unboxed
 from .compress import (
     SECOND_MOMENTS,
     SIGNED,
@@ -25,7 +26,7 @@ from .compress import (
 )
 from .fitting import cast, fitted, forms
 from .storage import Storage, resolve
-from .transform import MomentumState, velocity
+from .transform import MomentumState
 
 # What a mapping calls the velocities of `scale_by_momentum`.
 _VELOCITY = "velocity"
@@ -84,17 +85,19 @@ def convert(
     """
     checks.state("opt_state", opt_state)
     wanted: Any = {k: resolve(s) for k, s in storage.items()} if isinstance(storage, Mapping) else resolve(storage)
-    _check_fit(opt_state, wanted, second_moments)
+    _check_fit(unboxed(opt_state), wanted, second_moments)
     found: set[str] = set()
     new = _converted(opt_state, wanted, found)
     if like is not None:
-        new = fitted(new, like, _Refield(wanted, second_moments, found))
+        new = fitted(unboxed(new), unboxed(like), _Refield(wanted, second_moments, found))
     missing = sorted(set(wanted) - found) if isinstance(wanted, dict) else []
     if missing or not (found or like is not None):
         fields = ", ".join(map(repr, sorted(_fields_of(opt_state)))) or "none"
         asked = ", ".join(map(repr, missing)) or "a state without any"
         raise ValueError(f"opt_state must hold a state of scale_by_momentum or compress (it has {fields}), got {asked}")
-    return new
+    if like is None:
+        return live(new) if is_live(opt_state) else new
+    return live(_in_variables(new, opt_state)) if is_live(opt_state) else reboxed(new, like)
 
 
 def _flat(tree: Any, is_leaf: Any = None) -> tuple[list[Any], Any]:
@@ -149,26 +152,26 @@ def _converted(state: Any, wanted: Any, found: set[str]) -> Any:
 
 def _momentum(state: MomentumState, storage: Storage, number: int) -> MomentumState:
     """The state of `scale_by_momentum` with its velocities in `storage`."""
-    trees = velocity(state)
     step = jnp.zeros([], jnp.int32) if state.step is None and storage.reads_step else state.step
-    order = len(trees)
+    old = unboxed(state.velocity)
+    order = len(old[0])
     if not order:
         return state._replace(velocity=storage.init(jax.ShapeDtypeStruct((1,), jnp.float32), 0), step=step)
-    if forms(state.velocity) == forms(jax.eval_shape(lambda: _written(storage, trees, number))):
+    if forms(state.velocity) == forms(jax.eval_shape(lambda: _written(storage, state.velocity, number))):
         # Nothing to write, and what was written is not rounded once more.
         return state._replace(step=step)
-    return state._replace(velocity=_written(storage, trees, number), step=step)
+    return state._replace(velocity=_written(storage, state.velocity, number), step=step)
 
 
-def _written(storage: Storage, trees: tuple[Any, ...], number: int) -> Any:
+def _written(storage: Storage, velocity: Any, number: int) -> Any:
     """The velocities in `storage`, for the first time."""
-    leaves, treedef = _flat(trees[0])
-    rows = zip(leaves, *(treedef.flatten_up_to(tree) for tree in trees[1:]), strict=True)
+    old = unboxed(velocity)
+    treedef: Any = jax.tree.structure(old[0][0])
+    rows = map(type(old).decode, to_slots(old, treedef, layout_of(old)))
     written = [seeded(storage, row, number, i) for i, row in enumerate(rows)]
-    some = jax.eval_shape(lambda: storage.init(jax.ShapeDtypeStruct((1,), jnp.float32), len(trees)))
-    layout: Any = jax.tree.structure(some)
-    columns = [[layout.flatten_up_to(parts)[j] for parts in written] for j in range(layout.num_leaves)]
-    return layout.unflatten([treedef.unflatten(column) for column in columns])
+    boxed = [in_box(box, parts) for box, parts in zip(boxes_of(velocity[0][0]), written, strict=True)]
+    some = jax.eval_shape(lambda: storage.init(jax.ShapeDtypeStruct((1,), jnp.float32), len(old[0])))
+    return to_trees(boxed, treedef, jax.tree.structure(some))
 
 
 def _compressed(state: CompressedState, wanted: Any, found: set[str]) -> CompressedState:
@@ -191,6 +194,13 @@ def _field(kept: Kept, storage: Storage, number: int) -> Kept:
     if forms(kept) == forms(jax.eval_shape(lambda: packed(storage, tree, chosen, number))):
         return kept
     return packed(storage, tree, chosen, number)
+
+
+def _in_variables(bare: Any, old: Any) -> Any:
+    """Arrays of `bare` in the variables that `old` has at their paths, where it has any."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(unboxed(old))]
+    boxes = dict(zip(paths, boxes_of(old), strict=True))
+    return jax.tree_util.tree_map_with_path(lambda path, x: in_box(boxes.get(path, x), x), bare)
 
 
 class _Refield:

@@ -10,7 +10,8 @@ import numpy as np
 import optax
 
 from . import checks
-from .compress import CompressedState, field_name, flattened, is_kept, is_plain, joined, slots_of
+from ._tree import absent, find_all, reboxed, to_trees, unboxed
+from .compress import CompressedState, field_name, flattened, is_kept, is_plain, slots_of
 from .filters import Filter
 from .fingerprints import difference, fingerprint, noted
 from .mismatch import check_state
@@ -169,7 +170,7 @@ def monitor(
             return out, after
 
         inner, figures, memory = state.inner, state.figures, state.memory
-        if any(not _absent(g) for g in _leaves(updates)[0]):
+        if any(not absent(g) for g in _leaves(updates)[0]):
             due = True if every == 1 else state.step % every == 0
             figures, empty = _when(
                 due, lambda: _measure(step, updates, inner), lambda: (state.figures, jnp.zeros([], bool))
@@ -188,7 +189,7 @@ def telemetry(opt_state: Any) -> dict[str, Any]:
     """The figures of a `monitor` in any optimizer state: chained, masked, injected, accumulated, ...
 
     Args:
-      opt_state: A state, or any tree, that holds a state of `monitor`.
+      opt_state: A state, or any tree, that holds a state of `monitor`; the live one of an `nnx.Optimizer` too.
 
     Returns:
       A dictionary of numbers, for a progress bar or a log: those that `monitor` names, `bytes` of the monitored state,
@@ -201,11 +202,7 @@ def telemetry(opt_state: Any) -> dict[str, Any]:
       ValueError: If there is no state of `monitor`.
     """
     checks.state("opt_state", opt_state)
-
-    def is_state(x: Any) -> bool:
-        return isinstance(x, MonitorState)
-
-    states = [x for x in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(x)]
+    states = [state for _, state in find_all(unboxed(opt_state), MonitorState)]
     if not states:
         raise ValueError("opt_state must hold a state of monitor, got one without")
     found: dict[str, Any] = {}
@@ -222,12 +219,8 @@ class _Velocities(NamedTuple):
     field: str | None
 
 
-def _absent(x: Any) -> bool:
-    return x is None or isinstance(x, optax.MaskedNode)
-
-
 def _leaves(tree: Any) -> tuple[list[Any], Any]:
-    return jax.tree.flatten(tree, is_leaf=_absent)
+    return jax.tree.flatten(unboxed(tree), is_leaf=absent)
 
 
 def _zeros(*shape: int) -> jax.Array:
@@ -285,7 +278,7 @@ def _widened(node: Any) -> Any:
         slot if is_plain(slot) else slot._replace(parts=_with_first(slot.parts, slot.parts.decode(slot.parts)))
         for slot in slots
     ]
-    return joined(wide, layout, treedef)
+    return reboxed(to_trees(wide, treedef, layout), node)
 
 
 def _with_first(parts: Any, values: tuple[Any, ...]) -> Any:
@@ -294,11 +287,7 @@ def _with_first(parts: Any, values: tuple[Any, ...]) -> Any:
 
 def _check(inner: Any, params: Any, rule: Filter | None) -> None:
     """Raise unless there is something to observe, and it belongs to `params` and `rule`."""
-
-    def is_ours(x: Any) -> bool:
-        return isinstance(x, MomentumState | CompressedState)
-
-    ours = [x for x in jax.tree.leaves(inner, is_leaf=is_ours) if is_ours(x)]
+    ours = [x for _, x in find_all(inner, MomentumState, CompressedState)]
     if not ours:
         raise ValueError("tx must hold a state of scale_by_momentum or compress, got one without")
     found = _velocities(inner)
@@ -349,7 +338,12 @@ def _measure(step: Callable[[Any, Any], tuple[Any, Any]], updates: Any, inner: A
     out, after = step(inner, updates)
     _, exact = step(_in_full(inner), updates)
     gradients, treedef = _leaves(updates)
-    moved = treedef.flatten_up_to(out)
+
+    def of(tree: Any) -> list[Any]:
+        leaves: list[Any] = treedef.flatten_up_to(unboxed(tree))
+        return leaves
+
+    moved = of(out)
     read = [_decoded(state) for state in (inner, after, exact)]
     *codes, wide = ([v.codes for v in _velocities(state)] for state in (inner, after, exact))
     if [x.dtype for x in jax.tree.leaves(wide)] != [x.dtype for x in jax.tree.leaves(read[0])]:
@@ -357,10 +351,10 @@ def _measure(step: Callable[[Any, Any], tuple[Any, Any]], updates: Any, inner: A
             "the storage must keep velocities in full where the first of the parts to replace holds them so"
         )
     # For each velocity its leaves before and after, exactly after, and the codes before and after.
-    columns = [tuple(map(treedef.flatten_up_to, trees)) for trees in zip(*read, *codes, strict=True)]
+    columns = [tuple(map(of, trees)) for trees in zip(*read, *codes, strict=True)]
     rows = []
     for i, (g, u) in enumerate(zip(gradients, moved, strict=True)):
-        if not _absent(g):
+        if not absent(g):
             rows.append(_sums(g, u, [tuple(column[i] for column in leaves) for leaves in columns]))
     (gg, uu), *each = (sum(row[1:], row[0]) for row in zip(*rows, strict=True))
     n, vg, vv, dd, xx, ee, still, own = jnp.stack(each, axis=1) if each else _zeros(8, 0)
@@ -381,7 +375,7 @@ def _sums(g: Any, u: Any, velocities: list[tuple[Any, ...]]) -> list[jax.Array]:
 
     One reduction gives all of them, so that the arrays are read once.
     """
-    g, there = jnp.asarray(g), [not _absent(v[0]) for v in velocities]
+    g, there = jnp.asarray(g), [not absent(v[0]) for v in velocities]
     terms = [_square(g), _square(jnp.asarray(u))]
     for v, after, exact, code, new in (v for v, is_there in zip(velocities, there, strict=True) if is_there):
         still = (code == new) & (exact != v)
@@ -436,7 +430,7 @@ def _numbers(state: MonitorState) -> dict[str, Any]:
         found |= {"gain": memory.gain, "mean_lag": memory.mean_lag}
         found |= _each("age", memory.age, [n for n, v in zip(names, velocities, strict=True) if v.field is None])
     total = sum(x.size * _bits(x.dtype) / 8 for x in jax.tree.leaves(state.inner))
-    sizes = zip(*([0 if _absent(x) else x.size for x in _leaves(v.codes)[0]] for v in velocities), strict=True)
+    sizes = zip(*([0 if absent(x) else x.size for x in _leaves(v.codes)[0]] for v in velocities), strict=True)
     parameters = sum(map(max, sizes))
     found |= {"bytes": total} | ({"bytes_per_parameter": total / parameters} if parameters else {})
     return {

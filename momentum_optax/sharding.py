@@ -4,13 +4,14 @@ The engine is JAX's own: `jit` with `NamedSharding`. What is here says which par
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from . import checks
+from . import _tree, checks
 
 _WHOLE = PartitionSpec()
 
@@ -23,12 +24,12 @@ def state_shardings(tx: optax.GradientTransformation, params: Any, shardings: An
 
     A part of the state that belongs to a parameter is split as that is, along each axis that still has the parameter's
     length; scales and other parts of length 1 are whole along those axes, and what belongs to no parameter is whole on
-    every device. Works for any chain of Optax and of this package, compressed states included.
+    every device. Works for any chain of Optax and of this package, masks, partitions and compressed states included.
 
     Args:
       tx: The optimizer.
-      params: A tree of arrays or `ShapeDtypeStruct`.
-      shardings: A tree of `NamedSharding` of the same structure, all on one mesh.
+      params: A tree of arrays or `ShapeDtypeStruct`, in boxes of Flax or not.
+      shardings: A tree of `NamedSharding` of the same structure, boxes apart, all on one mesh.
 
     Returns:
       A tree of `NamedSharding` of the structure of `tx.init(params)`.
@@ -40,18 +41,19 @@ def state_shardings(tx: optax.GradientTransformation, params: Any, shardings: An
     checks.transformation("tx", tx)
     mesh = _mesh_of(shardings)
     shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
+    state = jax.eval_shape(tx.init, shapes)
 
-    def follow(leaf: Any, param: Any, sharding: NamedSharding) -> NamedSharding:
-        return NamedSharding(mesh, _kept_axes(leaf.shape, param.shape, sharding.spec))
+    def follow(leaf: Any, param: Any, sharding: NamedSharding) -> Any:
+        return leaf if _tree.absent(leaf) else NamedSharding(mesh, _kept_axes(leaf.shape, param.shape, sharding.spec))
 
-    return optax.tree.map_params(
+    placed = optax.tree.map_params(
         tx,
         follow,
-        jax.eval_shape(tx.init, shapes),
-        shapes,
-        shardings,
+        *map(_tree.unboxed, (state, shapes, shardings)),
         transform_non_params=lambda _: NamedSharding(mesh, PartitionSpec()),
+        is_leaf=_tree.absent,
     )
+    return _tree.reboxed(placed, state)
 
 
 def zero1(
@@ -92,9 +94,10 @@ def zero1(
 
     def split_of(params: Any) -> tuple[Any, Any]:
         """For each parameter its sharding, and that of its share."""
-        wide = specs if not _is_spec(specs) else jax.tree.map(lambda _: specs, params)
-        whole = jax.tree.map(lambda _, spec: NamedSharding(mesh, spec), params, wide)
-        share = jax.tree.map(lambda p, s: NamedSharding(mesh, _spread(p.shape, s.spec, mesh, axis)), params, whole)
+        bare = _tree.unboxed(params)
+        wide = jax.tree.map(lambda _: specs, bare) if _is_spec(specs) else _tree.unboxed(specs)
+        whole = _mapped(lambda _, spec: NamedSharding(mesh, spec), bare, wide)
+        share = _mapped(lambda p, s: NamedSharding(mesh, _spread(p.shape, s.spec, mesh, axis)), bare, whole)
         return whole, share
 
     def place(state: Any, params: Any) -> Any:
@@ -165,7 +168,13 @@ def _placed(tree: Any, shardings: Any) -> Any:
         others = set(mesh.axis_names) - explicit
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _only(axes, others))) if others else x
 
-    return jax.tree.map(place, tree, shardings)
+    bare = _mapped(place, _tree.unboxed(tree), _tree.unboxed(shardings))
+    return _tree.reboxed(bare, tree)
+
+
+def _mapped(function: Callable[..., Any], tree: Any, other: Any) -> Any:
+    """`function` of the leaves of two trees; what is absent in the first stays so."""
+    return jax.tree.map(lambda x, y: x if _tree.absent(x) else function(x, y), tree, other, is_leaf=_tree.absent)
 
 
 def _only(axes: list[tuple[str, ...]], names: set[str]) -> PartitionSpec:

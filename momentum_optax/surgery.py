@@ -9,8 +9,9 @@ import numpy as np
 import optax
 
 from . import checks
+from ._tree import layout_of, reboxed, to_slots, to_trees, unboxed
 from .checkpoint import CheckpointError, check, describe
-from .compress import SECOND_MOMENTS, SIGNED, CompressedState, Kept, field_name, flattened, is_plain, joined, slots_of
+from .compress import SECOND_MOMENTS, SIGNED, CompressedState, Kept, field_name, flattened, is_plain, slots_of
 from .storage.protocol import times
 from .transform import MomentumState
 
@@ -43,9 +44,9 @@ def reset(opt_state: Any, fresh: Any, select: Select | None = None) -> Any:
         no velocity; if `select` is False for every path.
     """
     checks.state("opt_state", opt_state)
-    old, new = (jax.eval_shape(lambda x=x: x) for x in (opt_state, fresh))
+    old, new = unboxed(opt_state), unboxed(fresh)
     try:
-        check(describe(new), old)
+        check(describe(jax.eval_shape(lambda: new)), jax.eval_shape(lambda: old))
     except CheckpointError as problem:
         raise ValueError(f"fresh must be what init of the same optimizer gives: {problem}") from None
     choice = _Choice(select)
@@ -56,9 +57,9 @@ def reset(opt_state: Any, fresh: Any, select: Select | None = None) -> Any:
         choice.note(old)
         return new if select is None else _renewed(old, new, choice)
 
-    result = jax.tree.map(renew, opt_state, fresh, is_leaf=_is_ours)
+    result = jax.tree.map(renew, old, new, is_leaf=_is_ours)
     choice.check_found("a state of scale_by_momentum or compress")
-    return result
+    return reboxed(result, opt_state)
 
 
 def rescale(opt_state: Any, factor: Any, select: Select | None = None) -> Any:
@@ -89,8 +90,8 @@ def rescale(opt_state: Any, factor: Any, select: Select | None = None) -> Any:
         for every path.
     """
     checks.state("opt_state", opt_state)
-    choice = _Choice(select)
-    factors = _factors(opt_state, factor)
+    choice, bare = _Choice(select), unboxed(opt_state)
+    factors = _factors(bare, factor)
     found: set[str] = set()
 
     def scaled(path: Any, x: Any) -> Any:
@@ -108,12 +109,12 @@ def rescale(opt_state: Any, factor: Any, select: Select | None = None) -> Any:
             raise ValueError(f"factor must name fields of floats, got {name!r} of {x.dtype}")
         return choice.note(x if by is None else times(x, by))
 
-    pairs, treedef = flattened(opt_state, _is_kept)
+    pairs, treedef = flattened(bare, _is_kept)
     result = treedef.unflatten([scaled(path, x) for path, x in pairs])
     if set(factors) - found:
         raise ValueError(f"factor must name fields of floats in opt_state, got {_listed(set(factors) - found)}")
     choice.check_found("velocities of scale_by_momentum or compress, or factor name a field of floats,")
-    return result
+    return reboxed(result, opt_state)
 
 
 class _Choice:
@@ -210,17 +211,15 @@ def _times(choice: _Choice, path: Any, factor: Any) -> Any:
 
 def _rescaled(parts: Any, factor: Any, choice: _Choice) -> Any:
     """Velocities of trees times a number."""
-    layout: Any = jax.tree.structure(type(parts)(*((0,) * len(field) for field in parts)))
-    trees = layout.flatten_up_to(parts)
-    if not trees:
+    layout = layout_of(parts)
+    if not layout.num_leaves:
         return parts
-    pairs, treedef = flattened(trees[0], None)
-    rows = []
-    for (path, _), row in zip(pairs, zip(*map(treedef.flatten_up_to, trees), strict=True), strict=True):
+    pairs, treedef = flattened(parts[0][0], None)
+    slots = to_slots(parts, treedef, layout)
+    for i, (path, _) in enumerate(pairs):
         by = _times(choice, path, factor)
-        rows.append(row if by is None else layout.flatten_up_to(_scaler(parts)(layout.unflatten(row), by)))
-    columns = zip(*rows, strict=True) if rows else [()] * len(trees)
-    return layout.unflatten([treedef.unflatten(column) for column in columns])
+        slots[i] = slots[i] if by is None else _scaler(parts)(slots[i], by)
+    return to_trees(slots, treedef, layout)
 
 
 def _rescaled_field(kept: Kept, factor: Any, choice: _Choice) -> Kept:
@@ -235,7 +234,8 @@ def _rescaled_field(kept: Kept, factor: Any, choice: _Choice) -> Kept:
             slots[i] = slot._replace(parts=_scaler(slot.parts)(slot.parts, by))
         elif jnp.issubdtype(slot.plain.dtype, jnp.inexact):
             slots[i] = slot._replace(plain=times(slot.plain, by))
-    return joined(slots, layout, treedef)
+    scaled: Kept = to_trees(slots, treedef, layout)
+    return scaled
 
 
 def _scaler(parts: Any) -> Any:

@@ -1,7 +1,7 @@
 """`scale_by_momentum`: any rule as an Optax transformation. The one place with trees, dtypes, counters and storage."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,20 @@ import numpy as np
 import optax
 
 from . import checks
+from ._tree import (
+    absent,
+    boxes_of,
+    find_all,
+    in_box,
+    layout_of,
+    matched,
+    path_name,
+    plain,
+    reboxed,
+    to_slots,
+    to_trees,
+    unboxed,
+)
 from .coefficients import is_zero, value_at
 from .filters import Filter
 from .fingerprints import note
@@ -113,10 +127,12 @@ def run_filter(
 
     def init(params: optax.Params) -> MomentumState:
         note(rule)
-        paths, leaves, treedef = _flatten(params)
-        slots = [None if x is None else fresh(_checked_leaf(path, x)) for path, x in zip(paths, leaves, strict=True)]
+        pairs, treedef = jax.tree_util.tree_flatten_with_path(unboxed(params))
+        leaves = zip(pairs, boxes_of(params), strict=True)
+        slots = [in_box(box, fresh(_checked_leaf(path, x))) for (path, x), box in leaves]
         step = jnp.zeros([], jnp.int32) if rule.reads_step or keep.reads_step else None
-        return _to_trees(slots, layout, treedef)._replace(step=step)
+        state: MomentumState = to_trees(slots, treedef, layout)._replace(step=step)
+        return state
 
     def resolved(step: Any, age: Any) -> _Resolved:
         now = rule.at(step, age)
@@ -145,18 +161,23 @@ def run_filter(
         updates: optax.Updates, state: MomentumState, params: Any = None, **extra: Any
     ) -> tuple[optax.Updates, MomentumState]:
         del params, extra
-        check_state(state, expected)
-        paths, gradients, treedef = _flatten(updates)
-        slots = _to_slots(state._replace(step=None), layout, paths, treedef)
+        bare, old = unboxed(updates), unboxed(state)
+        check_state(old, expected)
+        trees = layout.flatten_up_to(old._replace(step=None))
+        treedef: Any = jax.tree.structure(trees[0] if trees else bare)
+        gradients = matched(bare, treedef)
+        if gradients is None:
+            _raise_mismatch(trees[0], bare)
+        slots = to_slots(old._replace(step=None), treedef, layout)
         out: list[jax.Array | None] = [None] * len(slots)
-        at_step = None if rule.reads_age else resolved(state.step, None)
+        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(trees[0] if trees else bare)]
+        at_step = None if rule.reads_age else resolved(old.step, None)
         for i, (path, g, slot) in enumerate(zip(paths, gradients, slots, strict=True)):
             if g is not None:
-                if slot is None:
-                    raise ValueError(f"a gradient for {_name(path)}, which was None at init")
-                out[i], slots[i] = update_leaf(path, g, slot, (state.step, i), at_step)
-        step = None if state.step is None else optax.safe_increment(state.step)
-        return treedef.unflatten(out), _to_trees(slots, layout, treedef)._replace(step=step)
+                out[i], slots[i] = update_leaf(path, g, slot, (old.step, i), at_step)
+        step = None if old.step is None else optax.safe_increment(old.step)
+        new = to_trees(slots, treedef, layout)._replace(step=step)
+        return reboxed(treedef.unflatten(out), updates), reboxed(new, state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -165,7 +186,7 @@ def velocity(opt_state: Any) -> tuple[Any, ...]:
     """The decoded velocities in any optimizer state: chained, masked, injected, accumulated, ...
 
     Args:
-      opt_state: A state, or any tree, that holds states of `scale_by_momentum`.
+      opt_state: A state, or any tree, that holds states of `scale_by_momentum`; the live one of an `nnx.Optimizer` too.
 
     Returns:
       One tree of the parameters' structure per velocity, in float32 (wider where stored so), rule by rule and velocity
@@ -176,7 +197,7 @@ def velocity(opt_state: Any) -> tuple[Any, ...]:
       TypeError: If `opt_state` is no state but a transformation, a rule or a function.
     """
     checks.state("opt_state", opt_state)
-    return tuple(tree for state in _momentum_states(opt_state) for tree in _decoded(state))
+    return tuple(tree for _, state in find_all(plain(opt_state), MomentumState) for tree in _read(state))
 
 
 def eval_params(rule: Filter, opt_state: Any, params: Any, learning_rate: Any) -> Any:
@@ -206,7 +227,7 @@ def eval_params(rule: Filter, opt_state: Any, params: Any, learning_rate: Any) -
     if not (checks.is_number(learning_rate) or checks.is_scalar_array(learning_rate)):
         raise TypeError(f"learning_rate must be a number or a scalar array, got {checks.shown(learning_rate)}")
     checks.state("opt_state", opt_state)
-    states = _momentum_states(opt_state)
+    states = [state for _, state in find_all(unboxed(opt_state), MomentumState)]
     if len(states) != 1:
         raise ValueError(f"opt_state must hold one state of scale_by_momentum, got {len(states)}")
     rule = rule.pruned()
@@ -216,19 +237,16 @@ def eval_params(rule: Filter, opt_state: Any, params: Any, learning_rate: Any) -
     # The update before this state used the coefficients of the step before.
     now = rule.at(0 if states[0].step is None else jnp.maximum(states[0].step - 1, 0))
 
-    def move(p: Any, *v: Any) -> Any:
-        if any(x is None or isinstance(x, optax.MaskedNode) for x in v):
+    def move(v: Any, p: Any, *more: Any) -> Any:
+        if absent(v):
             return p
-        far = _dot(now.lookahead, v)
+        far = _dot(now.lookahead, (v, *more))
         rate = jnp.asarray(learning_rate, jnp.finfo(far.dtype).dtype)
         return (p.astype(arithmetic_dtype(p.dtype, far.dtype)) + rate * far).astype(p.dtype)
 
-    def absent(x: Any) -> bool:
-        return x is None or isinstance(x, optax.MaskedNode)
-
     if not velocities:
         return params
-    return jax.tree.map(lambda v, p, *more: move(p, v, *more), velocities[0], params, *velocities[1:], is_leaf=absent)
+    return reboxed(jax.tree.map(move, velocities[0], unboxed(params), *velocities[1:], is_leaf=absent), params)
 
 
 class _Resolved(NamedTuple):
@@ -283,64 +301,28 @@ def _dot(coefficients: tuple[Any, ...], arrays: tuple[jax.Array, ...]) -> jax.Ar
     return jnp.array(total, copy=True) if any(total is x for x in arrays) else total
 
 
-def _flatten(tree: Any) -> tuple[list[Any], list[Any], Any]:
-    """Paths, leaves and structure; None counts as a leaf, so that a missing gradient keeps its place."""
-    pairs, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is None)
-    return [path for path, _ in pairs], [leaf for _, leaf in pairs], treedef
-
-
-def _to_trees(slots: list[Any], layout: Any, treedef: Any) -> MomentumState:
-    """One `MomentumState` of trees from one `MomentumState` (or None) per leaf."""
-    rows = [[None] * layout.num_leaves if slot is None else layout.flatten_up_to(slot) for slot in slots]
-    columns = zip(*rows, strict=True) if rows else [()] * layout.num_leaves
-    state: MomentumState = layout.unflatten([treedef.unflatten(column) for column in columns])
-    return state
-
-
-def _to_slots(state: MomentumState, layout: Any, paths: list[Any], treedef: Any) -> list[Any]:
-    """One `MomentumState` (or None) per leaf, for the leaves of the gradients."""
-    columns = []
-    for tree in layout.flatten_up_to(state):
-        have, leaves, structure = _flatten(tree)
-        if structure != treedef:
-            _raise_mismatch(have, paths)
-        columns.append(leaves)
-    if not columns:
-        return [layout.unflatten(())] * len(paths)
-    rows = zip(*columns, strict=True)
-    return [None if any(x is None for x in row) else layout.unflatten(row) for row in rows]
-
-
 def _decoded(state: MomentumState) -> list[Any]:
-    """The velocities of one state as trees."""
-    parts = type(state.velocity)
-    layout: Any = jax.tree.structure(parts(*((0,) * len(field) for field in state.velocity)))
-    flat = [_flatten(tree) for tree in layout.flatten_up_to(state.velocity)]
-    if not flat:
+    """The velocities of one bare state as trees."""
+    layout = layout_of(state.velocity)
+    if not layout.num_leaves:
         return []
-    rows = zip(*(leaves for _, leaves, _ in flat), strict=True)
-    decoded = [None if any(x is None for x in row) else parts.decode(layout.unflatten(row)) for row in rows]
-    order = len(state.velocity[0])
-    treedef = flat[0][2]
-    return [treedef.unflatten([None if v is None else v[k] for v in decoded]) for k in range(order)]
+    treedef: Any = jax.tree.structure(state.velocity[0][0])
+    decoded = map(type(state.velocity).decode, to_slots(state.velocity, treedef, layout))
+    columns = zip(*decoded, strict=True) if treedef.num_leaves else [()] * len(state.velocity[0])
+    return [treedef.unflatten(column) for column in columns]
 
 
-def _momentum_states(opt_state: Any) -> list[MomentumState]:
-    def is_state(x: Any) -> bool:
-        return isinstance(x, MomentumState)
-
-    return [x for x in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(x)]
-
-
-def _name(path: Any) -> str:
-    return "params" + jax.tree_util.keystr(path)
+def _read(state: MomentumState) -> list[Any]:
+    """The velocities of one state as trees, in boxes where the state has them."""
+    trees = _decoded(unboxed(state))
+    return [reboxed(tree, state.velocity[0][0]) for tree in trees]
 
 
 def _checked_leaf(path: Any, leaf: Any) -> Any:
     """`leaf` as something with a shape and a supported dtype."""
     leaf = leaf if hasattr(leaf, "shape") and hasattr(leaf, "dtype") else jnp.asarray(leaf)
     if str(leaf.dtype) not in SUPPORTED:
-        raise TypeError(unsupported(_name(path), leaf.dtype))
+        raise TypeError(unsupported(path_name(path), leaf.dtype))
     return leaf
 
 
@@ -349,21 +331,27 @@ def _checked_gradient(path: Any, g: Any, v: tuple[jax.Array, ...]) -> Any:
     g = _checked_leaf(path, g)
     for x in v:
         if x.shape != g.shape:
-            raise ValueError(f"the gradient for {_name(path)} must have shape {x.shape}, got {g.shape}")
+            raise ValueError(f"the gradient for {path_name(path)} must have shape {x.shape}, got {g.shape}")
         if jnp.iscomplexobj(x) != jnp.issubdtype(g.dtype, jnp.complexfloating):
             kind = "complex" if jnp.iscomplexobj(x) else "real"
-            raise TypeError(f"the gradient for {_name(path)} must be {kind} as at init, got {g.dtype}")
+            raise TypeError(f"the gradient for {path_name(path)} must be {kind} as at init, got {g.dtype}")
     return jnp.asarray(g)
 
 
-def _raise_mismatch(expected: list[Any], got: list[Any]) -> None:
+def _raise_mismatch(expected: Any, got: Any) -> NoReturn:
     """Say which paths are missing from the gradients, or are too many."""
-    missing = sorted({_name(p) for p in expected} - {_name(p) for p in got})
-    extra = sorted({_name(p) for p in got} - {_name(p) for p in expected})
+    there, here = (
+        {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None)}
+        for tree in (expected, got)
+    )
+    missing, extra = sorted(there.keys() - here.keys()), sorted(here.keys() - there.keys())
     if missing:
         raise ValueError(f"the gradients lack {', '.join(missing)}, present at init (None keeps a velocity as it is)")
     if extra:
         raise ValueError(f"the gradients have {', '.join(extra)}, absent at init")
+    for path, x in there.items():
+        if x is None and here[path] is not None:
+            raise ValueError(f"a gradient for {path}, which was None at init")
     raise ValueError("the gradients must have the containers of the parameters at init, got others for the same paths")
 
 

@@ -705,11 +705,11 @@ def test_states_of_nnx_are_trees_too():
     there["param_groups"][0]["params"] = [0, 1]
     params = nnx.state(model, nnx.Param)
     state = interop.torch_sgd(lr=0.1, momentum=0.9).init(params)
-    names = {"bias/value": 1, "kernel/value": 0}
-    state = interop.from_torch(state, there, names, layouts={"kernel/value": "linear"})
+    names = {"bias": 1, "kernel": 0}
+    state = interop.from_torch(state, there, names, layouts={"kernel": "linear"})
     (v,) = mo.velocity(state)
     np.testing.assert_array_equal(v["kernel"][...], there["state"][0]["momentum_buffer"].T)
-    assert_bit_equal(interop.to_torch(state, there, names, layouts={"kernel/value": "linear"})["state"], there["state"])
+    assert_bit_equal(interop.to_torch(state, there, names, layouts={"kernel": "linear"})["state"], there["state"])
 
 
 # Parameter groups.

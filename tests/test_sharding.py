@@ -114,6 +114,66 @@ def test_parts_follow_their_parameter_where_they_have_its_length():
     assert {s.mesh for s in jax.tree.leaves(state_shardings(tx, PARAMS, shardings))} == {mesh}
 
 
+def labels(params):
+    return jax.tree.map(lambda p: "muon" if p.ndim == 2 else "adam", params)
+
+
+PARTIAL = {
+    "masked": lambda: optax.masked(mo.sgd(0.1, 0.9, storage=BYTES), {"w": True, "b": False, "s": False}),
+    "masked by a function": lambda: optax.masked(
+        mo.sgd(0.1, 0.9, dampening=0.5), lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
+    ),
+    "partitioned": lambda: optax.partition(
+        {"muon": mo.muon(0.02, storage=BYTES), "adam": mo.compress(optax.adam(1e-3), {"mu": BYTES})}, labels
+    ),
+    "frozen": lambda: optax.partition(
+        {"train": mo.sgd(0.1, 0.9, storage=BYTES), "freeze": optax.set_to_zero()},
+        {"w": "train", "b": "freeze", "s": "train"},
+    ),
+    "Optax's Muon": lambda: optax.contrib.muon(0.02),
+}
+
+
+def follows(state, specs, params):
+    """Whether each part under a parameter's name is split as that is along the axes that have its length."""
+    for path, x in jax.tree_util.tree_leaves_with_path(state):
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey) and key.key in specs]
+        expected = P()
+        if names and x.ndim == params[names[-1]].ndim:
+            spec, shape = [*specs[names[-1]], None, None], params[names[-1]].shape
+            expected = P(*(a if n == m else None for n, m, a in zip(x.shape, shape, spec, strict=False)))
+        assert x.sharding.is_equivalent_to(NamedSharding(x.sharding.mesh, expected), x.ndim), (path, x.sharding)
+
+
+@pytest.mark.parametrize("name", PARTIAL)
+def test_a_state_without_some_parameters_is_split_as_the_others_are(name):
+    tx = PARTIAL[name]()
+    _, shardings = placed("data and model")
+    state = jax.jit(tx.init, out_shardings=state_shardings(tx, PARAMS, shardings))(PARAMS)
+    assert any(x.shape == (64, 512) for x in jax.tree.leaves(state))
+    follows(state, LAYOUTS["data and model"][2], PARAMS)
+
+
+@pytest.mark.parametrize("name", PARTIAL)
+def test_zero1_spreads_a_state_without_some_parameters(name):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    tx = zero1(PARTIAL[name](), mesh, "data")
+    state = jax.jit(tx.init)(PARAMS)
+    assert any(x.shape == (64, 512) for x in jax.tree.leaves(state))
+    follows(state, {"w": P("data"), "b": P("data"), "s": P()}, PARAMS)
+
+
+def test_zero1_within_a_mask_skips_what_is_masked_and_what_has_no_gradient():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    tx = optax.masked(zero1(mo.sgd(0.1, 0.9), mesh, "data"), {"w": True, "b": True, "s": False})
+    updates, state = jax.jit(tx.update)({**PARAMS, "b": None}, jax.jit(tx.init)(PARAMS), PARAMS)
+    assert updates["b"] is None
+    np.testing.assert_allclose(updates["w"], -0.1, rtol=1e-6)
+    (velocity,) = mo.velocity(state)
+    assert velocity["w"].sharding.spec == P("data")
+    np.testing.assert_array_equal(velocity["b"], 0)
+
+
 def collectives(program):
     """The kind and the largest array, in elements, of every collective of a compiled program."""
     found = []

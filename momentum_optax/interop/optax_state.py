@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from .. import checks
+from .._tree import reboxed, unboxed
 from ..filters import Filter
 from .slots import Slot, as_array, by_path, check_same_paths, checked_steps, only_state, path_name, read_one, write
 
@@ -46,7 +47,7 @@ def from_optax(opt_state: Any, optax_state: Any, *, rule: Filter | None = None, 
     if rule is not None and not isinstance(rule, Filter):
         raise TypeError(f"rule must be a Filter such as ema(0.9) or None, got {checks.shown(rule)}")
     ours = read_one(opt_state)
-    source = _optax_state(optax_state)
+    source = _optax_state(unboxed(optax_state))
     count = checked_steps(steps)
     if "count" in source._fields:
         if count is not None and count != int(source.count):
@@ -90,7 +91,8 @@ def to_optax(opt_state: Any, optax_state: Any, *, steps: int | None = None) -> A
     Reference:
       As for `from_optax`.
     """
-    ours, target, state = read_one(opt_state), _optax_state(optax_state), only_state(opt_state)
+    ours, bare, state = read_one(opt_state), unboxed(optax_state), only_state(opt_state)
+    target = _optax_state(bare)
     field = _OPTAX_FIELDS[type(target)]
     check_same_paths(ours, dict(zip(*by_path(getattr(target, field)), strict=True)))
 
@@ -113,7 +115,7 @@ def to_optax(opt_state: Any, optax_state: Any, *, steps: int | None = None) -> A
         if count is not None and known is not None and count != known:
             raise ValueError(f"steps must be what opt_state has counted, {known}, or None, got {steps!r}")
         new = new._replace(count=jnp.asarray(known if count is None else count, jnp.int32))
-    return jax.tree.map(lambda x: new if x is target else x, optax_state, is_leaf=_is_optax)
+    return reboxed(jax.tree.map(lambda x: new if x is target else x, bare, is_leaf=_is_optax), optax_state)
 
 
 def _is_optax(x: Any) -> bool:

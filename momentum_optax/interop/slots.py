@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from .. import checks
+from .._tree import absent, find_all, reboxed, unboxed
 from ..storage.full import Float32Velocity
 from ..transform import MomentumState, velocity
 
@@ -33,7 +33,6 @@ class Slot(NamedTuple):
 
 def only_state(opt_state: Any) -> MomentumState:
     """The one state of `scale_by_momentum` in `opt_state`."""
-    checks.state("opt_state", opt_state)
     found = _states(opt_state)
     if len(found) != 1:
         raise ValueError(f"opt_state must hold one state of scale_by_momentum, got {len(found)}")
@@ -42,7 +41,6 @@ def only_state(opt_state: Any) -> MomentumState:
 
 def has_velocity(opt_state: Any) -> bool:
     """Whether `opt_state` holds a state of `scale_by_momentum`; an optimizer without momentum has none."""
-    checks.state("opt_state", opt_state)
     return bool(_states(opt_state))
 
 
@@ -62,7 +60,7 @@ def read(state: MomentumState) -> dict[str, Slot]:
     columns = [first, *(by_path(tree)[1] for tree in trees[1:])]
     ages = by_path(state.age)[1] if state.age is not None else [None] * len(paths)
     return {
-        path: Slot(None, None) if _is_absent(row[0]) else Slot(row, None if age is None else int(np.max(age)))
+        path: Slot(None, None) if absent(row[0]) else Slot(row, None if age is None else int(np.max(age)))
         for path, row, age in zip(paths, zip(*columns, strict=True), ages, strict=True)
     }
 
@@ -96,14 +94,15 @@ def write(opt_state: Any, slots: Mapping[str, Slot], steps: int | None, gains: t
       steps: The number of updates made; needed where something counts them.
       gains: What a debiasing state has seen of a constant 1, one per velocity.
     """
-    states = _states(opt_state)
+    bare = unboxed(opt_state)
+    states = _states(bare)
     kept = {path for state in states for path, slot in read(state).items() if slot.velocities is not None}
     for path, slot in slots.items():
         if slot.velocities is not None and path not in kept:
             raise ValueError(f"{path} is masked in opt_state, and its entry has a velocity")
-    new = [_written(state, slots, gains) for state in states]
-    rest = iter(new)
-    return counted(jax.tree.map(lambda x: next(rest) if _is_momentum(x) else x, opt_state, is_leaf=_is_momentum), steps)
+    rest = iter([_written(state, slots, gains) for state in states])
+    written = jax.tree.map(lambda x: next(rest) if _is_momentum(x) else x, bare, is_leaf=_is_momentum)
+    return reboxed(counted(written, steps), opt_state)
 
 
 def _written(state: MomentumState, slots: Mapping[str, Slot], gains: tuple[float, ...] | None) -> MomentumState:
@@ -140,7 +139,7 @@ def counted(opt_state: Any, steps: int | None) -> Any:
             raise ValueError(f"steps must be given, since opt_state counts them in {path_name(path)}; got None")
         return jnp.asarray(steps, x.dtype)
 
-    return jax.tree_util.tree_map_with_path(count, opt_state)
+    return reboxed(jax.tree_util.tree_map_with_path(count, unboxed(opt_state)), opt_state)
 
 
 def checked_names(names: Any, ours: Mapping[str, Any], theirs: Any, what: str) -> dict[str, Any]:
@@ -220,7 +219,7 @@ def checked_steps(steps: Any) -> int | None:
 
 def by_path(tree: Any) -> tuple[list[str], list[Any]]:
     """Paths such as "dense/kernel", and leaves; None and a masked leaf count."""
-    pairs = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_absent)
+    pairs = jax.tree_util.tree_leaves_with_path(unboxed(tree), is_leaf=absent)
     return [path_name(path) for path, _ in pairs], [leaf for _, leaf in pairs]
 
 
@@ -232,7 +231,7 @@ def path_name(path: Any) -> str:
 def _mapped(tree: Any, function: Any) -> Any:
     """`function(path, leaf)` of each leaf that is there."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, x: x if _is_absent(x) else function(path_name(path), x), tree, is_leaf=_is_absent
+        lambda path, x: x if absent(x) else function(path_name(path), x), tree, is_leaf=absent
     )
 
 
@@ -250,15 +249,11 @@ def _fitted(path: str, slot: Slot, k: int, like: Any) -> jax.Array:
 
 
 def _states(opt_state: Any) -> list[MomentumState]:
-    return [x for x in jax.tree.leaves(opt_state, is_leaf=_is_momentum) if _is_momentum(x)]
+    return [state for _, state in find_all(unboxed(opt_state), MomentumState)]
 
 
 def _is_momentum(x: Any) -> bool:
     return isinstance(x, MomentumState)
-
-
-def _is_absent(x: Any) -> bool:
-    return x is None or isinstance(x, optax.MaskedNode)
 
 
 def _listed(names: Any) -> str:

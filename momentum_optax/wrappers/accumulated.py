@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import optax
 
 from .. import checks
+from .._tree import absent
 from ..coefficients import ByAge, is_zero, value_at
 from ..filters import Filter
 from ..mismatch import check_kind
 from ..storage import Storage, resolve
 from ..transform import MomentumState, gains_of, run_filter, scale_by_momentum
-from .leaves import Leaves, absent, checked_transformation, where
+from .leaves import Leaves, checked_transformation, where
 
 
 class AccumulatedState(NamedTuple):
@@ -121,14 +122,14 @@ def accumulated(
         leaves = Leaves(updates)
         # Odd while a cycle is open.
         ages = zip(leaves.values, leaves.of(state.momentum.age), strict=True)
-        age = leaves.treedef.unflatten([a if absent(g) else (a | 1) + last.astype(a.dtype) for g, a in ages])
+        age = [a if absent(g) else (a | 1) + last.astype(a.dtype) for g, a in ages]
         out, rest = run.update(u, state.rest, params, **extra)
         out = jax.tree.map(lambda x: jnp.where(last, x, jnp.zeros_like(x)), out)
         rest = jax.tree.map(lambda new, old: where(last, new, old), rest, state.rest)
         return out, AccumulatedState(
             jnp.where(last, 0, count),
             jnp.where(last, optax.safe_increment(step), step),
-            momentum._replace(age=age),
+            momentum._replace(age=leaves.joined(age, momentum.age)),
             rest,
         )
 

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import optax
 
 from .. import checks
+from .._tree import absent, reboxed, unboxed
 from ..coefficients import Scalar, value_at
 from ..mismatch import check_state
 from ..storage.protocol import arithmetic_dtype
-from .leaves import absent, check_real, checked_transformation
+from .leaves import check_real, checked_transformation
 
 
 def cautious(tx: optax.GradientTransformation, scaling: str) -> optax.GradientTransformationExtraArgs:
@@ -63,7 +64,8 @@ def cautious(tx: optax.GradientTransformation, scaling: str) -> optax.GradientTr
 
     def update(updates: optax.Updates, state: Any, params: Any = None, **extra: Any) -> tuple[optax.Updates, Any]:
         out, state = run.update(updates, state, params, **extra)
-        return jax.tree_util.tree_map_with_path(lessened, out, updates, is_leaf=absent), state
+        kept = jax.tree_util.tree_map_with_path(lessened, unboxed(out), unboxed(updates), is_leaf=absent)
+        return reboxed(kept, out), state
 
     return optax.GradientTransformationExtraArgs(tx.init, update)
 
@@ -142,8 +144,8 @@ def add_cautious_weight_decay(weight_decay: Scalar, agreement: str) -> optax.Gra
             decay = jnp.asarray(rate, dtype) * p.astype(dtype)
             return (u.astype(dtype) + jnp.where(agrees(u, p), decay, 0)).astype(jnp.result_type(u))
 
-        out = jax.tree_util.tree_map_with_path(decayed, updates, params, is_leaf=absent)
+        out = jax.tree_util.tree_map_with_path(decayed, unboxed(updates), unboxed(params), is_leaf=absent)
         step = None if state.step is None else optax.safe_increment(state.step)
-        return out, CautiousDecayState(step)
+        return reboxed(out, updates), CautiousDecayState(step)
 
     return optax.GradientTransformationExtraArgs(init, update)

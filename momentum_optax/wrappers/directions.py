@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import checks
+from .._tree import path_name, reboxed, unboxed
 from ..coefficients import Scalar
 from ..storage.protocol import arithmetic_dtype
 from .leaves import SCOPES
@@ -106,17 +107,18 @@ def orthogonalize(steps: int | None = None) -> optax.GradientTransformation:
     tx = optax.contrib.scale_by_muon(ns_steps=int(steps), beta=0.0, nesterov=False, weight_dimension_numbers=matrices)
 
     def init(params: optax.Params) -> optax.EmptyState:
-        _check_matrices(params)
+        _check_matrices(unboxed(params))
         return optax.EmptyState()
 
     def update(
         updates: optax.Updates, state: optax.EmptyState, params: Any = None
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del params
-        _check_matrices(updates)
+        bare = unboxed(updates)
+        _check_matrices(bare)
         # Optax corrects the bias of its average by a decay to the power of an int32.
         with jax.numpy_dtype_promotion("standard"):
-            return tx.update(updates, tx.init(updates))[0], state
+            return reboxed(tx.update(bare, tx.init(bare))[0], updates), state
 
     return optax.GradientTransformation(init, update)
 
@@ -126,7 +128,7 @@ def _check_matrices(tree: Any) -> None:
         shape = x.shape if hasattr(x, "shape") else jnp.shape(x)
         if len(shape) != 2:
             raise ValueError(
-                f"params{jax.tree_util.keystr(path)} must be a matrix, got shape {shape}; give others another "
+                f"{path_name(path)} must be a matrix, got shape {shape}; give others another "
                 'optimizer: optax.partition({"muon": mo.muon(0.02), "adam": optax.adam(3e-4)}, lambda params: '
                 'jax.tree.map(lambda p: "muon" if p.ndim == 2 else "adam", params))'
             )

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import optax
 
 from .. import checks
+from .._tree import absent
 from ..mismatch import check_kind
 from ..storage.protocol import arithmetic_dtype
-from .leaves import SCOPES, Leaves, absent, check_scope, checked_transformation, counted, flags, squared_norm, where
+from .leaves import SCOPES, Leaves, check_scope, checked_transformation, counted, flags, squared_norm, where
 
 
 class GuardedState(NamedTuple):
@@ -176,7 +177,7 @@ def guarded(
         out, inner = run.update(updates, state.inner, params, **extra)
         kept = leaves.select(each, shared, inner, state.inner)
         pairs = zip(each, leaves.of(out), strict=True)
-        out = leaves.treedef.unflatten([u if absent(u) else where(ok, u, jnp.zeros_like(u)) for ok, u in pairs])
+        out = leaves.joined([u if absent(u) else where(ok, u, jnp.zeros_like(u)) for ok, u in pairs], out)
         taken = shared if scope == "tree" else leaves.spread(each, state.finite)
         skipped = jax.tree.map(lambda n, ok: counted(n, ~ok), state.skipped, taken)
         return out, state._replace(inner=kept, skipped=skipped, **known)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import checks
+from .._tree import absent, boxes_of, content, in_box, path_name, reboxed, unboxed
 from ..mismatch import StateMismatchError
 from ..monitor import Figures, Memory
 from ..storage.protocol import arithmetic_dtype
@@ -19,13 +20,17 @@ class Leaves:
 
     def __init__(self, updates: Any) -> None:
         treedef: Any
-        self.values, treedef = jax.tree.flatten(updates, is_leaf=absent)
+        self.values, treedef = jax.tree.flatten(unboxed(updates), is_leaf=absent)
         self.treedef = treedef
 
     def of(self, tree: Any) -> list[Any]:
-        """The leaves of a tree of the same structure."""
-        found: list[Any] = self.treedef.flatten_up_to(tree)
+        """The leaves of a tree of the same structure, boxed or not."""
+        found: list[Any] = self.treedef.flatten_up_to(unboxed(tree))
         return found
+
+    def joined(self, each: list[Any], like: Any) -> Any:
+        """The tree with these leaves, boxed as `like` is."""
+        return reboxed(self.treedef.unflatten(each), like)
 
     def standing(self) -> Any:
         """The gradients with a scalar for each None: what a state of full structure can be made of."""
@@ -34,7 +39,7 @@ class Leaves:
     def spread(self, each: list[Any], like: Any) -> Any:
         """The entries of `each` in the shapes of the tree `like`; what is absent there stays."""
         pairs = zip(each, self.of(like), strict=True)
-        return self.treedef.unflatten([x if absent(x) else jnp.broadcast_to(e, x.shape) for e, x in pairs])
+        return self.joined([x if absent(x) else jnp.broadcast_to(e, x.shape) for e, x in pairs], like)
 
     def select(self, each: list[Any], shared: Any, new: Any, old: Any) -> Any:
         """The state `new` where the condition of a leaf holds, else `old`, with all that belongs to the leaf.
@@ -56,18 +61,14 @@ class Leaves:
                 )
             return where(shared, b, a)
 
-        return jax.tree_util.tree_map_with_path(
-            pick, old, new, is_leaf=lambda x: isinstance(x, Figures | Memory) or self._is_ours(x)
+        picked = jax.tree_util.tree_map_with_path(
+            pick, unboxed(old), unboxed(new), is_leaf=lambda x: isinstance(x, Figures | Memory) or self._is_ours(x)
         )
+        return reboxed(picked, old)
 
     def _is_ours(self, node: Any) -> bool:
         structure: Any = jax.tree.structure(node, is_leaf=absent)
         return bool(structure == self.treedef)
-
-
-def absent(x: Any) -> bool:
-    """Whether a leaf is left out: None, or masked by Optax."""
-    return x is None or isinstance(x, optax.MaskedNode)
 
 
 def matched(name: str, tree: Any, updates: Any) -> list[Any]:
@@ -78,9 +79,9 @@ def matched(name: str, tree: Any, updates: Any) -> list[Any]:
     """
     ours: Any
     theirs: Any
-    ours, theirs = (jax.tree_util.tree_flatten_with_path(x, is_leaf=absent) for x in (updates, tree))
+    ours, theirs = (jax.tree_util.tree_flatten_with_path(unboxed(x), is_leaf=absent) for x in (updates, tree))
     if ours[1] != theirs[1]:
-        here, there = ({"params" + jax.tree_util.keystr(path) for path, _ in pairs} for pairs, _ in (ours, theirs))
+        here, there = ({path_name(path) for path, _ in pairs} for pairs, _ in (ours, theirs))
         raise ValueError(
             f"the gradients and {name} must have one tree, got a difference in "
             f"{', '.join(sorted(here ^ there)) or 'their containers'}"
@@ -92,8 +93,7 @@ def check_shape(path: Any, name: str, leaf: Any, gradient: Any) -> None:
     """Raise unless `leaf` has the gradient's shape; a leaf that is absent has None."""
     got, wanted = (None if absent(x) else jnp.shape(x) for x in (leaf, gradient))
     if got != wanted:
-        where_ = "params" + jax.tree_util.keystr(path)
-        raise ValueError(f"{name} must have the gradient's shape {wanted} at {where_}, got {got}")
+        raise ValueError(f"{name} must have the gradient's shape {wanted} at {path_name(path)}, got {got}")
 
 
 def squared_norm(leaves: list[Any], real: Any) -> jax.Array:
@@ -114,7 +114,10 @@ def flags(scope: str, params: Any, value: Any, dtype: Any) -> Any:
     """A scalar, or an entry of the leaf's rank for each leaf."""
     if scope == "tree":
         return jnp.full([], value, dtype)
-    return jax.tree.map(lambda x: jnp.full((1,) * jnp.ndim(x), value, dtype), params)
+    treedef: Any = jax.tree.structure(unboxed(params))
+    return treedef.unflatten(
+        [in_box(box, jnp.full((1,) * jnp.ndim(content(box)), value, dtype)) for box in boxes_of(params)]
+    )
 
 
 def check_scope(scope: str, counts: Any, leaves: Leaves) -> None:
@@ -132,7 +135,7 @@ def check_scope(scope: str, counts: Any, leaves: Leaves) -> None:
 def check_real(path: Any, leaf: Any) -> None:
     """Raise for an update that has no sign."""
     if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-        raise TypeError(f"the update of params{jax.tree_util.keystr(path)} must be real, got {leaf.dtype}")
+        raise TypeError(f"the update of {path_name(path)} must be real, got {leaf.dtype}")
 
 
 def checked_transformation(name: str, tx: Any) -> optax.GradientTransformationExtraArgs:

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from .. import checks
+from .._tree import absent
 from ..coefficients import is_zero, value_at
 from ..filters import Filter
 from ..mismatch import check_state
@@ -16,7 +17,7 @@ from ..schedules import restarted
 from ..storage import Storage
 from ..storage.protocol import arithmetic_dtype
 from ..transform import MomentumState, scale_by_momentum, velocity
-from .leaves import SCOPES, Leaves, absent, check_scope, checked_transformation, counted, flags, where
+from .leaves import SCOPES, Leaves, check_scope, checked_transformation, counted, flags, where
 
 
 class RestartState(NamedTuple):
@@ -176,7 +177,7 @@ def _gradient_restart(
         shared = _any(uphill) if scope == "tree" or len(uphill) == 1 else False
         inner = leaves.select(uphill, shared, tx.init(leaves.standing()), inner)
         pairs = zip(leaves.of(out), landed, uphill, strict=True)
-        out = leaves.treedef.unflatten([u if d is None else where(up, d, u) for u, d, up in pairs])
+        out = leaves.joined([u if d is None else where(up, d, u) for u, d, up in pairs], out)
         fired = shared if scope == "tree" else leaves.spread(uphill, state.restarts)
         return out, RestartState(inner, jax.tree.map(counted, state.restarts, fired), None)
 

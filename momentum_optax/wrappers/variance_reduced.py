@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import checks
+from .._tree import absent, reboxed, unboxed
 from ..coefficients import Scalar, at_first, lift, value_at
 from ..filters import Filter
 from ..mismatch import check_kind, check_state
@@ -14,7 +15,7 @@ from ..storage import Storage
 from ..storage.protocol import arithmetic_dtype
 from ..transform import MomentumState, scale_by_momentum
 from .directions import by_norm
-from .leaves import SCOPES, absent, check_shape, matched, squared_norm
+from .leaves import SCOPES, check_shape, matched, squared_norm
 
 
 def scale_by_storm(a: Scalar, *, storage: str | Storage = "float32") -> optax.GradientTransformationExtraArgs:
@@ -231,12 +232,12 @@ def _combined(updates: Any, previous: Any, function: Any) -> Any:
         )
     before = matched("previous_gradient", previous, updates)
     treedef: Any
-    paths, treedef = jax.tree_util.tree_flatten_with_path(updates, is_leaf=absent)
+    paths, treedef = jax.tree_util.tree_flatten_with_path(unboxed(updates), is_leaf=absent)
     out = []
     for i, ((path, g), p) in enumerate(zip(paths, before, strict=True)):
         check_shape(path, "previous_gradient", p, g)
         out.append(g if absent(g) else _in_wide(lambda g, p, i=i: function(g, p, i), g, p))
-    return treedef.unflatten(out)
+    return reboxed(treedef.unflatten(out), updates)
 
 
 def _in_wide(function: Any, *arrays: Any) -> Any:

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import optax
 
 from .. import checks
+from .._tree import absent, unboxed
 from ..coefficients import Scalar, value_at
 from ..mismatch import check_kind
 from ..rules import heavy_ball
 from ..storage import Storage
 from ..storage.protocol import arithmetic_dtype
 from ..transform import scale_by_momentum
-from .leaves import Leaves, absent, check_shape, matched, squared_norm
+from .leaves import Leaves, check_shape, matched, squared_norm
 
 
 class YellowFinState(NamedTuple):
@@ -190,7 +191,7 @@ def _measured(updates: Any, state: YellowFinState, decay: Any) -> YellowFinState
     seen = jnp.arange(len(window)) < count
     least, largest = jnp.min(window, where=seen, initial=jnp.inf), jnp.max(window, where=seen, initial=0)
     mean = matched("the parameters of init", state.mean, updates)
-    for i, (path, g) in enumerate(jax.tree_util.tree_leaves_with_path(updates, is_leaf=absent)):
+    for i, (path, g) in enumerate(jax.tree_util.tree_leaves_with_path(unboxed(updates), is_leaf=absent)):
         if not absent(g):
             check_shape(path, "the parameter of init", mean[i], g)
             mean[i] += share.astype(jnp.finfo(mean[i].dtype).dtype) * (g.astype(mean[i].dtype) - mean[i])
@@ -211,7 +212,7 @@ def _measured(updates: Any, state: YellowFinState, decay: Any) -> YellowFinState
     new = new._replace(learning_rate=average(state.learning_rate, rate), momentum=average(state.momentum, momentum))
     scalars = (x._replace(inner=None, mean=None) for x in (state, new))
     kept: YellowFinState = jax.tree.map(lambda a, b: jnp.where(silent, a, b), *scalars)
-    return kept._replace(inner=state.inner, mean=leaves.treedef.unflatten(mean))
+    return kept._replace(inner=state.inner, mean=leaves.joined(mean, state.mean))
 
 
 def _zeros(leaf: Any) -> jax.Array:
