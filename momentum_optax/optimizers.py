@@ -538,7 +538,10 @@ def _storage_of(storage: str | Storage, name: str, dtype: Any) -> Storage:
     if not isinstance(asked, Float32):
         raise ValueError(f"{name} and storage say the same: give one of them, got {dtype!r} and {storage!r}")
     kinds: dict[Any, Storage] = {np.dtype(jnp.float32): asked, np.dtype(jnp.bfloat16): bfloat16("nearest")}
-    kept = kinds.get(jnp.dtype(dtype))
+    try:
+        kept = kinds.get(jnp.dtype(dtype))
+    except TypeError:
+        kept = None
     if kept is None:
         raise ValueError(
             f"{name} must be None, float32 (float64 where a parameter is) or bfloat16, got {dtype!r}; storage= has more"
@@ -550,7 +553,7 @@ def _weight_decay(weight_decay: "Scalar | None", mask: Any) -> optax.GradientTra
     """`add_decayed_weights` of checked arguments; nothing for None."""
     if weight_decay is None:
         if mask is not None:
-            raise ValueError(f"mask needs a weight_decay, got None and the mask {mask!r}")
+            raise ValueError("mask needs a weight_decay to act on, got weight_decay None")
         return optax.identity()
     checks.within("weight_decay", weight_decay, "[0, inf)")
     if isinstance(mask, bool) or getattr(mask, "shape", None) == ():

@@ -145,7 +145,7 @@ def test_a_mask_says_which_parameters_decay(name, mask):
 @pytest.mark.parametrize("name", DECAYING)
 def test_a_mask_without_what_it_masks_is_refused(name):
     make = DECAYING[name]
-    with pytest.raises(ValueError, match="mask needs a weight_decay, got None"):
+    with pytest.raises(ValueError, match="mask needs a weight_decay to act on, got weight_decay None"):
         make(weight_decay=None, mask={"w": True, "b": False})
     for mask in (True, False, jnp.array(True)):
         with pytest.raises(TypeError, match="mask must be a tree of bools or a function of the parameters"):
@@ -178,6 +178,7 @@ def test_a_mask_without_what_it_masks_is_refused(name):
         ),
         (lambda: mo.sgd(0.1, 0.9, False, "float64"), ValueError, "accumulator_dtype must be None, float32"),
         (lambda: mo.sgd(0.1, 0.9, False, jnp.int8), ValueError, "accumulator_dtype must be None, float32"),
+        (lambda: mo.sgd(0.1, 0.9, False, "bf16"), ValueError, "accumulator_dtype must be None, float32 .* got 'bf16'"),
     ],
 )
 def test_what_would_do_nothing_or_two_things_is_refused(build, error, match):
