@@ -38,7 +38,9 @@ ALLOWED = {
     "tuning": {"analysis", "checks", "filters", "rules"},
     "interop": {"checks", "coefficients", "filters", "optimizers", "rules", "schedules", "storage", "transform"},
     "wrappers": {"checks", "coefficients", "filters", "mismatch", "rules", "schedules", "storage", "transform"},
-    "optimizers": {"checks", "coefficients", "filters", "mismatch", "rules", "schedules", "storage", "transform", "wrappers"},
+    "optimizers": {
+        *("checks", "coefficients", "filters", "mismatch", "rules", "schedules", "storage", "transform", "wrappers")
+    },
 }
 FREE = {"__init__", "demo", "demo_distributed"}
 # Imported by public modules for their own use.

@@ -74,8 +74,8 @@ def bfloat16(rounding: str = "stochastic", seed: int = 0) -> Bfloat16:
 
     Args:
       rounding: "stochastic" or "nearest".
-      seed: Of the noise, a whole number in [0, 2^32). The noise is a function of (seed, step, leaf, velocity, element): a
-        replay of a run is the run, bit for bit. Models under `vmap` share it.
+      seed: Of the noise, a whole number in [0, 2^32). The noise is a function of (seed, step, leaf, velocity, element):
+        a replay of a run is the run, bit for bit. Models under `vmap` share it.
 
     Raises:
       ValueError: If `rounding` is another word, or `seed` is out of range.
