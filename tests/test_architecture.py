@@ -44,7 +44,10 @@ ALLOWED = {
 }
 FREE = {"__init__", "demo", "demo_distributed"}
 # Imported by public modules for their own use.
-HELPERS = {"look_up", "value_at", "resolve", "reals", "Filter", "mix", "random_bits"}
+HELPERS = {
+    *("look_up", "value_at", "resolve", "reals", "Filter", "check_state", "noted"),
+    *("checksum", "dtype_name", "has_checksum", "difference", "fingerprint", "is_fingerprint"),
+}
 
 
 def room(path):
