@@ -39,21 +39,21 @@ def apply_updates(
       updates: A tree of the same structure, with None for parameters that received no gradient.
       rounding: "nearest", or "stochastic" for leaves in bfloat16 and float16; wider leaves are never affected.
       step: Number of the step, an integer or an integer scalar array; needed for "stochastic" and refused otherwise.
-      seed: Of the noise, a whole number from 0; for "stochastic" only.
+      seed: Of the noise, a whole number in [0, 2^32); for "stochastic" only.
 
     Returns:
       The new parameters, of the dtypes of `params`.
 
     Raises:
       ValueError: If `rounding` is another word; if `step` is missing for "stochastic", or `step` or `seed` is given
-        without it; if `seed` is negative.
+        without it; if `seed` is out of range.
       TypeError: If `seed` is no whole number, or `step` is not an integer.
 
     Reference:
       Gupta et al., "Deep learning with limited numerical precision", ICML 2015, arXiv:1502.02551.
     """
     checks.choice("rounding", rounding, _ROUNDINGS)
-    checks.integer("seed", seed, 0)
+    checks.seed(seed)
     if rounding == "nearest":
         if step is not None or seed:
             raise ValueError(f"step and seed need rounding='stochastic', got step {step!r} and seed {seed!r}")

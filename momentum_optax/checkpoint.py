@@ -6,16 +6,16 @@ fields have the same names, and casts where dtypes differ. `describe` gives what
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from . import checks
 from .checksums import checksum, dtype_name, has_checksum
 from .filters import Filter
-from .fingerprints import difference, fingerprint, is_fingerprint
-from .fingerprints import rules_of as rules_of
+from .fingerprints import difference, fingerprint, is_fingerprint, noted
 
 # The form of this package's states. A change of it adds a function to `_UPGRADES`, under the number before.
 FORMAT = 1
@@ -60,6 +60,27 @@ def describe(state: Any, *, version: int = 0, rules: Any = None) -> dict[str, An
         entries = {path: {k: x for k, x in entry.items() if k != "checksum"} for path, entry in entries.items()}
     described = {"format": FORMAT, "version": int(version), "checksums": whole, "fields": entries}
     return described if rules is None else described | {"rules": _fingerprints(rules)}
+
+
+def rules_of(tx: optax.GradientTransformation, params: optax.Params) -> list[dict[str, Any]]:
+    """The rules that an optimizer runs, for `describe` and `check`: in the order in which it makes their states.
+
+        rules = mo.checkpoint.rules_of(tx, params)
+        layout = mo.checkpoint.describe(state, rules=rules)
+
+    Nothing is computed with `params`. What is traced or injected (`optax.inject_hyperparams`) is not known here; it is
+    in the state, where its value counts.
+
+    Args:
+      tx: Any optimizer.
+      params: The parameters, arrays or `ShapeDtypeStruct`.
+
+    Returns:
+      For each rule a dictionary of A, B, C and D, with the values of schedules at steps from 0 to 100,000.
+    """
+    with noted() as found:
+        jax.eval_shape(tx.init, params)
+    return found
 
 
 def check(description: Any, target: Any, *, version: int = 0, rules: Any = None) -> None:
@@ -231,7 +252,7 @@ def _check_entry(path: str, entry: Any) -> None:
         if set(entry) != {"type"} or not isinstance(entry["type"], str):
             _refuse("the name of a type", dict(entry), f"fields/{path}")
         return
-    tests = {
+    tests: dict[str, Callable[[Any], bool]] = {
         "shape": lambda x: isinstance(x, list) and all(map(_is_whole, x)),
         "dtype": lambda x: isinstance(x, str),
         "checksum": lambda x: _is_whole(x) and x < 2**32,
@@ -256,7 +277,7 @@ def _check_whole(description: Mapping[str, Any], entries: Mapping[str, Any]) -> 
             _refuse(what, entries[path].get("checksum"), f"fields/{path}/checksum")
 
 
-def _refuse(what: str, got: Any, where: str = "") -> None:
+def _refuse(what: str, got: Any, where: str = "") -> NoReturn:
     at = f" at {where}" if where else ""
     raise CheckpointError(f"description must be what describe gives, with {what}, got {_clipped(got)}{at}")
 

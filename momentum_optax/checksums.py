@@ -40,7 +40,7 @@ def dtype_name(x: Any) -> str:
     return str(jnp.result_type(x))
 
 
-def checksum(x: Any) -> jax.Array:
+def checksum(x: Any) -> Any:
     """A uint32 for an array or number that `has_checksum`."""
     if isinstance(x, jax.Array):
         return _of_array(_on_device(x))
@@ -61,12 +61,13 @@ def _on_device(x: jax.Array) -> jax.Array:
     """`x` where it can be computed with: not in the host's memory."""
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         x = jax.random.key_data(x)
-    usual = next(iter(x.sharding.device_set)).default_memory().kind
+    device: Any = next(iter(x.sharding.device_set))
+    usual = device.default_memory().kind
     return x if x.sharding.memory_kind in (None, usual) else jax.device_put(x, x.sharding.with_memory_kind(usual))
 
 
 @jax.jit
-def _of_array(x: jax.Array) -> jax.Array:
+def _of_array(x: jax.Array) -> Any:
     if jnp.iscomplexobj(x):
         return _joined(_of_array(jnp.real(x)), _of_array(jnp.imag(x)))
     x = x.astype(_whole_bytes(x.dtype))

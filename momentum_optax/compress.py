@@ -228,7 +228,7 @@ def seeded(storage: Storage, velocities: tuple[Any, ...], *numbers: int) -> Any:
 
 
 def _settled(write: Callable[[Any, Any], Any], parts: Any, velocities: tuple[Any, ...]) -> tuple[Any, Any]:
-    """How often `parts` had to be written again until what is read is at least half as large as it should be, and they."""
+    """How often `parts` were written again until what is read is half as large as it should be, and they."""
     sizes = [jnp.max(jnp.where(jnp.isfinite(v), jnp.abs(v), 0)) for v in velocities]
 
     def is_short(carry: Any) -> Any:

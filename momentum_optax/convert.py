@@ -217,12 +217,12 @@ class _Refield:
         if is_kept(old) and forms(old) == forms(new):
             return old
         chosen = [not is_plain(slot) for slot in slots_of(new)[0]]
+        self._found.add(name)
         if not any(chosen):
             return Kept(new.parts, cast(tree, new.plain, name))
         storage = self._wanted.get(name) if isinstance(self._wanted, dict) else self._wanted
         if storage is None:
             raise ValueError(f"storage must say how to keep {name!r}, which like compresses, got none for it")
         check_fit(storage, name, name in self._second_moments and (owner, name) not in SIGNED)
-        self._found.add(name)
         # Fields are told apart by their noise.
         return cast(packed(storage, tree, chosen, len(self._found)), new, name)

@@ -12,7 +12,6 @@ from contextvars import ContextVar
 from typing import Any
 
 import jax
-import optax
 
 from .coefficients import ByAge, Coefficient, value_at
 from .filters import Filter
@@ -35,27 +34,6 @@ def fingerprint(rule: Filter) -> dict[str, Any]:
             "C": [_values(c) for c in rule.C],
             "D": _values(rule.D),
         }
-
-
-def rules_of(tx: optax.GradientTransformation, params: optax.Params) -> list[dict[str, Any]]:
-    """The rules that an optimizer runs, for `describe` and `check`: in the order in which it makes their states.
-
-        rules = mo.checkpoint.rules_of(tx, params)
-        layout = mo.checkpoint.describe(state, rules=rules)
-
-    Nothing is computed with `params`. What is traced or injected (`optax.inject_hyperparams`) is not known here; it is
-    in the state, where its value counts.
-
-    Args:
-      tx: Any optimizer.
-      params: The parameters, arrays or `ShapeDtypeStruct`.
-
-    Returns:
-      For each rule a dictionary of A, B, C and D, with the values of schedules at steps from 0 to 100,000.
-    """
-    with noted() as found:
-        jax.eval_shape(tx.init, params)
-    return found
 
 
 @contextlib.contextmanager

@@ -101,8 +101,8 @@ def _momentum(old: MomentumState, like: MomentumState) -> MomentumState:
     order, wanted_order = len(old.velocity[0]), len(like.velocity[0])
     if order != wanted_order:
         raise ValueError(
-            f"{_STRUCTURE}, with {order} velocities of each leaf, got {wanted_order}: those of another rule have another "
-            "meaning, so that it must begin with tx.init(params)"
+            f"{_STRUCTURE}, with {order} velocities of each leaf, got {wanted_order}: those of another rule have "
+            "another meaning, so that it must begin with tx.init(params)"
         )
     if like.gain is not None and old.gain is None:
         raise ValueError(
@@ -221,6 +221,8 @@ def forms(tree: Any) -> Any:
 
 def cast(old: Any, like: Any, where: str) -> Any:
     """`old` in the dtypes of `like`, whose structure and shapes it must have."""
+    treedef: Any
+    structure: Any
     pairs, treedef = jax.tree_util.tree_flatten_with_path(old)
     target, structure = jax.tree.flatten(like)
     if treedef != structure:

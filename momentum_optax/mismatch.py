@@ -1,6 +1,6 @@
 """What to say of a state that another optimizer made: what differs, and the call that converts it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -50,23 +50,13 @@ def describe_mismatch(state: Any, expected: Any) -> str | None:
       A sentence of less than 300 characters.
     """
     if _is_named(expected):
-        if not isinstance(state, type(expected)):
-            return _other_kind(state, type(expected))
-        if _is_momentum(expected):
-            return _momentum_mismatch(state, expected)
-        pairs = list(zip(expected._fields, state, expected, strict=True))
-        for name, old, new in pairs:
-            if (old is None) != (new is None) and (name != "step" or old is None):
-                has = "has no" if old is None else "has a"
-                return f"the {type(expected).__name__} {has} {name}, unlike this optimizer's: {_CONVERT}"
-        return next(filter(None, (describe_mismatch(old, new) for _, old, new in pairs)), None)
+        return _named_mismatch(state, expected)
     if isinstance(expected, tuple | list):
         if not isinstance(state, tuple | list) or _is_named(state) or len(state) != len(expected):
             return f"the state must be a chain of {len(expected)} states, got {_kind(state)}: {_way_out(state)}"
-        pairs = zip(state, expected, strict=True)
-        return next(filter(None, (describe_mismatch(old, new) for old, new in pairs)), None)
+        return _first(zip(state, expected, strict=True))
     if isinstance(expected, Mapping) and isinstance(state, Mapping) and state.keys() == expected.keys():
-        return next(filter(None, (describe_mismatch(state[name], expected[name]) for name in expected)), None)
+        return _first((state[name], expected[name]) for name in expected)
     if isinstance(expected, np.generic) and np.dtype(state.dtype).kind != expected.dtype.kind:
         return f"the state holds {state.dtype} where this optimizer has {expected.dtype}: {_CONVERT}"
     return None
@@ -104,6 +94,23 @@ def without_momentum() -> optax.GradientTransformation:
     return optax.GradientTransformation(optax.init_empty_state, update)
 
 
+def _first(pairs: Iterable[tuple[Any, Any]]) -> str | None:
+    return next(filter(None, (describe_mismatch(old, new) for old, new in pairs)), None)
+
+
+def _named_mismatch(state: Any, expected: Any) -> str | None:
+    """The first difference from a NamedTuple."""
+    if not isinstance(state, type(expected)):
+        return _other_kind(state, type(expected))
+    if _is_momentum(expected):
+        return _momentum_mismatch(state, expected)
+    for name, old, new in zip(expected._fields, state, expected, strict=True):
+        if (old is None) != (new is None) and (name != "step" or old is None):
+            has = "has no" if old is None else "has a"
+            return f"the {type(expected).__name__} {has} {name}, unlike this optimizer's: {_CONVERT}"
+    return _first(zip(state, expected, strict=True))
+
+
 def _momentum_mismatch(state: Any, expected: Any) -> str | None:
     """The first difference of two states of `scale_by_momentum`."""
     if type(state.velocity) is not type(expected.velocity):
@@ -123,8 +130,8 @@ def _momentum_mismatch(state: Any, expected: Any) -> str | None:
             return f"the state {what}: {_CONVERT}"
     if state.gain is None and expected.gain is not None:
         return (
-            "the state has no gains, which debias=True reads: they depend on the rule and on every step so far, so that "
-            "mo.convert cannot add them; go on with debias=False or begin with tx.init(params)"
+            "the state has no gains, which debias=True reads: they depend on the rule and on every step so far, so "
+            "that mo.convert cannot add them; go on with debias=False or begin with tx.init(params)"
         )
     return None
 

@@ -163,7 +163,8 @@ def monitor(
     def update(
         updates: optax.Updates, state: MonitorState, params: Any = None, **extra: Any
     ) -> tuple[optax.Updates, MonitorState]:
-        check_state(state, MonitorState(..., ..., ..., None if rule is None else ...))
+        anything: Any = ...
+        check_state(state, MonitorState(anything, anything, anything, None if rule is None else anything))
 
         def step(inner: Any, updates: Any) -> tuple[Any, Any]:
             out, after = run.update(updates, inner, params, **extra)

@@ -78,6 +78,16 @@ FREE = {"__init__", "demo", "demo_distributed"}
 # Imported by public modules for their own use.
 HELPERS = {"look_up", "value_at", "resolve", "reals", "shown", "Filter", "mix", "random_bits"}
 HELPERS |= {"arithmetic_dtype", "times", "whole_along"}
+HELPERS |= {
+    "check_state",
+    "noted",
+    "checksum",
+    "dtype_name",
+    "has_checksum",
+    "difference",
+    "fingerprint",
+    "is_fingerprint",
+}
 
 
 def room(path):

@@ -180,9 +180,11 @@ def test_migrate_names_what_is_no_description_too(path):
         try:
             again = migrate(STATE, bad, STATE, {1: lambda leaves: leaves})
         except CheckpointError as error:
-            assert len(str(error)) < 300
+            said = str(error)
         else:
+            said = ""
             assert jax.tree.all(jax.tree.map(np.array_equal, again, STATE))
+        assert len(said) < 300
 
 
 def test_one_lost_checksum_is_noticed_where_it_was_the_only_one():
@@ -286,14 +288,14 @@ def test_rules_are_compared_by_their_coefficients():
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_monitor_notices_a_rule_that_is_not_the_one_inside(name, compiled):
     rules = {
-        "sgd": lambda decay: mo.heavy_ball(decay),
+        "sgd": mo.heavy_ball,
         "scheduled": lambda decay: mo.heavy_ball(optax.linear_schedule(0.5, decay, 100)),
         "dampened": lambda decay: mo.heavy_ball(decay, dampening=0.5, first_step="gradient"),
         "lion": lambda decay: mo.lion_mix(0.9, decay),
-        "muon": lambda decay: mo.muon_mix(decay),
-        "torch": lambda decay: mo.heavy_ball(decay),
-        "guarded": lambda decay: mo.nesterov(decay),
-        "restart": lambda decay: mo.nesterov(decay),
+        "muon": mo.muon_mix,
+        "torch": mo.heavy_ball,
+        "guarded": mo.nesterov,
+        "restart": mo.nesterov,
     }  # fmt: skip
 
     def init(rule):

@@ -11,6 +11,8 @@ import pytest
 from conformance import STORAGES
 
 import momentum_optax as mo
+from momentum_optax.storage.noise import stamp_of
+from momentum_optax.storage.protocol import write_for
 
 SHAPES = [(), (0,), (7,), (3, 5), (2, 1, 4)]
 # Of one rounding, relative to the value; those of int8 and int4 depend on scales and are in tests of their own.
@@ -391,3 +393,28 @@ def test_a_step_is_a_few_equations_for_each_further_leaf(name):
     # Float32's own: convert two coefficients, four products and sums, the learning rate.
     assert equations(3) - equations(2) <= {"float32": 12, "bfloat16": 20, "int8": 20, "int4": 20}[name]
     assert equations(3) - equations(2) == equations(8) - equations(7)
+
+
+@pytest.mark.parametrize("make", [mo.storage.bfloat16, mo.storage.int8, mo.storage.int4, mo.storage.uint8])
+def test_every_seed_of_32_bits_gives_noise_and_no_other_is_taken(make):
+    small = {} if make is mo.storage.bfloat16 else {"min_size": 1}
+    v = jnp.abs(samples((4, 64)))
+    read = []
+    for seed in (0, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 1):
+        storage = make(seed=seed, **small)
+        parts = storage.init(v, 1)
+        for step in range(2):
+            parts = jax.jit(lambda p, s=storage, t=step: s.encode((v,), p, write_for(s, v, (t, 0), (1.0,))))(parts)
+        read.append(np.asarray(storage.parts.decode(parts)[0]))
+    assert all(np.isfinite(x).all() for x in read)
+    assert all((a != b).any() for i, a in enumerate(read) for b in read[:i])
+    for bad in (2**32, 2**64):
+        with pytest.raises(ValueError, match=r"seed must be below 2\*\*32, got"):
+            make(seed=bad)
+    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
+        make(seed=-1)
+
+
+def test_a_stamp_takes_whole_numbers_modulo_32_bits():
+    for number in (-1, 2**31, 2**32 - 1, 2**32 + 5):
+        assert int(stamp_of(number, 3)) == int(stamp_of(jnp.uint32(number % 2**32), 3))

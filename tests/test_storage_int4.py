@@ -252,3 +252,20 @@ def test_every_option_changes_the_codes():
     plain = run(mo.heavy_ball(0.9), signal)[1]
     for other in (mo.storage.int4(1, min_size=1), mo.storage.int4(min_size=5000)):
         assert np.any(np.asarray(run(mo.heavy_ball(0.9), signal, other)[1]) != np.asarray(plain))
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [((8,), 1.0), *(pytest.param(s, x, marks=pytest.mark.slow) for s in ((1, 512), (4, 8)) for x in (1e-20, 1e20))],
+)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_leaf_of_few_rows_is_converted_at_its_size(shape, size, compiled):
+    # Of one row in few bits the first write tells no more than the size to some orders of magnitude.
+    v = {"b": normal(*shape, seed=3) * jnp.float32(size)}
+    _, state = mo.scale_by_momentum(mo.heavy_ball(0.9)).update(v, mo.scale_by_momentum(mo.heavy_ball(0.9)).init(v))
+
+    def convert(state):
+        return mo.convert(state, mo.storage.int4(min_size=1))
+
+    (read,) = mo.velocity((jax.jit(convert) if compiled else convert)(state))
+    assert np.linalg.norm(read["b"] / size - v["b"] / size) < 0.5 * np.linalg.norm(v["b"] / size)

@@ -315,3 +315,32 @@ def test_errors_say_what_is_allowed():
     adam = mo.compress(optax.adam(0.1), ADAM).init(PARAMS)
     with pytest.raises(ValueError, match=r"factor for 'nu' must be in \[0, inf\), got -1"):
         mo.rescale(adam, {"nu": -1})
+
+
+@pytest.mark.parametrize("factor", [1e39, -1e39, 1e-39, -1e-45, 5e-324, 1.7e308, 3.5e38])
+def test_a_factor_that_no_normal_float32_holds_is_refused_by_its_range(factor):
+    state = mo.sgd(0.1, 0.9).init(PARAMS)
+    with pytest.raises(
+        ValueError, match=r"factor for 'velocity' must be 0 or of a size in \[1\.18e-38, 3\.4e\+38\]"
+    ) as error:
+        mo.rescale(state, factor)
+    assert len(str(error.value)) < 300
+    for bad in (float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=r"factor for 'velocity' must be in \(-inf, inf\), got (inf|nan)"):
+            mo.rescale(state, bad)
+
+
+@pytest.mark.parametrize(
+    "storage", [name if "float" in name else pytest.param(name, marks=pytest.mark.slow) for name in STORAGES]
+)
+def test_the_ends_of_float32_and_zero_are_factors(storage):
+    tx = mo.scale_by_momentum(mo.heavy_ball(0.9), storage=STORAGES[storage]())
+    _, state = steps(tx)
+    (none,) = mo.velocity(mo.rescale(state, 0))
+    assert not any(np.asarray(x).any() for x in jax.tree.leaves(none))
+    _, after = steps(tx, 2, state=mo.rescale(state, 0.0))
+    assert all(np.isfinite(x).all() and np.asarray(x).any() for x in jax.tree.leaves(mo.velocity(after)))
+    tiny = float(np.finfo(np.float32).tiny)
+    there = mo.rescale(mo.rescale(state, 2.0**60), tiny)
+    for a, b in zip(*(jax.tree.leaves(mo.velocity(x)) for x in (there, state)), strict=True):
+        np.testing.assert_array_equal(np.asarray(a, np.float64), np.asarray(b, np.float64) * 2.0**60 * tiny)
