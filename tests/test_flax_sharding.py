@@ -20,8 +20,8 @@ as_pure = getattr(nnx, "as_pure", None) or nnx.pure  # its name in older version
 P = PartitionSpec
 
 
-def attention_momentum(path, x):
-    return x.ndim > 2 and any(getattr(key, "name", None) == "mu" for key in path)
+def matrix_momentum(path, x):
+    return x.ndim > 1 and any(getattr(key, "name", None) == "mu" for key in path)
 
 
 INT8, INT4, UINT8 = (f(min_size=512) for f in (mo.storage.int8, mo.storage.int4, mo.storage.uint8))
@@ -36,7 +36,7 @@ OPTIMIZERS = {
     "first steps": lambda: mo.sgd(0.1, 0.9, dampening=0.5, storage=INT8),
     "debiased": lambda: optax.chain(mo.scale_by_momentum(mo.ema(0.9), debias=True), optax.scale(-0.1)),
     "compressed": lambda: mo.compress(optax.adamw(1e-3), {"mu": INT8, "nu": UINT8}),
-    "compressed in part": lambda: mo.compress(optax.adam(1e-3), attention_momentum, INT8),
+    "compressed in part": lambda: mo.compress(optax.adam(1e-3), matrix_momentum, INT8),
     "guarded": lambda: mo.guarded(mo.sgd(0.1, 0.9, storage=INT8), "leaf"),
     "restarted": lambda: optax.chain(mo.adaptive_restart(BALL, scope="leaf", storage=INT8), optax.scale(-0.1)),
     "restarted by schedule": lambda: mo.scheduled_restart(mo.sgd(0.1, 0.9, storage=INT8), 2),
@@ -54,9 +54,8 @@ OPTIMIZERS = {
         mo.sgd(0.1, 0.9, storage=INT8), lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
     ),
 }
-FAST = {"int8", "compressed"}
 every_optimizer = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in OPTIMIZERS]
+    "name", [pytest.param(name, marks=() if name == "int8" else pytest.mark.slow) for name in OPTIMIZERS]
 )
 STEPS = 4
 RULES = (("vocab", "model"), ("embed", "data"), ("mlp", "model"), ("heads", "model"), ("kv", None))
@@ -165,7 +164,9 @@ def make_state(tx):
     return TrainState.create(apply_fn=MODEL.apply, params=MODEL.init(jax.random.key(0), TOKENS)["params"], tx=tx)
 
 
-@pytest.mark.parametrize("boxed", [True, False], ids=["boxed", "unboxed after init"])
+@pytest.mark.parametrize(
+    "boxed", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["boxed", "unboxed after init"]
+)
 @every_optimizer
 def test_a_linen_state_is_split_by_the_names_in_its_boxes(name, boxed):
     tx, mesh = OPTIMIZERS[name](), mesh_of()
@@ -268,15 +269,31 @@ def train_nnx(model_class, tx, check=lambda state, params: None):
     return as_pure(optimizer.opt_state)
 
 
-@pytest.mark.skipif(
+eager_sharding = pytest.mark.skipif(
     not hasattr(nnx, "use_eager_sharding"), reason="this Flax does not place variables when it makes them"
 )
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+
+
+@eager_sharding
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(AxisType.Auto, marks=pytest.mark.slow), AxisType.Explicit],
+    ids=["auto", "explicit"],
+)
 @every_optimizer
 def test_an_nnx_state_is_split_by_the_names_of_its_variables(name, kind):
     tx, mesh = OPTIMIZERS[name](), mesh_of(kind)
     with jax.set_mesh(mesh):
         split = train_nnx(Partitioned, tx, lambda state, params: check_split(state, params, mesh))
-        eager = nnx.Optimizer(Partitioned(nnx.Rngs(0)), tx, wrt=nnx.Param)
-        check_split(eager.opt_state, nnx.state(Partitioned(nnx.Rngs(0)), nnx.Param), mesh)
     check_equal(split, train_nnx(Whole, tx))
+
+
+@eager_sharding
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@every_optimizer
+def test_an_nnx_state_that_is_made_outside_jit_is_split_too(name, kind):
+    mesh = mesh_of(kind)
+    with jax.set_mesh(mesh):
+        model = Partitioned(nnx.Rngs(0))
+        optimizer = nnx.Optimizer(model, OPTIMIZERS[name](), wrt=nnx.Param)
+    check_split(optimizer.opt_state, nnx.state(model, nnx.Param), mesh)
