@@ -74,18 +74,19 @@ class Block(nn.Module):
         y = nn.LayerNorm(scale_init=split(ones, "embed"), bias_init=split(zeros, "embed"))(x)
         x = x + nn.MultiHeadDotProductAttention(
             num_heads=2,
+            qkv_features=16,
             kernel_init=split(kernel, "embed", "heads", "kv"),
             out_kernel_init=split(kernel, "heads", "kv", "embed"),
             use_bias=False,
         )(y)
         y = nn.Dense(64, kernel_init=split(kernel, "embed", "mlp"), bias_init=split(zeros, "mlp"))(x)
-        return x + nn.Dense(32, kernel_init=split(kernel, "mlp", "embed"), use_bias=False)(nn.relu(y))
+        return x + nn.Dense(512, kernel_init=split(kernel, "mlp", "embed"), use_bias=False)(nn.relu(y))
 
 
 class LanguageModel(nn.Module):
     @nn.compact
     def __call__(self, tokens):
-        embed = nn.Embed(64, 32, embedding_init=split(nn.initializers.ones, "vocab", "embed"))
+        embed = nn.Embed(16, 512, embedding_init=split(nn.initializers.ones, "vocab", "embed"))
         return embed.attend(Block()(embed(tokens)))
 
 
@@ -124,7 +125,7 @@ def keys(path):
 def check_split(state, params, mesh):
     """Every part of a parameter is split as it is, along each axis that has its length."""
     known = {keys(path): p for path, p in jax.tree_util.tree_leaves_with_path(bare(params))}
-    seen = 0
+    seen = rows = 0
     for path, x in jax.tree_util.tree_leaves_with_path(bare(state)):
         names = keys(path)
         # The label of a partition comes first.
@@ -134,7 +135,10 @@ def check_split(state, params, mesh):
         expected = NamedSharding(mesh, along(x.shape, p.shape, p.sharding.spec))
         assert x.sharding.is_equivalent_to(expected, x.ndim), (jax.tree_util.keystr(path), x.sharding, expected)
         seen += x.shape == p.shape and not x.sharding.is_fully_replicated
+        rows += x.shape != p.shape and not x.sharding.is_fully_replicated
     assert seen >= 3
+    # In bytes the scales are split too, where a row is not the whole array.
+    assert bool(rows) == any(x.dtype in (jnp.int8, jnp.int4) for x in jax.tree.leaves(state))
 
 
 def types(tree):
@@ -228,11 +232,11 @@ class Partitioned(nnx.Module):
             return nnx.with_partitioning(init, names)
 
         ones, kernel, zeros = (nnx.initializers.constant(x) for x in (1.0, 0.01, 0.0))
-        self.embed = nnx.Embed(64, 32, embedding_init=named(ones, "model", "data"), rngs=rngs)
+        self.embed = nnx.Embed(16, 512, embedding_init=named(ones, "model", "data"), rngs=rngs)
         self.up = nnx.Linear(
-            32, 64, kernel_init=named(kernel, "data", "model"), bias_init=named(zeros, "model"), rngs=rngs
+            512, 64, kernel_init=named(kernel, "data", "model"), bias_init=named(zeros, "model"), rngs=rngs
         )
-        self.down = nnx.Linear(64, 32, kernel_init=named(kernel, "model", "data"), use_bias=False, rngs=rngs)
+        self.down = nnx.Linear(64, 512, kernel_init=named(kernel, "model", "data"), use_bias=False, rngs=rngs)
 
 
 class Whole(nnx.Module):
@@ -240,9 +244,9 @@ class Whole(nnx.Module):
 
     def __init__(self, rngs):
         ones, kernel = nnx.initializers.constant(1.0), nnx.initializers.constant(0.01)
-        self.embed = nnx.Embed(64, 32, embedding_init=ones, rngs=rngs)
-        self.up = nnx.Linear(32, 64, kernel_init=kernel, rngs=rngs)
-        self.down = nnx.Linear(64, 32, kernel_init=kernel, use_bias=False, rngs=rngs)
+        self.embed = nnx.Embed(16, 512, embedding_init=ones, rngs=rngs)
+        self.up = nnx.Linear(512, 64, kernel_init=kernel, rngs=rngs)
+        self.down = nnx.Linear(64, 512, kernel_init=kernel, use_bias=False, rngs=rngs)
 
 
 def train_nnx(model_class, tx, check=lambda state, params: None):
