@@ -224,10 +224,7 @@ def assert_same(a, b):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=() if name in ("reset", "convert", "from PyTorch") else pytest.mark.slow)
-        for name in EDITS
-    ],
+    [pytest.param(name, marks=() if name in ("reset", "from PyTorch") else pytest.mark.slow) for name in EDITS],
 )
 def test_a_live_state_is_changed_as_one_of_arrays_is_and_goes_on(name):
     make, edit, then = EDITS[name]
@@ -460,7 +457,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("name", [pytest.param(x, marks=pytest.mark.slow if x == "convert" else ()) for x in CHANGES])
 def test_a_state_in_boxes_of_linen_is_read_and_changed_as_one_without(name):
     whole = {"w": jnp.linspace(0.0, 1.0, 32 * 64).reshape(32, 64), "b": jnp.ones(64)}
     boxed = {"w": nn.Partitioned(whole["w"], ("x", None)), "b": nn.LogicallyPartitioned(whole["b"], ("mlp",))}
