@@ -146,7 +146,8 @@ def test_a_leaf_of_min_size_elements_takes_bytes_and_one_of_fewer_is_kept_in_ful
         assert keep.init(less, 1).codes[0].dtype == jnp.float32
 
 
-@every_storage
+# What int4 adds to int8 takes seconds to compile.
+@pytest.mark.parametrize("name", ["bfloat16", "int8", pytest.param("int4", marks=pytest.mark.slow)])
 def test_after_a_change_of_sign_the_next_write_is_as_exact(name):
     storage, (first, second) = make(name), (0.1 * samples((4, 600), k) / 1e30 for k in (1, 2))
     before = storage.encode((second,), stored(storage, first), write(STAMP, 1))
