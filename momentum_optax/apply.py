@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from . import checks
-from .storage.noise import random_bits, stamp_of
-from .storage.rounding import stochastic_round
+from .storage.noise import stamp_of
+from .storage.protocol import check_whole
+from .storage.rounding import rounded_at
 
 _ROUNDINGS = ("nearest", "stochastic")
 _NARROW = (jnp.bfloat16, jnp.float16)
@@ -84,4 +85,5 @@ def _stochastic(update: Any, param: Any, stamp: jax.Array) -> Any:
     if update is None or param.dtype not in _NARROW:
         return _nearest(update, param)
     wide = param.astype(jnp.float32) + update.astype(jnp.float32)
-    return stochastic_round(wide, random_bits(wide.shape, stamp), param.dtype)
+    check_whole("rounding='stochastic'", wide, "round outside of it")
+    return rounded_at(wide, stamp, param.dtype)

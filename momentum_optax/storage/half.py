@@ -5,12 +5,11 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from .. import checks
-from .noise import random_bits, stamp_of
+from .noise import stamp_of
 from .protocol import Write, arithmetic_dtype, check_axis_names, times
-from .slopes import straight_through
+from .rounding import rounded_at
 
 
 class Bfloat16Velocity(NamedTuple):
@@ -56,7 +55,7 @@ class Bfloat16:
         """The velocities in the dtypes of `previous`."""
         return Bfloat16Velocity(
             tuple(
-                _round_at_random(new, stamp_of(self.seed, write.stamp, k))
+                rounded_at(new, stamp_of(self.seed, write.stamp, k), jnp.bfloat16)
                 if self.reads_step and old.dtype == jnp.bfloat16
                 else new.astype(old.dtype)
                 for k, (new, old) in enumerate(zip(velocities, previous.values, strict=True))
@@ -76,8 +75,8 @@ def bfloat16(rounding: str = "stochastic", seed: int = 0, *, axis_names: tuple[s
 
     Args:
       rounding: "stochastic" or "nearest".
-      seed: Of the noise, a whole number in [0, 2^32). The noise is a function of (seed, step, leaf, velocity, element): a
-        replay with the same compiled step is the run, bit for bit. Models under `vmap` share it.
+      seed: Of the noise, a whole number in [0, 2^32). The noise is a function of (seed, step, leaf, velocity, element):
+        a replay with the same compiled step is the run, bit for bit. Models under `vmap` share it.
       axis_names: Under `shard_map` and `pmap`, the mesh axes along which a leaf is split. None: whatever JAX knows, an
         error where it is split, or where JAX does not know (`check_vma=False`, `pmap`). (): none, every device has
         whole leaves, though perhaps its own.
@@ -93,26 +92,3 @@ def bfloat16(rounding: str = "stochastic", seed: int = 0, *, axis_names: tuple[s
     checks.seed(seed)
     check_axis_names(axis_names)
     return Bfloat16(rounding, int(seed), axis_names)
-
-
-# Traced once for all leaves of a shape.
-@jax.jit
-def _round_at_random(x: jax.Array, stamp: jax.Array) -> jax.Array:
-    """Round up with the probability that makes the mean exact: noise below the last kept bit, then cut.
-
-    Cutting in the bits of a float32, before the cast, keeps XLA's TPU backend at one fusion.
-    """
-    x = x.astype(jnp.float32)
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-    noisy = (bits + (random_bits(x.shape, stamp) >> 16)) & np.uint32(0xFFFF0000)
-    rounded = jax.lax.bitcast_convert_type(noisy, jnp.float32)
-    # NaN has bits that noise could turn into anything; a finite value must not round to infinity.
-    rounded = jnp.where(jnp.isfinite(rounded) & jnp.isfinite(x), rounded, _cut(x, bits)).astype(jnp.bfloat16)
-    chosen: jax.Array = straight_through(x, rounded)
-    return chosen
-
-
-def _cut(x: jax.Array, bits: jax.Array) -> jax.Array:
-    """`x` rounded towards zero if finite, else as it is."""
-    cut = jax.lax.bitcast_convert_type(bits & np.uint32(0xFFFF0000), jnp.float32)
-    return jnp.where(jnp.isfinite(x), cut, x)

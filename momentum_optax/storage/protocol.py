@@ -135,7 +135,7 @@ def write_for(storage: Any, leaf: Any, numbers: tuple[Any, ...], gains: tuple[An
     if not storage.reads_step:
         return Write(None, gains)
     if getattr(storage, "axis_names", None) is None:
-        _check_whole(type(storage).__name__, leaf)
+        check_whole(type(storage).__name__, leaf, "give the storage axis_names=()")
     return Write(stamp_of(*numbers), gains)
 
 
@@ -153,24 +153,24 @@ def whole_along(axis_names: Any) -> Iterator[None]:
         _WHOLE.reset(token)
 
 
-def _check_whole(storage: str, leaf: Any) -> None:
-    """Raise if `leaf` is one shard of an array, or may be."""
+def check_whole(what: str, leaf: Any, way_out: str) -> None:
+    """Raise if `leaf` is one shard of an array, or may be; `way_out` is for devices that have whole leaves."""
     manual = [a for a in jax.sharding.get_abstract_mesh().manual_axes if a not in _WHOLE.get()]
     if not manual:
         return
     # The index of a device along an axis varies along it wherever JAX keeps track of what does.
     if not _varying(jax.lax.axis_index(manual[0])):
         raise ValueError(
-            f"under pmap or shard_map(check_vma=False) {storage} cannot know if leaves are split along "
+            f"under pmap or shard_map(check_vma=False) {what} cannot know if leaves are split along "
             f"{_listed(manual)}, where its noise would depend on the mesh: leave check_vma=True, use jit with "
-            "shardings, or, if every device has whole leaves, give the storage axis_names=()"
+            f"shardings, or, if every device has whole leaves, {way_out}"
         )
     axes = [a for a in manual if a in _varying(leaf)]
     if axes:
         raise ValueError(
-            f"under shard_map a velocity in {storage} must be the same on every device, got one that varies along "
+            f"under shard_map an array for {what} must be the same on every device, got one that varies along "
             f"{_listed(axes)}, where noise and scales would depend on the mesh: use jit with shardings, or storage "
-            "'float32' or bfloat16('nearest'); if every device has whole leaves, give the storage axis_names=()"
+            f"'float32' or bfloat16('nearest'); if every device has whole leaves, {way_out}"
         )
 
 

@@ -7,12 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .noise import random_bits
+from .slopes import straight_through
+
 _MANTISSA_BITS = {"bfloat16": 7, "float16": 10}
 # Below this magnitude float16 is subnormal: its values lie 2^-24 apart.
 _FLOAT16_NORMAL, _FLOAT16_UNIT = 2.0**-14, 2.0**-24
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
+# Traced once for all leaves of a shape.
+@partial(jax.jit, static_argnums=2)
+def rounded_at(x: jax.Array, stamp: jax.Array, dtype: Any) -> jax.Array:
+    """`stochastic_round` with the noise of `stamp`."""
+    return stochastic_round(x, random_bits(x.shape, stamp), dtype)
+
+
 def stochastic_round(x: jax.Array, bits: jax.Array, dtype: Any) -> jax.Array:
     r"""`x` rounded to one of its two neighbours in `dtype`, to the nearer one more often, so that the mean is exact.
 
@@ -52,10 +61,5 @@ def stochastic_round(x: jax.Array, bits: jax.Array, dtype: Any) -> jax.Array:
     rounded = noisy.astype(dtype)
     # Noise could turn the bits of NaN into anything.
     down = jnp.where(jnp.isfinite(x), down, x).astype(dtype)
-    return jnp.where(jnp.isfinite(rounded) & jnp.isfinite(x), rounded, down)
-
-
-@stochastic_round.defjvp
-def _straight_through(dtype: Any, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    x, bits = primals
-    return stochastic_round(x, bits, dtype), tangents[0].astype(dtype)
+    chosen: jax.Array = straight_through(x, jnp.where(jnp.isfinite(rounded) & jnp.isfinite(x), rounded, down))
+    return chosen
