@@ -118,6 +118,18 @@ def test_after_so_many_in_a_row_the_step_is_taken_and_is_the_new_level():
     assert (state.spikes.count, state.spikes.consecutive, state.spikes.accepted) == (4, 0, 16)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "taken"),
+    [([1, 1, 100], True), ([1, 1, 1, 100], False), ([0, 0, 0, 0, 100], True), ([1, 1, 1, 3.9], True)],
+)
+def test_the_first_steps_and_those_after_silence_are_taken(sizes, taken):
+    tx = mo.guarded(mo.scale_by_momentum(mo.heavy_ball(0.5)), **OPTIONS)
+    step, state = jax.jit(tx.update), tx.init(LIKE)
+    for g in signal(sizes):
+        u, state = step(g, state)
+    assert bool(u["b"].any()) == taken
+
+
 def test_a_norm_that_overflows_is_a_spike_and_enters_no_average():
     huge = {"a": jnp.full((2, 3), 1e30), "b": jnp.full(4, 1e30)}
     tx = mo.guarded(mo.scale_by_momentum(mo.heavy_ball(0.5)), **OPTIONS)

@@ -140,9 +140,10 @@ def add_cautious_weight_decay(weight_decay: Scalar, agreement: str) -> optax.Gra
             if absent(u):
                 return u
             check_real(path, u)
+            u, p = jnp.asarray(u), jnp.asarray(p)
             dtype = arithmetic_dtype(u.dtype, p.dtype)
             decay = jnp.asarray(rate, dtype) * p.astype(dtype)
-            return (u.astype(dtype) + jnp.where(agrees(u, p), decay, 0)).astype(jnp.result_type(u))
+            return (u.astype(dtype) + jnp.where(agrees(u, p), decay, 0)).astype(u.dtype)
 
         out = jax.tree_util.tree_map_with_path(decayed, unboxed(updates), unboxed(params), is_leaf=absent)
         step = None if state.step is None else optax.safe_increment(state.step)
