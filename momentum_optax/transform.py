@@ -41,7 +41,8 @@ class MomentumState(NamedTuple):
       gain: A tuple with one tree per velocity: the velocities of a gradient that is always 1; only with `debias=True`.
 
     Entries of `age` and `gain` have the leaf's rank and shape (1, ..., 1): a sharding of the leaf fits them once the
-    axes that it splits are left out.
+    axes that it splits are left out. For parameters in boxes of Flax, arrays of the leaf's shape are in its
+    box, and shorter ones in a box that names the axes that they have in full, or in none.
     """
 
     velocity: Any
