@@ -55,7 +55,8 @@ def _standard_promotion(*values: Any) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
     import jax  # noqa: PLC0415  numbers do without
 
-    return jax.numpy_dtype_promotion("standard")
+    standard: contextlib.AbstractContextManager[Any] = jax.numpy_dtype_promotion("standard")
+    return standard
 
 
 def lift(function: Callable[..., Any], *coefficients: Coefficient) -> Any:

@@ -173,6 +173,19 @@ def test_no_nan_arises_within_a_step_that_is_not_compiled(name, dtype):
             np.testing.assert_allclose(a, b, rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("storage", STORAGES)
+def test_no_nan_arises_within_a_storage_from_zeros_and_from_the_largest_and_least_floats(storage):
+    hard = jnp.linspace(-1, 1, 64).reshape(4, 16).at[:, ::3].set(0).at[0].set(0)
+    hard = hard.at[1, 1].set(1e30).at[2, 2].set(1e-40).at[2, 4].set(3e38)
+    tx = mo.scale_by_momentum(mo.heavy_ball(0.5), storage=STORAGES[storage]())
+    state = tx.init(hard)
+    with jax.disable_jit(), jax.debug_nans(True):
+        for g in (hard, hard):
+            _, state = tx.update(g / 2, state)
+    assert np.isfinite(mo.velocity(state)[0]).all()
+
+
 def types(tx, params):
     return [(x.dtype, x.shape) for x in jax.tree.leaves(jax.eval_shape(lambda p: steps(tx, p), params))]
 

@@ -234,7 +234,9 @@ def _encode(v: jax.Array, scale: jax.Array, body: jax.Array, noise: jax.Array) -
     # The code of the level below, if the value lies in the tail, is in the exponent.
     power = jnp.where(body > 0, root * np.float32(_POWERS) - np.float32(_POWERS * (1 - _NEAR)), size)
     code = ((jax.lax.bitcast_convert_type(power, jnp.uint32) + np.uint32(1 << 23)) >> 24).astype(jnp.int32)
-    low, high = (_tail_level(_power(code) * np.float32(up), body) for up in (1, 4))
+    # Zero, and what is beyond the last level, would have differences of infinities between its levels.
+    below = _power(jnp.clip(code, 1, _LAST))
+    low, high = (_tail_level(below * np.float32(up), body) for up in (1, 4))
     code = jnp.minimum(jnp.where((noise + 0.5) * (high - low) < size - low, code + 1, code), _LAST)
     y = jnp.where((root < 1) & (body > 0), root * np.float32(_BODY) - noise, code.astype(jnp.float32))
     y = jnp.where(v < 0, -y, y)
