@@ -129,6 +129,11 @@ def content(x: Any) -> Any:
     return child
 
 
+def empty(x: Any) -> bool:
+    """Whether a leaf is left out, in a box of Linen perhaps."""
+    return absent(content(x))
+
+
 def unboxed(tree: Any) -> Any:
     """The bare tree; the same object if there is no box."""
     treedef: Any

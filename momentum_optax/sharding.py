@@ -44,14 +44,14 @@ def state_shardings(tx: optax.GradientTransformation, params: Any, shardings: An
     state = jax.eval_shape(tx.init, shapes)
 
     def follow(leaf: Any, param: Any, sharding: NamedSharding) -> Any:
-        return leaf if _tree.absent(leaf) else NamedSharding(mesh, _kept_axes(leaf.shape, param.shape, sharding.spec))
+        return leaf if _tree.empty(leaf) else NamedSharding(mesh, _kept_axes(leaf.shape, param.shape, sharding.spec))
 
     placed = optax.tree.map_params(
         tx,
         follow,
         *map(_tree.unboxed, (state, shapes, shardings)),
         transform_non_params=lambda _: NamedSharding(mesh, PartitionSpec()),
-        is_leaf=_tree.absent,
+        is_leaf=_tree.empty,
     )
     return _tree.reboxed(placed, state)
 
@@ -174,7 +174,7 @@ def _placed(tree: Any, shardings: Any) -> Any:
 
 def _mapped(function: Callable[..., Any], tree: Any, other: Any) -> Any:
     """`function` of the leaves of two trees; what is absent in the first stays so."""
-    return jax.tree.map(lambda x, y: x if _tree.absent(x) else function(x, y), tree, other, is_leaf=_tree.absent)
+    return jax.tree.map(lambda x, y: x if _tree.empty(x) else function(x, y), tree, other, is_leaf=_tree.empty)
 
 
 def _only(axes: list[tuple[str, ...]], names: set[str]) -> PartitionSpec:
