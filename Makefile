@@ -28,10 +28,10 @@ $(VENV)/%.stamp: pyproject.toml | $(BIN)/python
 	@touch $@
 
 demo: $(VENV)/demo.stamp ## Train a Flax CNN on real digits with momentum, race five rules, draw the curves
-	$(BIN)/python -m momentum_optax.demo $(ARGS)
+	$(BIN)/python -m examples.demo $(ARGS)
 
 demo-distributed: $(VENV)/demo.stamp ## Train it on four processes that meet rarely, count what they send, kill one and go on
-	$(BIN)/python -m momentum_optax.demo_distributed $(ARGS)
+	$(BIN)/python -m examples.demo_distributed $(ARGS)
 
 test: $(VENV)/test.stamp ## Run the fast tests
 	$(PYTEST) $(ARGS)
@@ -48,18 +48,18 @@ lint: $(VENV)/lint.stamp ## Check style and types
 	$(BIN)/mypy
 
 bench: $(VENV)/bench.stamp ## Measure cost, time and quality, reproduce known numbers (over an hour); writes benchmarks/*.json
-	$(BIN)/python benchmarks/step_cost.py
-	$(BIN)/python benchmarks/storage_quality.py --plot docs/figures/storage_quality.png
-	$(BIN)/python benchmarks/step_time.py --trees 'one leaf' transformer
-	$(BIN)/python benchmarks/step_time.py --trees 'small leaves' --output benchmarks/step_time_small_leaves.json \
+	$(BIN)/python -m benchmarks.step_cost
+	$(BIN)/python -m benchmarks.storage_quality --plot docs/figures/storage_quality.png
+	$(BIN)/python -m benchmarks.step_time --trees 'one leaf' transformer
+	$(BIN)/python -m benchmarks.step_time --trees 'small leaves' --output benchmarks/step_time_small_leaves.json \
 	  --optimizers optax.sgd 'optax.sgd again' optax.adamw 'mo.sgd, float32' 'mo.sgd, bfloat16' 'mo.sgd, int8'
-	$(BIN)/python benchmarks/published_numbers.py
-	$(BIN)/python benchmarks/outer_quality.py
-	$(BIN)/python benchmarks/race.py --plot docs/figures/momentum.png
-	$(BIN)/python benchmarks/suggested_settings.py
-	$(BIN)/python benchmarks/yellowfin.py
-	$(BIN)/python benchmarks/accumulation.py
-	$(BIN)/python benchmarks/row_sparse.py
+	$(BIN)/python -m benchmarks.published_numbers
+	$(BIN)/python -m benchmarks.outer_quality
+	$(BIN)/python -m benchmarks.race --plot docs/figures/momentum.png
+	$(BIN)/python -m benchmarks.suggested_settings
+	$(BIN)/python -m benchmarks.yellowfin
+	$(BIN)/python -m benchmarks.accumulation
+	$(BIN)/python -m benchmarks.row_sparse
 
 # NVIDIA's compiler without the gigabytes that only a GPU needs, in a separate environment: JAX looks for a GPU there.
 compiled-bytes: ## Count the bytes of a compiled step for TPU and H200, neither of which need be here
@@ -67,7 +67,7 @@ compiled-bytes: ## Count the bytes of a compiled step for TPU and H200, neither 
 	version=$$(.venv-compilers/bin/python -c 'import jax; print(jax.__version__)') && \
 	  .venv-compilers/bin/python -m pip --disable-pip-version-check install --quiet --no-deps \
 	  jax-cuda12-plugin==$$version jax-cuda12-pjrt==$$version nvidia-cuda-nvcc-cu12
-	.venv-compilers/bin/python benchmarks/compiled_bytes.py $(ARGS)
+	.venv-compilers/bin/python -m benchmarks.compiled_bytes $(ARGS)
 
 # In a separate environment: PyTorch's package for Linux brings CUDA along.
 golden: ## Record the trajectories of other libraries again, with the libraries themselves; ARGS=--check compares

@@ -1,6 +1,6 @@
 """What does accumulation inside the velocity save against `optax.MultiSteps`, and what does rounding k times cost?
 
-    python benchmarks/accumulation.py
+    python -m benchmarks.accumulation
 
 Compiles one micro-step of heavy ball -> learning rate -> apply_updates on a float32 leaf of 8192 x 4096, parameters and
 state donated, of `accumulated` and of MultiSteps around the same chain. Per parameter: bytes of the state; bytes held
@@ -103,7 +103,7 @@ def main() -> None:
             found = [row["error"] for row in errors if (row["storage"], row["decay"]) == (storage, decay)]
             print(f"{f'{storage}, decay {decay}':28}" + "".join(f"{x:8.4f}" for x in found))
     document = {
-        "command": "python benchmarks/accumulation.py",
+        "command": "python -m benchmarks.accumulation",
         "versions": {"jax": jax.__version__, "optax": optax.__version__, "momentum_optax": mo.__version__},
         "device": jax.devices()[0].device_kind,
         "rows": rows,

@@ -1,7 +1,7 @@
 """How many bytes does a compiled momentum step move, on accelerators that need not be here?
 
     make compiled-bytes          # TPU v5e, H200 and CPU
-    python benchmarks/compiled_bytes.py --targets tpu cpu
+    python -m benchmarks.compiled_bytes --targets tpu cpu
 
 The update is memory-bound, so the bytes that its compiled program moves to and from main memory are its cost. They are
 exact: JAX compiles ahead of time for a device that is absent (TPU: the package libtpu; H200: the CUDA plugin and nvcc,
@@ -273,7 +273,7 @@ def main() -> None:
         import libtpu  # noqa: PLC0415  only where it was used
 
         versions["libtpu"] = libtpu.__version__
-    command = "python benchmarks/compiled_bytes.py --targets " + " ".join(targets)
+    command = "python -m benchmarks.compiled_bytes --targets " + " ".join(targets)
     document = {"command": command, "versions": versions, "unit": "bytes per parameter", "rows": results}
     arguments.output.write_text(json.dumps(document, indent=1) + "\n")
 

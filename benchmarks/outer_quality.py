@@ -1,6 +1,6 @@
 """What do workers lose that meet rarely?
 
-    python benchmarks/outer_quality.py
+    python -m benchmarks.outer_quality
 
 Four workers train the deep autoencoder of the demo on 8x8 digits, each on batches of 32 images of its own, with
 Nesterov's rule at decay 0.9. Fully synchronous training averages their gradients at every step. The others train alone
@@ -23,7 +23,7 @@ import optax
 from tqdm import tqdm
 
 import momentum_optax as mo
-from momentum_optax import demo
+from examples import demo
 
 WORKERS, EVERY, RATE = 4, 20, 0.01
 WAYS = {
@@ -122,7 +122,7 @@ def main() -> None:
         span = f"{losses.min():.3f} to {losses.max():.3f}"
         print(f"{row['way']:28}{row['bytes']:7.2f}{np.median(losses):9.3f}{span:>18}{np.median(losses) / base:16.3f}")
     document = {
-        "command": "python benchmarks/outer_quality.py",
+        "command": "python -m benchmarks.outer_quality",
         "versions": {"jax": jax.__version__, "optax": optax.__version__},
         "local_steps": int(np.prod(setting[2].shape[1:3])),
         "rows": rows,

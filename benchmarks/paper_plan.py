@@ -1,11 +1,11 @@
 """How many bytes does a chip hold and send, for 1, 10 and 100 billion parameters on 8, 256 and 4096 chips?
 
-    python benchmarks/paper_plan.py            # prints the tables
-    python benchmarks/paper_plan.py --write    # writes them into docs/plan.md
+    python -m benchmarks.paper_plan            # prints the tables
+    python -m benchmarks.paper_plan --write    # writes them into docs/plan.md
 
 Nothing is trained. The parameters are the shapes of a decoder-only transformer; an optimizer's state is what its own
 `init` would make of them (`jax.eval_shape`), scales of rows included; what is sent follows from the sizes. What the
-model leaves out is said in docs/plan.md. tests/test_paper_plan.py holds both against arrays and compiled programs of
+model leaves out is said in docs/plan.md. tests/benchmarks/test_paper_plan.py holds both against arrays and compiled programs of
 small size.
 """
 
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 
 import momentum_optax as mo
-from momentum_optax.demo_distributed import traffic
+from examples.demo_distributed import traffic
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "plan.md"
 BEGIN, END = "<!-- begin: benchmarks/paper_plan.py --write -->\n", "<!-- end -->\n"

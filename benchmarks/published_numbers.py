@@ -1,6 +1,6 @@
 """Do the numbers that are known about momentum come out of this package?
 
-    python benchmarks/published_numbers.py
+    python -m benchmarks.published_numbers
 
 Four experiments, every rule taken from the package and run in float64, each row beside the number that is known:
 
@@ -298,7 +298,7 @@ def main() -> None:
         rows = [entry for experiment in EXPERIMENTS.values() for entry in experiment(bar)]
     print(table(rows))
     versions = {"python": platform.python_version(), "numpy": np.__version__, "momentum_optax": mo.__version__}
-    command = f"python benchmarks/{pathlib.Path(__file__).name}"
+    command = f"python -m benchmarks.{pathlib.Path(__file__).stem}"
     arguments.output.write_text(json.dumps({"command": command, "versions": versions, "rows": rows}, indent=2) + "\n")
 
 

@@ -1,6 +1,6 @@
 """Five rules on an ill-conditioned network: the race of the demo, its curves kept, and a figure of three of them.
 
-    python benchmarks/race.py --plot docs/figures/momentum.png
+    python -m benchmarks.race --plot docs/figures/momentum.png
 
 Trains the deep autoencoder of 8x8 digits of `make demo` with plain SGD and four momentum rules. Each tries six learning
 rates, the best on validation images is taken, and the errors are those of images that neither has seen. Prints the
@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import optax
 
-from momentum_optax import demo
+from examples import demo
 
 # Okabe and Ito's, told apart under every common colour blindness; dashes for print in grey.
 DRAWN = {
@@ -73,7 +73,7 @@ def main() -> None:
     results = demo.race(seeds=2, epochs=2) if arguments.quick else demo.race()
     print(demo.table(results))
     versions = {"jax": jax.__version__, "optax": optax.__version__}
-    document = {"command": "python benchmarks/race.py", "versions": versions, "rows": rows(results)}
+    document = {"command": "python -m benchmarks.race", "versions": versions, "rows": rows(results)}
     arguments.output.write_text(json.dumps(document) + "\n")
     if arguments.plot:
         plot(document["rows"], arguments.plot)

@@ -1,6 +1,6 @@
 """How much faster is row-sparse momentum than a dense step, and from which share of active rows on is it not?
 
-    python benchmarks/row_sparse.py
+    python -m benchmarks.row_sparse
 
 An embedding of 50,000 x 256 in float32, of which a share of the rows, drawn at random for each step, have gradients.
 The dense step is `optax.sgd` with momentum and `optax.apply_updates` for a gradient of the whole table that is given,

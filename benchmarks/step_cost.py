@@ -1,6 +1,6 @@
 """What does a compiled momentum step cost, rule by rule, against `optax.trace`?
 
-    python benchmarks/step_cost.py
+    python -m benchmarks.step_cost
 
 Counts the flops and bytes of `scale_by_momentum -> scale_by_learning_rate -> apply_updates` on one float32 leaf with
 donated buffers, as XLA reports them for the machine's default backend. They are exact and do not depend on its load.

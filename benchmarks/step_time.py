@@ -1,6 +1,6 @@
 """How long does a momentum step take against `optax.sgd` with float32 momentum?
 
-    python benchmarks/step_time.py
+    python -m benchmarks.step_time
 
 Times the jitted step, parameters and state donated, of each optimizer through to the new parameters. Optimizers take
 turns with the baseline, A B A B, in one process; a ratio is that of neighbours in time, and its median and quartiles
@@ -253,7 +253,7 @@ def surroundings() -> dict[str, Any]:
 
         modules["torch"] = torch
     versions = {"python": platform.python_version()} | {name: module.__version__ for name, module in modules.items()}
-    command = shlex.join(["python", f"benchmarks/{pathlib.Path(__file__).name}", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", f"benchmarks.{pathlib.Path(__file__).stem}", *sys.argv[1:]])
     device = jax.devices()[0].device_kind
     return {"command": command, "versions": versions, "device": device, "cpu_cores": os.cpu_count()}
 

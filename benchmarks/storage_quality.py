@@ -1,6 +1,6 @@
 """What does keeping the velocity in fewer bytes do to velocities and to final losses?
 
-    python benchmarks/storage_quality.py --plot docs/figures/storage_quality.png
+    python -m benchmarks.storage_quality --plot docs/figures/storage_quality.png
 
 Three networks train with Nesterov's rule, one run for each storage, decay and seed; learning rates fall with 1 - decay,
 so that the length of a step along a lasting gradient stays. Beside every run an exact float32 velocity is fed the same
@@ -35,7 +35,7 @@ import optax
 from tqdm import tqdm
 
 import momentum_optax as mo
-from momentum_optax import demo
+from examples import demo
 
 STORAGES = ("float32", "bfloat16", "int8", "int4")
 DECAYS = (0.9, 0.99, 0.999)
@@ -391,7 +391,7 @@ def surroundings() -> dict[str, Any]:
     """What the numbers depend on besides this file."""
     modules = {"jax": jax, "numpy": np, "optax": optax, "momentum_optax": mo}
     versions = {"python": platform.python_version()} | {name: module.__version__ for name, module in modules.items()}
-    command = shlex.join(["python", f"benchmarks/{pathlib.Path(__file__).name}", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", f"benchmarks.{pathlib.Path(__file__).stem}", *sys.argv[1:]])
     device = jax.devices()[0].device_kind
     return {"command": command, "versions": versions, "device": device, "cpu_cores": os.cpu_count()}
 

@@ -1,6 +1,6 @@
 """How much slower than the best of a grid are the settings of `tuning.suggest`?
 
-    python benchmarks/suggested_settings.py
+    python -m benchmarks.suggested_settings
 
 Nesterov's rule on whole batches, from the same start: with the learning rate and decay that `suggest` gives, and with
 each of 100 pairs, ten rates between 1/20 and 20 over the largest curvature at the start times ten decays. What counts
@@ -28,7 +28,7 @@ import numpy as np
 from tqdm import tqdm
 
 import momentum_optax as mo
-from momentum_optax import demo
+from examples import demo
 
 DECAYS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995)
 RATES = np.geomspace(0.05, 20, 10)  # over the largest curvature at the start
@@ -171,7 +171,7 @@ def main() -> None:
     rows = measure(PENALTIES[:1], ()) if arguments.quick else measure(PENALTIES, SEEDS)
     print(table(rows))
     versions = {"python": platform.python_version(), "jax": jax.__version__, "momentum_optax": mo.__version__}
-    surroundings = {"command": f"python benchmarks/{pathlib.Path(__file__).name}", "versions": versions}
+    surroundings = {"command": f"python -m benchmarks.{pathlib.Path(__file__).stem}", "versions": versions}
     surroundings |= {"device": jax.devices()[0].device_kind, "cpu_cores": os.cpu_count()}
     arguments.output.write_text(json.dumps(surroundings | {"rows": rows}, indent=2) + "\n")
 

@@ -1,6 +1,6 @@
 """What does YellowFin reach without any tuning, and what do settings that somebody searched for?
 
-    python benchmarks/yellowfin.py
+    python -m benchmarks.yellowfin
 
 - quadratics of 20 curvatures, geometrically between L/kappa and L, without noise: steps until the distance to the
   optimum is a thousandth of that at the start, at most 20000.
@@ -31,7 +31,7 @@ import optax
 from tqdm import tqdm
 
 import momentum_optax as mo
-from momentum_optax import demo
+from examples import demo
 
 FACTORS = (0.3, 1.0, 3.0, 10.0, 30.0)
 # Of the heavy ball: rates are over L, or what they would be at a decay of 0.9 with the same effective rate.
@@ -53,8 +53,8 @@ Way = tuple[Callable[..., Any], list[tuple[float, ...]]]
 def ways(grid: list[tuple[float, float]]) -> dict[str, Way]:
     """What is compared, with a grid of rates and decays."""
     return {
-        "YellowFin, untuned": (mo.yellowfin, [(1.0,)]),
-        "YellowFin, factor tuned": (mo.yellowfin, [(factor,) for factor in FACTORS]),
+        "YellowFin, untuned": (mo.contrib.yellowfin, [(1.0,)]),
+        "YellowFin, factor tuned": (mo.contrib.yellowfin, [(factor,) for factor in FACTORS]),
         "heavy ball, 0.1 and 0.9": (heavy_ball, [(0.1, 0.9)]),
         "heavy ball, tuned": (heavy_ball, grid),
         "Adam, 1e-3": (optax.adam, [(1e-3,)]),
@@ -202,7 +202,7 @@ def main() -> None:
     print(table(rows))
     modules = {"jax": jax, "numpy": np, "optax": optax, "momentum_optax": mo}
     versions = {"python": platform.python_version()} | {name: module.__version__ for name, module in modules.items()}
-    surroundings = {"command": f"python benchmarks/{pathlib.Path(__file__).name}", "versions": versions}
+    surroundings = {"command": f"python -m benchmarks.{pathlib.Path(__file__).stem}", "versions": versions}
     surroundings |= {"device": jax.devices()[0].device_kind, "cpu_cores": os.cpu_count()}
     arguments.output.write_text(json.dumps(surroundings | {"rows": rows}, indent=2) + "\n")
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from . import checks
+from . import _checks
 from .storage.noise import stamp_of
 from .storage.protocol import check_whole
 from .storage.rounding import rounded_at
@@ -53,8 +53,8 @@ def apply_updates(
     Reference:
       Gupta et al., "Deep learning with limited numerical precision", ICML 2015, arXiv:1502.02551.
     """
-    checks.choice("rounding", rounding, _ROUNDINGS)
-    checks.seed(seed)
+    _checks.choice("rounding", rounding, _ROUNDINGS)
+    _checks.seed(seed)
     if rounding == "nearest":
         if step is not None or seed:
             raise ValueError(f"step and seed need rounding='stochastic', got step {step!r} and seed {seed!r}")

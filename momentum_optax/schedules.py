@@ -11,8 +11,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import checks
-from .coefficients import Scalar, look_up, value_at
+from . import _checks
+from .filters.coefficients import Scalar, table_lookup, value_at
 
 if TYPE_CHECKING:
     import jax
@@ -39,11 +39,11 @@ def sutskever(
     Reference:
       Sutskever, Martens, Dahl and Hinton, ICML 2013, equation 5.
     """
-    checks.number("max_decay", max_decay, "[0, 1)")
-    checks.integer("stage", stage, 1)
-    checks.number("drop_to", drop_to, "[0, 1)")
+    _checks.number("max_decay", max_decay, "[0, 1)")
+    _checks.integer("stage", stage, 1)
+    _checks.number("drop_to", drop_to, "[0, 1)")
     if drop_at is not None:
-        checks.integer("drop_at", drop_at, 0)
+        _checks.integer("drop_at", drop_at, 0)
 
     def schedule(step: Any) -> Any:
         rising = _least(1 - 0.5 / (step // stage + 1.0), max_decay)
@@ -73,7 +73,7 @@ def fista() -> Schedule:
         for _ in range(3):
             guess = anchor + beyond / 2.0 + _log(guess / anchor) / 4
         tail = (guess - 1) / (0.5 + (0.25 + guess * guess) ** 0.5)
-        return _select(step > last, tail, look_up(table, step))
+        return _select(step > last, tail, table_lookup(table, step))
 
     return schedule
 
@@ -92,7 +92,7 @@ def nesterov_convex(offset: float = 3.0) -> Schedule:
       Su, Boyd and Candes, "A differential equation for modeling Nesterov's accelerated gradient method", JMLR 2016,
       arXiv:1503.01243; Chambolle and Dossal, JOTA 2015.
     """
-    checks.number("offset", offset, "(0, inf)")
+    _checks.number("offset", offset, "(0, inf)")
     return lambda step: step / (step + float(offset))
 
 
@@ -111,8 +111,8 @@ def demon(decay: float, total_steps: int) -> Schedule:
       Chen, Wolfe, Li and Kyrillidis, "Demon: improved neural network training with momentum decay", ICASSP 2022,
       arXiv:1910.04952.
     """
-    checks.number("decay", decay, "[0, 1)")
-    checks.integer("total_steps", total_steps, 1)
+    _checks.number("decay", decay, "[0, 1)")
+    _checks.integer("total_steps", total_steps, 1)
 
     def schedule(step: Any) -> Any:
         left = 1 - _least(step / float(total_steps), 1.0)
@@ -140,16 +140,16 @@ def restarted(schedule: Schedule, at: "int | Sequence[int] | np.ndarray | jax.Ar
       Wang et al., "Scheduled restart momentum for accelerated stochastic gradient descent", SIAM J. Imaging Sci. 2022,
       arXiv:2002.10583.
     """
-    if not checks.is_schedule(schedule):
-        raise TypeError(f"schedule must be a function of the step, got {checks.shown(schedule)}")
+    if not _checks.is_schedule(schedule):
+        raise TypeError(f"schedule must be a function of the step, got {_checks.shown(schedule)}")
     if getattr(at, "ndim", 0) == 1:
         return lambda step: schedule(step - ((at <= step) * at).max(initial=0))
     if not isinstance(at, Sequence):
-        if not checks.is_array(at):
-            checks.integer("at", at, 1)
+        if not _checks.is_array(at):
+            _checks.integer("at", at, 1)
         return lambda step: schedule(step % at)
     for i, begin in enumerate(at):
-        checks.integer(f"at[{i}]", begin, 1 if i == 0 else at[i - 1] + 1)
+        _checks.integer(f"at[{i}]", begin, 1 if i == 0 else at[i - 1] + 1)
     if not at:
         raise ValueError("at must name at least one step, got none")
     lengths = [now - before for before, now in zip((0, *at), at, strict=False)]
@@ -171,9 +171,9 @@ def cyclical(low: float, high: float, period: int) -> Schedule:
     Reference:
       Smith, "A disciplined approach to neural network hyper-parameters", 2018, arXiv:1803.09820.
     """
-    checks.number("low", low, "[0, 1)")
-    checks.number("high", high, f"[{low}, 1)")
-    checks.integer("period", period, 2)
+    _checks.number("low", low, "[0, 1)")
+    _checks.number("high", high, f"[{low}, 1)")
+    _checks.integer("period", period, 2)
 
     def schedule(step: Any) -> Any:
         phase = 2 * (step % period) / float(period)
@@ -198,10 +198,10 @@ def one_cycle(total_steps: int, low: float = 0.85, high: float = 0.95, *, peak: 
     Reference:
       Smith and Topin, "Super-convergence", 2018, arXiv:1708.07120; Smith, 2018, arXiv:1803.09820.
     """
-    checks.integer("total_steps", total_steps, 2)
-    checks.number("low", low, "[0, 1)")
-    checks.number("high", high, f"[{low}, 1)")
-    checks.number("peak", peak, "(0, 1)")
+    _checks.integer("total_steps", total_steps, 2)
+    _checks.number("low", low, "[0, 1)")
+    _checks.number("high", high, f"[{low}, 1)")
+    _checks.number("peak", peak, "(0, 1)")
 
     def schedule(step: Any) -> Any:
         share = _least(step / float(total_steps), 1.0)
@@ -224,8 +224,8 @@ def ramp(value: float, steps: int) -> Schedule:
     Reference:
       Pagliardini, Ablin and Grangier, ICLR 2025, arXiv:2409.03137, appendix.
     """
-    checks.number("value", value, "(-inf, inf)")
-    checks.integer("steps", steps, 1)
+    _checks.number("value", value, "(-inf, inf)")
+    _checks.integer("steps", steps, 1)
     return lambda step: value * _least((step + 1) / float(steps), 1.0)
 
 
@@ -247,9 +247,9 @@ def half_life_ramp(start: float, end: float, steps: int) -> Schedule:
     Reference:
       Pagliardini, Ablin and Grangier, ICLR 2025, arXiv:2409.03137, appendix.
     """
-    checks.number("start", start, "(0, 1)")
-    checks.number("end", end, "(0, 1)")
-    checks.integer("steps", steps, 1)
+    _checks.number("start", start, "(0, 1)")
+    _checks.number("end", end, "(0, 1)")
+    _checks.integer("steps", steps, 1)
     first, last = (math.log(0.5) / math.log(decay) for decay in (start, end))
 
     def schedule(step: Any) -> Any:
@@ -277,9 +277,9 @@ def momentum_correction(decay: Scalar, learning_rate: Schedule) -> Schedule:
     Reference:
       Goyal et al., "Accurate, large minibatch SGD: training ImageNet in 1 hour", 2017, arXiv:1706.02677, section 3.
     """
-    checks.within("decay", decay, "(-1, 1]")
-    if not checks.is_schedule(learning_rate):
-        raise TypeError(f"learning_rate must be a schedule of the step, got {checks.shown(learning_rate)}")
+    _checks.within("decay", decay, "(-1, 1]")
+    if not _checks.is_schedule(learning_rate):
+        raise TypeError(f"learning_rate must be a schedule of the step, got {_checks.shown(learning_rate)}")
 
     def schedule(step: Any) -> Any:
         rate = learning_rate(step)
@@ -301,7 +301,7 @@ def _least(a: Any, b: Any) -> Any:
 
 
 def _log(x: Any) -> Any:
-    if checks.is_number(x):
+    if _checks.is_number(x):
         return math.log(x)
     import jax.numpy as jnp  # noqa: PLC0415  only a traced step needs it
 

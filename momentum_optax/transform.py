@@ -8,25 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from . import checks
-from ._tree import (
-    absent,
-    boxes_of,
-    find_all,
-    in_box,
-    layout_of,
-    matched,
-    path_name,
-    plain,
-    reboxed,
-    to_slots,
-    to_trees,
-    unboxed,
-)
-from .coefficients import is_zero, value_at
-from .filters import Filter
-from .fingerprints import note
-from .mismatch import check_state
+from . import _checks
+from ._tree import boxes_of, in_box, matched, path_name, reboxed, to_slots, to_trees, unboxed
+from .filters.coefficients import is_zero, value_at
+from .filters.filter import Filter
+from .filters.fingerprints import note
+from .state.mismatch import check_state
 from .storage import Storage, resolve
 from .storage.protocol import SUPPORTED, arithmetic_dtype, is_signed, unsupported, write_for
 
@@ -94,8 +81,8 @@ def scale_by_momentum(
       ICLR 2015, arXiv:1412.6980.
     """
     if not isinstance(rule, Filter):
-        raise TypeError(f"rule must be a Filter such as heavy_ball(0.9), got {checks.shown(rule)}")
-    checks.flag("debias", debias)
+        raise TypeError(f"rule must be a Filter such as heavy_ball(0.9), got {_checks.shown(rule)}")
+    _checks.flag("debias", debias)
     keep = resolve(storage)
     if not is_signed(keep):
         raise ValueError(f"storage must keep values of either sign, got {keep!r}, which is for second moments")
@@ -183,73 +170,6 @@ def run_filter(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def velocity(opt_state: Any) -> tuple[Any, ...]:
-    """The decoded velocities in any optimizer state: chained, masked, injected, accumulated, ...
-
-    Args:
-      opt_state: A state, or any tree, that holds states of `scale_by_momentum`; the live one of an `nnx.Optimizer` too.
-
-    Returns:
-      One tree of the parameters' structure per velocity, in float32 (wider where stored so), rule by rule and velocity
-      by velocity; empty if there is none, as for plain gradient descent. A velocity that its rule never reads is not
-      stored and not given.
-
-    Raises:
-      TypeError: If `opt_state` is no state but a transformation, a rule or a function.
-    """
-    checks.state("opt_state", opt_state)
-    return tuple(tree for _, state in find_all(plain(opt_state), MomentumState) for tree in _read(state))
-
-
-def eval_params(rule: Filter, opt_state: Any, params: Any, learning_rate: Any) -> Any:
-    r"""The point to evaluate and keep, $x = \theta + \eta\,\ell \cdot v$, for rules that store a look-ahead point.
-
-    `nesterov`, `triple_momentum`, `schedule_free` and some others take their gradients at the stored parameters, which
-    are not the sequence that their theory is about. For every other rule the parameters come back as they are.
-
-    Args:
-      rule: The rule that `scale_by_momentum` was given.
-      opt_state: The optimizer's state, with one state of `scale_by_momentum` in it.
-      params: The stored parameters.
-      learning_rate: The constant rate that followed the rule in the chain, a number or a scalar array.
-
-    Returns:
-      A tree like `params`, of the same dtypes.
-
-    Raises:
-      TypeError: If `learning_rate` is a schedule, `rule` is no `Filter` or `opt_state` is no state.
-      ValueError: If `opt_state` does not hold exactly one state of `scale_by_momentum`, or one of another order.
-
-    Reference:
-      See the rules; for example Van Scoy, Freeman and Lynch, IEEE Control Systems Letters 2018.
-    """
-    if not isinstance(rule, Filter):
-        raise TypeError(f"rule must be a Filter such as nesterov(0.9), got {checks.shown(rule)}")
-    if not (checks.is_number(learning_rate) or checks.is_scalar_array(learning_rate)):
-        raise TypeError(f"learning_rate must be a number or a scalar array, got {checks.shown(learning_rate)}")
-    checks.state("opt_state", opt_state)
-    states = [state for _, state in find_all(unboxed(opt_state), MomentumState)]
-    if len(states) != 1:
-        raise ValueError(f"opt_state must hold one state of scale_by_momentum, got {len(states)}")
-    rule = rule.pruned()
-    velocities = _decoded(states[0])
-    if len(velocities) != rule.order:
-        raise ValueError(f"rule must be the one of opt_state, got order {rule.order} for {len(velocities)} velocities")
-    # The update before this state used the coefficients of the step before.
-    now = rule.at(0 if states[0].step is None else jnp.maximum(states[0].step - 1, 0))
-
-    def move(v: Any, p: Any, *more: Any) -> Any:
-        if absent(v):
-            return p
-        far = _dot(now.lookahead, (v, *more))
-        rate = jnp.asarray(learning_rate, jnp.finfo(far.dtype).dtype)
-        return (p.astype(arithmetic_dtype(p.dtype, far.dtype)) + rate * far).astype(p.dtype)
-
-    if not velocities:
-        return params
-    return reboxed(jax.tree.map(move, velocities[0], unboxed(params), *velocities[1:], is_leaf=absent), params)
-
-
 class _Resolved(NamedTuple):
     """A rule at one step: its coefficients, how its update is read off new velocities, and how large these become."""
 
@@ -289,7 +209,7 @@ def _dot(coefficients: tuple[Any, ...], arrays: tuple[jax.Array, ...]) -> jax.Ar
     """The sum of coefficient times array. Numbers 0 and 1 cost nothing; traced ones are data."""
     total = None
     for c, x in zip(coefficients, arrays, strict=True):
-        if checks.is_number(c):
+        if _checks.is_number(c):
             if c == 0:
                 continue
             term = x if c == 1 else float(c) * x
@@ -300,23 +220,6 @@ def _dot(coefficients: tuple[Any, ...], arrays: tuple[jax.Array, ...]) -> jax.Ar
         return jnp.zeros_like(arrays[0])
     # Outside jit an array passed through must not be shared with what it came from: donation would fail.
     return jnp.array(total, copy=True) if any(total is x for x in arrays) else total
-
-
-def _decoded(state: MomentumState) -> list[Any]:
-    """The velocities of one bare state as trees."""
-    layout = layout_of(state.velocity)
-    if not layout.num_leaves:
-        return []
-    treedef: Any = jax.tree.structure(state.velocity[0][0])
-    decoded = map(type(state.velocity).decode, to_slots(state.velocity, treedef, layout))
-    columns = zip(*decoded, strict=True) if treedef.num_leaves else [()] * len(state.velocity[0])
-    return [treedef.unflatten(column) for column in columns]
-
-
-def _read(state: MomentumState) -> list[Any]:
-    """The velocities of one state as trees, in boxes where the state has them."""
-    trees = _decoded(unboxed(state))
-    return [reboxed(tree, state.velocity[0][0]) for tree in trees]
 
 
 def _checked_leaf(path: Any, leaf: Any) -> Any:
@@ -362,12 +265,12 @@ def _warn_of_noise(rule: Filter, keep: Storage) -> None:
     if limit is None or rule.reads_step:
         return
     A = rule.at(1).A if rule.reads_age else rule.A
-    if not all(checks.is_number(a) for row in A for a in row):
+    if not all(_checks.is_number(a) for row in A for a in row):
         return
     slowest = max(abs(np.linalg.eigvals(np.array(A, np.float64).reshape(rule.order, rule.order))), default=0.0)
     # Poles that coincide are found to half the digits.
     if slowest > limit + 1e-6:
-        checks.warn(
+        _checks.warn(
             f"{keep!r} is for decays up to {limit}, got a rule with {slowest:.6g}: the noise of its rounding adds up "
             "over the memory and outgrows the velocity. Take storage 'int8'"
         )
@@ -375,7 +278,7 @@ def _warn_of_noise(rule: Filter, keep: Storage) -> None:
 
 def _check_debiasable(rule: Filter) -> None:
     """Raise if the response to a constant 1 can vanish or change sign, as far as the coefficients are known."""
-    if any(checks.is_scalar_array(c) for c in rule.coefficients()):
+    if any(_checks.is_scalar_array(c) for c in rule.coefficients()):
         return
     # A schedule may close over a traced value.
     if any(isinstance(value_at(c, 0), jax.core.Tracer) for c in rule.coefficients()):

@@ -20,7 +20,7 @@ COOLING = optax.linear_schedule(0.1, 0.01, 9)
 def _adam(storage="float32"):
     """Optax's own moments: a storage does not apply."""
     del storage
-    return mo.mars_adamw(0.1, weight_decay=0.1)
+    return mo.contrib.mars_adamw(0.1, weight_decay=0.1)
 
 
 OPTIMIZERS = {
@@ -38,12 +38,12 @@ OPTIMIZERS = {
     "normalized_sgd, by leaf": partial(mo.normalized_sgd, 0.1, scope="leaf"),
     "srsgd": partial(mo.srsgd, 0.1, 3),
     "srsgd, a list": partial(mo.srsgd, 0.1, [2, 5]),
-    "relativistic": partial(mo.relativistic, 0.1),
-    "yellowfin": partial(mo.yellowfin),
-    "yellowfin, schedules": partial(mo.yellowfin, COOLING, decay=FALLING),
-    "storm": partial(mo.storm, 1.0),
+    "relativistic": partial(mo.contrib.relativistic, 0.1),
+    "yellowfin": partial(mo.contrib.yellowfin),
+    "yellowfin, schedules": partial(mo.contrib.yellowfin, COOLING, decay=FALLING),
+    "storm": partial(mo.contrib.storm, 1.0),
     "mars_adamw": _adam,
-    "mars_lion": partial(mo.mars_lion, 0.1, weight_decay=0.1, gamma=COOLING),
+    "mars_lion": partial(mo.contrib.mars_lion, 0.1, weight_decay=0.1, gamma=COOLING),
     "torch_sgd": partial(mo.interop.torch_sgd, 0.1, 0.9, 0.3, 0.1),
     "torch_sgd, schedules": partial(mo.interop.torch_sgd, COOLING, FALLING, nesterov=True),
     "timm_sgdw": partial(mo.interop.timm_sgdw, 0.1, 0.9, weight_decay=0.1),
@@ -65,7 +65,7 @@ OPTIMIZERS = {
 
 
 def _function(row):
-    return mo.mars_adamw if row is _adam else row.func
+    return mo.contrib.mars_adamw if row is _adam else row.func
 
 
 def without_a_row():

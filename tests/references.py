@@ -96,7 +96,7 @@ def aggregated_exponential(grad, x, steps, lr, h):
         yield x
 
 
-def double_ema(grad, x, steps, lr, h):
+def ademamix_mix(grad, x, steps, lr, h):
     # The AdEMAMix code: step counts from 1, only the fast average is corrected.
     fast = slow = 0.0
     for t in range(steps):
@@ -451,8 +451,8 @@ TABLE = [
     ),
     Row("aggregated_exponential", aggregated_exponential, {"base": 0.3, "count": 4}, {"base": (0.3, 0.6)}, 0.1),
     Row(
-        "double_ema",
-        double_ema,
+        "ademamix_mix",
+        ademamix_mix,
         {"fast": 0.8, "slow": 0.98, "alpha": 2.0},
         {"fast": (0.5, 0.95), "slow": (0.9, 0.999), "alpha": (0.0, 3.0)},
     ),

@@ -76,7 +76,7 @@ ALLOWED = {
 }
 FREE = {"__init__", "demo", "demo_distributed"}
 # Imported by public modules for their own use.
-HELPERS = {"look_up", "value_at", "resolve", "reals", "shown", "Filter", "mix", "random_bits"}
+HELPERS = {"table_lookup", "value_at", "resolve", "reals", "shown", "Filter", "mix", "random_bits"}
 HELPERS |= {"arithmetic_dtype", "times", "whole_along"}
 HELPERS |= {
     "check_state",

@@ -12,7 +12,8 @@ from conformance import assert_bit_equal
 from jax import export
 
 import momentum_optax as mo
-from momentum_optax import outer, storage, transform, wrappers
+from momentum_optax import storage, transform, wrappers
+from momentum_optax.distributed import outer
 
 STORAGES = {
     "float32": mo.storage.float32(),

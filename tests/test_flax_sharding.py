@@ -43,7 +43,7 @@ OPTIMIZERS = {
     "accumulated": lambda: mo.accumulated(BALL, 2, optax.scale(-0.1), storage=INT8),
     "monitored": lambda: mo.monitor(mo.sgd(0.1, BALL, storage=INT8), BALL),
     "monitored and compressed": lambda: mo.monitor(mo.compress(optax.adam(1e-3), {"mu": INT8})),
-    "yellowfin": lambda: mo.yellowfin(storage=INT8),
+    "yellowfin": lambda: mo.contrib.yellowfin(storage=INT8),
     "lion": lambda: mo.lion(1e-3, weight_decay=0.01, storage=INT8),
     "cautious": lambda: optax.chain(mo.cautious(mo.scale_by_momentum(BALL, storage=INT8), "mean"), optax.scale(-0.1)),
     "muon": lambda: optax.partition(

@@ -20,7 +20,6 @@ import pytest
 from conformance import avals
 
 import momentum_optax as mo
-from momentum_optax import checks
 
 LONGEST = 300
 PARAMS = {"w": jnp.zeros((4, 8)), "b": jnp.zeros(8)}
@@ -103,7 +102,7 @@ WRONG = {
         "a transformation": (lambda: TX, "a transformation"),
         "an optimizer not called": (lambda: mo.sgd, "call it, sgd(...)"),
         "a rule": (lambda: mo.ema(0.9), "Filter("),
-        "a class": (lambda: mo.MomentumState, "MomentumState"),
+        "a class": (lambda: mo.transform.MomentumState, "MomentumState"),
         "a number": (lambda: 0.9, "0.9"),
     },
     ("storage",): {
@@ -196,8 +195,8 @@ COUNTED = {"w": jnp.ones((4, 8)), "block": {"steps": jnp.arange(3)}}
 @pytest.mark.parametrize(
     "tx",
     [
-        mo.sgd(0.1, 0.9), mo.lion(0.1), mo.signum(0.1), mo.normalized_sgd(0.1), mo.srsgd(0.1, 5), mo.relativistic(0.1),
-        mo.yellowfin(), mo.storm(1.0), mo.mars_lion(0.1), mo.muon(0.1), mo.adaptive_restart(mo.nesterov(0.9)),
+        mo.sgd(0.1, 0.9), mo.lion(0.1), mo.signum(0.1), mo.normalized_sgd(0.1), mo.srsgd(0.1, 5), mo.contrib.relativistic(0.1),
+        mo.contrib.yellowfin(), mo.contrib.storm(1.0), mo.contrib.mars_lion(0.1), mo.muon(0.1), mo.adaptive_restart(mo.nesterov(0.9)),
         mo.accumulated(mo.ema(0.9), 2), mo.guarded(mo.sgd(0.1, 0.9)), mo.monitor(mo.sgd(0.1, 0.9)),
         mo.interop.torch_sgd(lr=0.1, momentum=0.9), mo.interop.keras_sgd(0.1, 0.9), mo.sgd(0.1, 0.9, storage="int8"),
     ],
@@ -252,7 +251,7 @@ SLOW = {
     "restarts": lambda: mo.adaptive_restart(mo.nesterov(0.99), storage="int4"),
     "signum": lambda: mo.signum(0.1, 0.99, storage="int4"),
     "muon": lambda: mo.muon(0.1, 0.99, storage="int4"),
-    "mars": lambda: mo.mars_lion(0.1, 0.99, storage="int4"),
+    "mars": lambda: mo.contrib.mars_lion(0.1, 0.99, storage="int4"),
     "outer": lambda: mo.outer.diloco(momentum=0.99, storage="int4"),
     "PyTorch": lambda: mo.interop.torch_sgd(lr=0.1, momentum=0.99, storage="int4"),
     "Keras": lambda: mo.interop.keras_sgd(0.1, 0.99, storage="int4"),
@@ -310,11 +309,11 @@ REAL_OPTIMIZERS = {
     "signum": lambda: mo.signum(0.1),
     "normalized": lambda: mo.normalized_sgd(0.1),
     "srsgd": lambda: mo.srsgd(0.1, 5),
-    "relativistic": lambda: mo.relativistic(0.1),
-    "yellowfin": mo.yellowfin,
-    "storm": lambda: mo.storm(1.0),
-    "mars_adamw": lambda: mo.mars_adamw(0.1),
-    "mars_lion": lambda: mo.mars_lion(0.1),
+    "relativistic": lambda: mo.contrib.relativistic(0.1),
+    "yellowfin": mo.contrib.yellowfin,
+    "storm": lambda: mo.contrib.storm(1.0),
+    "mars_adamw": lambda: mo.contrib.mars_adamw(0.1),
+    "mars_lion": lambda: mo.contrib.mars_lion(0.1),
     "muon": lambda: optax.masked(mo.muon(0.1), {"w": True, "b": False}),
     "accumulated": lambda: mo.accumulated(mo.ema(0.9), 2),
     "guarded": lambda: mo.guarded(mo.sgd(0.1, 0.9), "leaf", max_ratio=5.0),

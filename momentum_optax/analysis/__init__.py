@@ -13,8 +13,6 @@ from .mechanics import energy as energy
 from .mechanics import energy_limit as energy_limit
 from .noise import stationary_variance as stationary_variance
 from .plots import plot as plot
-from .precision import Precision as Precision
-from .precision import precision as precision
 from .rates import asymptotic_iterations as asymptotic_iterations
 from .rates import convergence_rate as convergence_rate
 from .rates import iterations as iterations
@@ -31,5 +29,7 @@ from .response import memory as memory
 from .response import noise_gain as noise_gain
 from .response import poles as poles
 from .response import step_response as step_response
+from .rounding import Precision as Precision
+from .rounding import precision as precision
 from .summary import Report as Report
 from .summary import report as report

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import checks
-from ..coefficients import ByAge, Coefficient, value_at
-from ..filters import Filter
+from .. import _checks
+from ..filters.coefficients import Coefficient, PerLeafSchedule, value_at
+from ..filters.filter import Filter
 
 # An age at which every start-up correction has died out: decay^age underflows for any decay that float64 tells from 1.
 _LATE = 2**60
@@ -26,7 +26,7 @@ def constant(rule: Any, step: Any = None) -> Filter:
     """
     _check_rule(rule)
     if step is not None:
-        checks.integer("step", step, 0)
+        _checks.integer("step", step, 0)
         step = int(step)
     A = tuple(tuple(_now(f"A[{i}][{j}]", x, step) for j, x in enumerate(row)) for i, row in enumerate(rule.A))
     B, C, lookahead = (
@@ -44,7 +44,7 @@ def known(rule: Any) -> Filter:
     """
     _check_rule(rule)
     for entry in rule.coefficients():
-        if not callable(entry) and not isinstance(entry, ByAge):
+        if not callable(entry) and not isinstance(entry, PerLeafSchedule):
             _as_float("a coefficient", entry)
     return rule  # type: ignore[no-any-return]
 
@@ -83,30 +83,30 @@ def _array(name: str, value: Any, kinds: str, wanted: str) -> np.ndarray:
     try:
         array = np.asarray(value)
     except (TypeError, ValueError) as error:  # a tracer, or lists of different lengths
-        raise TypeError(f"{name} must be {wanted}, got {checks.shown(value)}") from error
+        raise TypeError(f"{name} must be {wanted}, got {_checks.shown(value)}") from error
     if str(array.dtype) == "bfloat16":
         array = array.astype(np.float64)
     if array.dtype.kind not in kinds or array.dtype.kind == "b":
-        raise TypeError(f"{name} must be {wanted}, got {checks.shown(value)}")
+        raise TypeError(f"{name} must be {wanted}, got {_checks.shown(value)}")
     return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
 
 
 def _check_rule(rule: Any) -> None:
     if not isinstance(rule, Filter):
-        raise TypeError(f"rule must be a Filter such as heavy_ball(0.9), got {checks.shown(rule)}")
+        raise TypeError(f"rule must be a Filter such as heavy_ball(0.9), got {_checks.shown(rule)}")
 
 
 def _now(name: str, entry: Coefficient, step: int | None) -> float:
     if step is not None:
         return _as_float(name, value_at(entry, step))
-    if isinstance(entry, ByAge) and not entry.reads_step:
+    if isinstance(entry, PerLeafSchedule) and not entry.reads_step:
         return _settled(name, entry)
-    if callable(entry) or isinstance(entry, ByAge):
+    if callable(entry) or isinstance(entry, PerLeafSchedule):
         raise ValueError(f"{name} follows the step: step must say which step to look at, got None")
     return _as_float(name, entry)
 
 
-def _settled(name: str, entry: ByAge) -> float:
+def _settled(name: str, entry: PerLeafSchedule) -> float:
     late, later = (_as_float(name, entry.function(age, age)) for age in (_LATE, 2 * _LATE))
     if abs(late - later) > _RELATIVE * abs(later):
         raise ValueError(f"{name} never settles: step must say which step to look at, got None")
@@ -117,4 +117,4 @@ def _as_float(name: str, value: Any) -> float:
     try:
         return float(value)
     except TypeError as error:
-        raise TypeError(f"{name} must have a value that is known now, got {checks.shown(value)}") from error
+        raise TypeError(f"{name} must have a value that is known now, got {_checks.shown(value)}") from error

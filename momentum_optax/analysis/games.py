@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import checks
-from ..filters import Filter
+from .. import _checks
+from ..filters.filter import Filter
 from .arguments import constant, reals
 
 
@@ -34,7 +34,7 @@ def bilinear_game(
     Reference:
       Gidel et al., AISTATS 2019, arXiv:1807.04740; Daskalakis et al., ICLR 2018, arXiv:1711.00141.
     """
-    checks.flag("alternating", alternating)
+    _checks.flag("alternating", alternating)
     A, B, C, D = constant(rule, step).matrices()
     rate, s = np.broadcast_arrays(
         reals("learning_rate", learning_rate, "[0, inf)"), reals("strength", strength, "(0, inf)")

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import checks
-from ..coefficients import value_at
-from ..filters import Filter
+from .. import _checks
+from ..filters.coefficients import value_at
+from ..filters.filter import Filter
 from .arguments import constant, curvatures, known, reals
 
 POINTS = ("stored", "evaluated")
@@ -78,7 +78,7 @@ def spectral_radius(rule: Filter, learning_rate: Any, curvature: Any, *, step: i
 
 def readout(rule: Filter, learning_rate: np.ndarray, point: str) -> np.ndarray:
     """The weights of (theta, v) in the point looked at: theta, or theta + eta lookahead . v; shape (..., K + 1)."""
-    checks.choice("point", point, POINTS)
+    _checks.choice("point", point, POINTS)
     weights = np.zeros((*learning_rate.shape, rule.order + 1))
     weights[..., 0] = 1.0
     if point == "evaluated":
@@ -106,8 +106,8 @@ def error_curve(rule: Filter, learning_rate: Any, curvature: Any, n: int, *, poi
       TypeError: If an argument has the wrong type.
       ValueError: If a number is out of range or `point` is another word.
     """
-    checks.integer("n", n, 0)
-    checks.choice("point", point, POINTS)
+    _checks.integer("n", n, 0)
+    _checks.choice("point", point, POINTS)
     rule = known(rule).pruned()
     rate, curvature = np.broadcast_arrays(reals("learning_rate", learning_rate, "[0, inf)"), curvatures(curvature))
     theta = np.ones(rate.shape, curvature.dtype)

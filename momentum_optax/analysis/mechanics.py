@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import checks
-from ..filters import Filter
+from .. import _checks
+from ..filters.filter import Filter
 from .arguments import constant, reals
 
 
@@ -80,6 +80,6 @@ def _heavy_ball(rule: Filter) -> tuple[float, float]:
         decay, gain, nu = 0.0, 0.0, np.nan
     if not (abs(nu - 1) < 1e-9 and 0 <= decay < 1 and gain > 0):
         raise ValueError(
-            f"rule must be a heavy ball of decay in [0, 1), times a positive number, got {checks.shown(rule)}"
+            f"rule must be a heavy ball of decay in [0, 1), times a positive number, got {_checks.shown(rule)}"
         )
     return float(decay), float(gain)

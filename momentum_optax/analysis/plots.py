@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import checks
-from ..filters import Filter
+from .. import _checks
+from ..filters.filter import Filter
 from .arguments import constant
 from .loop import error_curve, spectral_radius
 from .rates import stability_limit
@@ -49,11 +49,11 @@ def plot(rule: Filter, *, learning_rate: float, L: float, mu: float, steps: int 
             "'momentum-optax[demo]', or matplotlib itself"
         ) from error
 
-    checks.number("learning_rate", learning_rate, "(0, inf)")
-    checks.number("L", L, "(0, inf)")
-    checks.number("mu", mu, f"(0, {L}]")
+    _checks.number("learning_rate", learning_rate, "(0, inf)")
+    _checks.number("L", L, "(0, inf)")
+    _checks.number("mu", mu, f"(0, {L}]")
     if steps is not None:
-        checks.integer("steps", steps, 1)
+        _checks.integer("steps", steps, 1)
     settled = _settled(rule)
     n = int(steps) if steps is not None else _length(settled, learning_rate, mu)
     figure = Figure(figsize=(9.6, 6.8), layout="constrained")

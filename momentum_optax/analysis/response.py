@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import checks
-from ..filters import Filter
+from .. import _checks
+from ..filters.filter import Filter
 from .arguments import constant, known, reals
 from .settling import settling_time, squares
 
@@ -52,7 +52,7 @@ def step_response(rule: Filter, n: int) -> np.ndarray:
       TypeError: If `rule` is no `Filter`, or `n` is not whole.
       ValueError: If `n` is negative.
     """
-    checks.integer("n", n, 0)
+    _checks.integer("n", n, 0)
     return known(rule).response(np.ones(int(n)))
 
 
@@ -179,7 +179,7 @@ def memory(rule: Filter, fraction: float = 0.5, *, step: int | None = None) -> f
       TypeError: If an argument has the wrong type.
       ValueError: If `fraction` is out of range, or a coefficient follows the step and `step` is None.
     """
-    checks.number("fraction", fraction, "(0, 1)")
+    _checks.number("fraction", fraction, "(0, 1)")
     rule = constant(rule, step)
     A, B, C, _ = rule.matrices()
     gain = rule.dc_gain()

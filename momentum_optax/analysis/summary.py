@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from .. import checks
-from ..filters import Filter
+from .. import _checks
+from ..filters.filter import Filter
 from .arguments import constant
 from .mechanics import energy_limit
 from .noise import stationary_variance
-from .precision import precision
 from .rates import convergence_rate, iterations, stability_limit, transient_growth
 from .response import bandwidth, dc_gain, half_life, mean_lag, memory, noise_gain, poles
+from .rounding import precision
 
 # Curvatures between mu and L at which the run from rest is followed.
 _FOLLOWED = 65
@@ -146,7 +146,7 @@ def report(
 
 def _check(name: str, value: Any, interval: str) -> None:
     if value is not None:
-        checks.number(name, value, interval)
+        _checks.number(name, value, interval)
 
 
 def _of_the_rule(rule: Filter) -> dict[str, Any]:

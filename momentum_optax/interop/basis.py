@@ -5,8 +5,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from .. import checks
-from ..filters import Filter, equivalent
+from .. import _checks
+from ..filters.algebra import equivalent
+from ..filters.filter import Filter
 from .slots import Slot, check_same_paths, checked_steps, only_state, order_of, read, write
 
 # Where a rule with a special first step is looked at again: it must have settled.
@@ -77,7 +78,7 @@ def change_basis(opt_state: Any, source: Filter, target: Filter, *, into: Any, s
 def _settled(name: str, rule: Any) -> Filter:
     """The rule past its first step."""
     if not isinstance(rule, Filter):
-        raise TypeError(f"{name} must be a Filter such as heavy_ball(0.9), got {checks.shown(rule)}")
+        raise TypeError(f"{name} must be a Filter such as heavy_ball(0.9), got {_checks.shown(rule)}")
     if rule.reads_step:
         raise ValueError(f"{name} must have constant coefficients: give {name}.at(step)")
     settled = rule.at(1, 1)

@@ -8,12 +8,13 @@ from typing import Any, ParamSpec
 
 import optax
 
-from .. import checks
-from ..coefficients import Scalar, is_zero, lift
-from ..filters import Filter
-from ..optimizers import add_decayed_weights, in_gradient_dtype
+from .. import _checks
+from ..filters.coefficients import Scalar, is_zero, lift
+from ..filters.filter import Filter
+from ..optimizers.arguments import add_decayed_weights
+from ..optimizers.gradient_dtype import in_gradient_dtype
 from ..storage import Storage, resolve
-from ..storage.full import Float32
+from ..storage._float32 import Float32
 from ..transform import scale_by_momentum
 from .slots import as_array
 
@@ -52,7 +53,7 @@ class Dialect:
     storage: str | Storage = "float32"
 
     def __post_init__(self) -> None:
-        checks.flag("maximize", self.maximize)
+        _checks.flag("maximize", self.maximize)
         if self.rule is None and not isinstance(resolve(self.storage), Float32):
             raise ValueError(f"storage needs a momentum to keep, got {self.storage!r} and momentum 0")
 
@@ -113,7 +114,7 @@ def checked_decay(weight_decay: "Scalar | None") -> Scalar:
     """A weight decay that is a coefficient in range; 0 for None, which `optax.inject_hyperparams` leaves alone."""
     if weight_decay is None:
         return 0.0
-    checks.within("weight_decay", weight_decay, "[0, inf)")
+    _checks.within("weight_decay", weight_decay, "[0, inf)")
     return weight_decay
 
 
@@ -121,7 +122,7 @@ def check_without_effect(**flags: Any) -> None:
     """Raise unless each argument that changes how PyTorch computes, but no number, is None, True or False."""
     for name, value in flags.items():
         if value is not None:
-            checks.flag(name, value)
+            _checks.flag(name, value)
 
 
 def _plain(argument: Any) -> Any:

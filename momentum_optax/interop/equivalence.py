@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import optax
 
-from .. import checks
-from ..coefficients import is_zero
-from ..filters import Filter
+from .. import _checks
+from ..filters.coefficients import is_zero
+from ..filters.filter import Filter
 from ..schedules import momentum_correction
 from ..storage import Storage
 from .dialect import DIALECTS, Dialect
@@ -36,7 +36,7 @@ class Recipe:
     """
 
     def __init__(self, dialect: str, /, **hyperparameters: Any) -> None:
-        checks.choice("dialect", dialect, tuple(DIALECTS))
+        _checks.choice("dialect", dialect, tuple(DIALECTS))
         if "storage" in hyperparameters:
             raise TypeError("storage is no hyperparameter: give it to transformation")
         self.dialect = dialect
@@ -115,12 +115,12 @@ def equivalent_hyperparameters(source: Recipe, target: str) -> Equivalence:
     """
     if not isinstance(source, Recipe):
         raise TypeError(
-            f"source must be a Recipe such as Recipe('torch_sgd', lr=0.1, momentum=0.9), got {checks.shown(source)}"
+            f"source must be a Recipe such as Recipe('torch_sgd', lr=0.1, momentum=0.9), got {_checks.shown(source)}"
         )
-    checks.choice("target", target, tuple(DIALECTS))
+    _checks.choice("target", target, tuple(DIALECTS))
     rate = _rate_name(source.dialect)
     schedule = source.hyperparameters.get(rate)
-    if schedule is None or not checks.is_schedule(schedule):
+    if schedule is None or not _checks.is_schedule(schedule):
         return _constant(source, target)
     # A probe in place of the schedule: every dialect is linear in its rate.
     return _scheduled(source, _constant(_with(source, **{rate: 1.0}), target), schedule)
@@ -175,7 +175,7 @@ def _corrected(source: Recipe, recipe: Recipe, schedule: Callable[[Any], Any]) -
     """The recipe with the momentum that makes up for a rate outside the velocity, if that makes the steps the same."""
     name = _decay_name(recipe.dialect)
     decay = recipe.hyperparameters.get(name, _default(recipe.dialect, name)) if name else None
-    if name is None or not checks.is_number(decay) or not source.description().rate_inside:
+    if name is None or not _checks.is_number(decay) or not source.description().rate_inside:
         return None
     corrected = _with(_at_rate(recipe, schedule), **{name: momentum_correction(decay, schedule)})
     inside = _with(source, **{_rate_name(source.dialect): schedule})
@@ -185,7 +185,7 @@ def _corrected(source: Recipe, recipe: Recipe, schedule: Callable[[Any], Any]) -
 def _numbers(recipe: Recipe) -> Numbers:
     for name, value in recipe.hyperparameters.items():
         for x in value if isinstance(value, tuple | list) else (value,):
-            if checks.is_schedule(x) or checks.is_scalar_array(x):
+            if _checks.is_schedule(x) or _checks.is_scalar_array(x):
                 raise TypeError(f"source must have numbers, but for a schedule of the rate, got {name}={x!r}")
     d = recipe.description()
     rate: Any = d.learning_rate

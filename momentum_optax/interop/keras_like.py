@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from .. import checks
-from ..coefficients import Scalar, is_zero, lift
-from ..filters import Filter
+from .. import _checks
+from ..filters.coefficients import Scalar, is_zero, lift
+from ..filters.filter import Filter
 from ..storage import Storage
 from .dialect import Dialect, dialect
 from .torch_like import sgd_rule
@@ -45,12 +45,12 @@ def keras_sgd(
     Reference:
       Keras 3.15, `keras/src/optimizers/sgd.py` and `base_optimizer.py`.
     """
-    checks.within("learning_rate", learning_rate, "[0, inf)")
-    if not checks.is_array(momentum) and (not isinstance(momentum, float) or not 0 <= momentum <= 1):
-        raise ValueError(f"momentum must be a float in [0, 1] or a scalar array, got {checks.shown(momentum)}")
-    checks.flag("nesterov", nesterov)
+    _checks.within("learning_rate", learning_rate, "[0, inf)")
+    if not _checks.is_array(momentum) and (not isinstance(momentum, float) or not 0 <= momentum <= 1):
+        raise ValueError(f"momentum must be a float in [0, 1] or a scalar array, got {_checks.shown(momentum)}")
+    _checks.flag("nesterov", nesterov)
     decay = 0.0 if weight_decay is None else weight_decay
-    checks.constant("weight_decay", decay, "[0, inf)")
+    _checks.constant("weight_decay", decay, "[0, inf)")
     rule = _rule(momentum, nesterov)
     return Dialect(rule, learning_rate, rate_inside=True, decoupled=decay, storage=storage)
 
@@ -80,9 +80,9 @@ def tf1_momentum(
     Reference:
       TensorFlow, `tensorflow/python/training/momentum.py` and the `ApplyMomentum` kernel.
     """
-    checks.within("learning_rate", learning_rate, "[0, inf)")
-    checks.within("momentum", momentum, "[0, inf)")
-    checks.flag("use_nesterov", use_nesterov)
+    _checks.within("learning_rate", learning_rate, "[0, inf)")
+    _checks.within("momentum", momentum, "[0, inf)")
+    _checks.flag("use_nesterov", use_nesterov)
     if use_nesterov and is_zero(momentum):
         raise ValueError(f"use_nesterov needs a momentum above 0, got {momentum!r}")
     after = lift(lambda m: m * m, momentum) if use_nesterov else momentum
@@ -117,11 +117,11 @@ def caffe_sgd(
     Reference:
       Caffe, `src/caffe/solvers/sgd_solver.cpp` and `src/caffe/proto/caffe.proto`.
     """
-    checks.within("base_lr", base_lr, "[0, inf)")
-    checks.constant("momentum", momentum, "[0, 1]")
+    _checks.within("base_lr", base_lr, "[0, inf)")
+    _checks.constant("momentum", momentum, "[0, 1]")
     decay = 0.0 if weight_decay is None else weight_decay
-    checks.constant("weight_decay", decay, "[0, inf)")
-    checks.choice("regularization_type", regularization_type, ("L2",))
+    _checks.constant("weight_decay", decay, "[0, inf)")
+    _checks.choice("regularization_type", regularization_type, ("L2",))
     return Dialect(_rule(momentum, False), base_lr, rate_inside=True, l2=decay, storage=storage)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import checks
+from .. import _checks
 from .slots import (
     Layouts,
     Slot,
@@ -56,7 +56,7 @@ def from_keras(
       Keras 3.15, `keras/src/optimizers/sgd.py`.
     """
     if not isinstance(variables, Mapping):
-        raise TypeError(f"variables must be a mapping from names to arrays, got {checks.shown(variables)}")
+        raise TypeError(f"variables must be a mapping from names to arrays, got {_checks.shown(variables)}")
     known = {key.rsplit("/", 1)[-1]: value for key, value in variables.items()}
     count = checked_steps(steps)
     if "iteration" in known:

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .. import checks
+from .. import _checks
 from .._tree import reboxed, unboxed
-from ..filters import Filter
+from ..filters.filter import Filter
 from .slots import Slot, as_array, by_path, check_same_paths, checked_steps, only_state, path_name, read_one, write
 
 # Where Optax keeps a velocity.
@@ -45,7 +45,7 @@ def from_optax(opt_state: Any, optax_state: Any, *, rule: Filter | None = None, 
       Optax 0.2.8, `optax/transforms/_accumulation.py` and `optax/_src/transform.py`.
     """
     if rule is not None and not isinstance(rule, Filter):
-        raise TypeError(f"rule must be a Filter such as ema(0.9) or None, got {checks.shown(rule)}")
+        raise TypeError(f"rule must be a Filter such as ema(0.9) or None, got {_checks.shown(rule)}")
     ours = read_one(opt_state)
     source = _optax_state(unboxed(optax_state))
     count = checked_steps(steps)
@@ -60,7 +60,7 @@ def from_optax(opt_state: Any, optax_state: Any, *, rule: Filter | None = None, 
     if only_state(opt_state).gain is not None:
         if rule is None or count is None:
             raise ValueError(
-                f"rule and the number of steps must be given, since opt_state debiases; got {checks.shown(rule)}"
+                f"rule and the number of steps must be given, since opt_state debiases; got {_checks.shown(rule)}"
             )
         gains = _gains(rule, count)
     slots = {

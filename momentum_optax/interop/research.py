@@ -1,8 +1,8 @@
 """Dialects of reference implementations of papers: their own argument names, defaults and errors."""
 
-from .. import checks, rules
-from ..coefficients import Scalar, is_zero, lift
-from ..filters import Filter
+from .. import _checks, rules
+from ..filters.coefficients import Scalar, is_zero, lift
+from ..filters.filter import Filter
 from ..storage import Storage
 from .dialect import Dialect, check_without_effect, checked_decay, dialect
 
@@ -34,10 +34,10 @@ def qhoptim_qhm(
     Reference:
       qhoptim 1.1.0, `qhoptim/pyt/qhm.py`; Ma and Yarats, ICLR 2019, arXiv:1810.06801.
     """
-    checks.within("lr", lr, "[0, inf)")
-    checks.within("momentum", momentum, "[0, 1)")
+    _checks.within("lr", lr, "[0, inf)")
+    _checks.within("momentum", momentum, "[0, 1)")
     decay = checked_decay(weight_decay)
-    checks.choice("weight_decay_type", weight_decay_type, ("grad", "direct"))
+    _checks.choice("weight_decay_type", weight_decay_type, ("grad", "direct"))
     l2, decoupled = (decay, 0.0) if weight_decay_type == "grad" else (0.0, decay)
     return Dialect(rules.quasi_hyperbolic(momentum, nu), lr, l2=l2, decoupled=decoupled, storage=storage)
 
@@ -66,12 +66,12 @@ def aggmo(
     Reference:
       Lucas et al., ICLR 2019, arXiv:1804.00325, and its `aggmo.py`.
     """
-    checks.within("lr", lr, "[0, inf)")
+    _checks.within("lr", lr, "[0, inf)")
     rule = rules.aggregated(betas)
     for i, beta in enumerate(betas):
-        checks.number(f"betas[{i}]", beta, "[0, 1]")
+        _checks.number(f"betas[{i}]", beta, "[0, 1]")
     if len(set(betas)) < len(betas):
-        raise ValueError(f"betas must be distinct, got {checks.shown(betas)}")
+        raise ValueError(f"betas must be distinct, got {_checks.shown(betas)}")
     return Dialect(rule, lr, l2=checked_decay(weight_decay), storage=storage)
 
 
@@ -105,8 +105,8 @@ def accsgd(
       Kidambi et al., ICLR 2018, arXiv:1803.05591, and its `AccSGD.py`; `pytorch_optimizer.AccSGD` 4.1.0, where
       smallConst is called constant.
     """
-    checks.within("lr", lr, "[0, inf)")
-    checks.within("smallConst", smallConst, "(0, 1]")
+    _checks.within("lr", lr, "[0, inf)")
+    _checks.within("smallConst", smallConst, "(0, 1]")
     rule = rules.accelerated(kappa, xi, smallConst)
     return Dialect(rule, lr, rate_inside=True, l2=checked_decay(weight_decay), storage=storage)
 
@@ -136,8 +136,8 @@ def mass(
     Reference:
       Liu and Belkin, ICLR 2020, arXiv:1810.13395, and its `optimizers.py`.
     """
-    checks.within("lr", lr, "[0, inf)")
-    checks.within("kappa_t", kappa_t, "[1, inf)")
+    _checks.within("lr", lr, "[0, inf)")
+    _checks.within("kappa_t", kappa_t, "[1, inf)")
     return Dialect(rules.mass(alpha, kappa_t), lr, rate_inside=True, storage=storage)
 
 
@@ -177,14 +177,14 @@ def lion(
     Reference:
       Chen et al., NeurIPS 2023, arXiv:2302.06675; timm 1.0.31, `timm/optim/lion.py`.
     """
-    checks.within("lr", lr, "[0, inf)")
+    _checks.within("lr", lr, "[0, inf)")
     check_without_effect(foreach=foreach, differentiable=differentiable, fused=fused, capturable=capturable)
     if not isinstance(betas, tuple | list):
-        raise TypeError(f"betas must be a pair of decays, got {checks.shown(betas)}")
+        raise TypeError(f"betas must be a pair of decays, got {_checks.shown(betas)}")
     if len(betas) != 2:
-        raise ValueError(f"betas must have 2 entries, got {checks.shown(betas)}")
+        raise ValueError(f"betas must have 2 entries, got {_checks.shown(betas)}")
     for i, beta in enumerate(betas):
-        checks.within(f"betas[{i}]", beta, "[0, 1)")
+        _checks.within(f"betas[{i}]", beta, "[0, 1)")
     return Dialect(
         rules.lion_mix(*betas), lr, decoupled=checked_decay(weight_decay), maximize=maximize, sign=True, storage=storage
     )
@@ -221,10 +221,10 @@ def signum(
     Reference:
       Bernstein et al., "signSGD", ICML 2018, arXiv:1802.04434; `pytorch_optimizer.SignSGD` 4.1.0.
     """
-    checks.within("lr", lr, "[0, inf)")
-    checks.within("momentum", momentum, "[0, 1)")
+    _checks.within("lr", lr, "[0, inf)")
+    _checks.within("momentum", momentum, "[0, 1)")
     decay = checked_decay(weight_decay)
-    checks.flag("weight_decouple", weight_decouple)
+    _checks.flag("weight_decouple", weight_decouple)
     if not weight_decouple and is_zero(decay):
         raise ValueError("weight_decouple must be True without a weight_decay, got False")
     l2, decoupled = (0.0, decay) if weight_decouple else (decay, 0.0)
@@ -283,15 +283,15 @@ def muon_sum(momentum: Scalar = 0.95, nesterov: bool = False, *, storage: str | 
 
 
 def _check_muon(momentum: Scalar, nesterov: bool, interval: str) -> None:
-    checks.within("momentum", momentum, interval)
-    checks.flag("nesterov", nesterov)
+    _checks.within("momentum", momentum, interval)
+    _checks.flag("nesterov", nesterov)
     if nesterov and is_zero(momentum):
-        raise ValueError(f"nesterov needs a momentum above 0, got {checks.shown(momentum)}")
+        raise ValueError(f"nesterov needs a momentum above 0, got {_checks.shown(momentum)}")
 
 
 def _gated_average(momentum: Scalar) -> Filter:
     """The average that keeps its velocity, and passes the gradient, where a scheduled momentum is 0."""
-    if checks.is_number(momentum):
+    if _checks.is_number(momentum):
         return rules.ema(momentum)
     return Filter(
         A=lift(lambda m: m + (m == 0), momentum),

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import checks
+from .. import _checks
 from .._tree import absent, find_all, reboxed, unboxed
-from ..storage.full import Float32Velocity
-from ..transform import MomentumState, velocity
+from ..state.velocity import velocity
+from ..storage._float32 import Float32Velocity
+from ..transform import MomentumState
 
 Layouts = Mapping[str, str | tuple[int, ...]]
 
@@ -146,7 +147,7 @@ def checked_names(names: Any, ours: Mapping[str, Any], theirs: Any, what: str) -
     """`names` as a dictionary, if it pairs every path of ours with an entry of theirs, and the reverse."""
     if not isinstance(names, Mapping):
         raise TypeError(
-            f"names must be a mapping from paths such as 'dense/kernel' to {what}s, got {checks.shown(names)}"
+            f"names must be a mapping from paths such as 'dense/kernel' to {what}s, got {_checks.shown(names)}"
         )
     known = _listed(theirs)
     problems = (
@@ -159,7 +160,7 @@ def checked_names(names: Any, ours: Mapping[str, Any], theirs: Any, what: str) -
         if found:
             raise ValueError(f"names {problem.format(repr(found[0]))}")
     if len(set(names.values())) < len(names):
-        raise ValueError(f"names must give each {what} once, got {checks.shown(dict(names))}")
+        raise ValueError(f"names must give each {what} once, got {_checks.shown(dict(names))}")
     return dict(names)
 
 
@@ -174,7 +175,7 @@ def check_same_paths(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None
 def checked_layouts(layouts: Any, ours: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """The permutation of axes for each path that has one."""
     if layouts is not None and not isinstance(layouts, Mapping):
-        raise TypeError(f"layouts must be a mapping from paths to layouts, got {checks.shown(layouts)}")
+        raise TypeError(f"layouts must be a mapping from paths to layouts, got {_checks.shown(layouts)}")
     out = {}
     for path, layout in (layouts or {}).items():
         if path not in ours:
@@ -183,7 +184,7 @@ def checked_layouts(layouts: Any, ours: Mapping[str, Any]) -> dict[str, tuple[in
         if not isinstance(axes, tuple) or sorted(axes, key=str) != list(range(len(axes))):
             named = ", ".join(map(repr, LAYOUTS))
             raise ValueError(
-                f"layouts[{path!r}] must be {named} or a permutation such as (1, 0), got {checks.shown(layout)}"
+                f"layouts[{path!r}] must be {named} or a permutation such as (1, 0), got {_checks.shown(layout)}"
             )
         out[path] = axes
     return out
@@ -213,7 +214,7 @@ def as_array(entry: Any, value: Any) -> np.ndarray:
 def checked_steps(steps: Any) -> int | None:
     """`steps` as an int or None."""
     if steps is not None:
-        checks.integer("steps", steps, 0)
+        _checks.integer("steps", steps, 0)
     return None if steps is None else int(steps)
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from .. import checks
-from ..coefficients import Coefficient, Scalar, at_first, is_zero, lift
-from ..filters import Filter
+from .. import _checks
+from ..filters.coefficients import Coefficient, Scalar, is_zero, lift, on_first_step
+from ..filters.filter import Filter
 from ..storage import Storage
 from .dialect import Dialect, check_without_effect, checked_decay, dialect
 
@@ -138,7 +138,7 @@ def apex_sgd(  # noqa: PLR0917  the order of the library
     Reference:
       NVIDIA Apex, `apex/optimizers/fused_sgd.py` and `csrc/multi_tensor_sgd_kernel.cu`.
     """
-    checks.flag("wd_after_momentum", wd_after_momentum)
+    _checks.flag("wd_after_momentum", wd_after_momentum)
     decay = checked_decay(weight_decay)
     if wd_after_momentum and is_zero(decay):
         raise ValueError("wd_after_momentum must be False without a weight_decay, got True")
@@ -202,8 +202,8 @@ def heavyball_sgd(
     Reference:
       heavyball 3.2.1, `heavyball/__init__.py` and `chainable.py`.
     """
-    checks.within("lr", lr, "[0, inf)")
-    checks.within("beta", beta, "[0, 1]")
+    _checks.within("lr", lr, "[0, inf)")
+    _checks.within("beta", beta, "[0, 1]")
     return Dialect(Filter(A=beta, B=1.0, C=beta, D=1.0), lr, decoupled=checked_decay(weight_decay), storage=storage)
 
 
@@ -213,15 +213,15 @@ def _checked_rule(
     dampening: Scalar,
     nesterov: bool,
     *,
-    intake: Callable[[Coefficient, Coefficient], Coefficient] = at_first,
+    intake: Callable[[Coefficient, Coefficient], Coefficient] = on_first_step,
 ) -> Filter | None:
     """PyTorch's rule after PyTorch's checks; `intake(first, then)` says what a first step is."""
     for name, value in (("lr", lr), ("momentum", momentum)):
-        checks.within(name, value, "[0, inf)")
-    checks.finite("dampening", dampening)
-    checks.flag("nesterov", nesterov)
+        _checks.within(name, value, "[0, inf)")
+    _checks.finite("dampening", dampening)
+    _checks.flag("nesterov", nesterov)
     damped = not is_zero(dampening)
-    if nesterov and (is_zero(momentum) or (damped and checks.is_number(dampening))):
+    if nesterov and (is_zero(momentum) or (damped and _checks.is_number(dampening))):
         raise ValueError(f"nesterov needs a momentum above 0 and dampening 0, got {momentum!r} and {dampening!r}")
     if is_zero(momentum):
         return None
@@ -234,7 +234,7 @@ def _checked_rule(
 def sgd_rule(momentum: Scalar, intake: Coefficient, nesterov: bool) -> Filter:
     """The rule v' = momentum v + intake g, u = v' or g + momentum v'; where the momentum is 0, v' = v and u = g."""
     keep: Coefficient = momentum
-    if not checks.is_number(momentum):
+    if not _checks.is_number(momentum):
         keep = lift(lambda m: m + (m == 0), momentum)
         intake = lift(lambda m, b: (m != 0) * b, momentum, intake)
     if nesterov:

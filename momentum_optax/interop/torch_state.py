@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import checks
+from .. import _checks
 from .slots import (
     Layouts,
     Slot,
@@ -141,7 +141,7 @@ def _torch_groups(state_dict: Any) -> dict[int, Mapping[str, Any]]:
     if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
         raise TypeError(
             f"state_dict must be that of a PyTorch optimizer, with state and param_groups, got "
-            f"{checks.shown(state_dict)}"
+            f"{_checks.shown(state_dict)}"
         )
     return {number: group for group in state_dict["param_groups"] for number in group["params"]}
 

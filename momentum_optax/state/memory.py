@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ..sharding import state_shardings
+from ..distributed.sharding import state_shardings
 
 
 class StateBytes(NamedTuple):

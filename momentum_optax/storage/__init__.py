@@ -3,15 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
-from ..checks import shown
-from .byte import int8 as int8
-from .full import float32 as float32
-from .half import bfloat16 as bfloat16
-from .nibble import int4 as int4
+from .._checks import shown
+from ._bfloat16 import bfloat16 as bfloat16
+from ._float32 import float32 as float32
+from ._int4 import int4 as int4
+from ._int8 import int8 as int8
+from ._uint8 import uint8 as uint8
 from .protocol import Parts as Parts
 from .protocol import Storage as Storage
 from .protocol import Write as Write
-from .unsigned import uint8 as uint8
 
 _BY_NAME: dict[str, Callable[[], Storage]] = {
     "float32": float32,

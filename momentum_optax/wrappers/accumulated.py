@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .. import checks
+from .. import _checks
 from .._tree import absent
-from ..coefficients import ByAge, is_zero, value_at
-from ..filters import Filter
-from ..mismatch import check_kind
+from ..filters.coefficients import PerLeafSchedule, is_zero, value_at
+from ..filters.filter import Filter
+from ..state.mismatch import check_kind
 from ..storage import Storage, resolve
 from ..transform import MomentumState, gains_of, run_filter, scale_by_momentum
 from .leaves import Leaves, checked_transformation, where
@@ -88,14 +88,14 @@ def accumulated(
       same. `optax.MultiSteps`.
     """
     scale_by_momentum(rule, storage=storage, debias=debias)  # checks the arguments
-    if not checks.is_schedule(every) and not checks.is_scalar_array(every):
-        checks.integer("every", every, 1)
+    if not _checks.is_schedule(every) and not _checks.is_scalar_array(every):
+        _checks.integer("every", every, 1)
     rule, keep = rule.pruned(), resolve(storage)
     readout = rule.readout()
     if readout is None:
         raise ValueError(
             "rule must have an update that is known to be a function of its new velocities alone (C = p A and D = p B, "
-            f"as heavy_ball and ema), got {checks.shown(rule)}: its update needs the mean gradient itself; use "
+            f"as heavy_ball and ema), got {_checks.shown(rule)}: its update needs the mean gradient itself; use "
             "optax.MultiSteps"
         )
     run = checked_transformation("then", optax.identity() if then is None else then)
@@ -151,8 +151,8 @@ def _micro_step(rule: Filter, readout: tuple[float, ...], step: Any, k: Any) -> 
     return Filter(A, B, tuple(_mix(readout, column) for column in zip(*A, strict=True)), _mix(readout, B))
 
 
-def _by_age(function: Callable[[Any], Any]) -> ByAge:
-    return ByAge(lambda _, age: function(age))
+def _by_age(function: Callable[[Any], Any]) -> PerLeafSchedule:
+    return PerLeafSchedule(lambda _, age: function(age))
 
 
 def _mix(weights: tuple[float, ...], entries: tuple[Any, ...]) -> Any:

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .. import checks
+from .. import _checks
 from .._tree import absent, reboxed, unboxed
-from ..coefficients import Scalar, value_at
-from ..mismatch import check_state
+from ..filters.coefficients import Scalar, value_at
+from ..state.mismatch import check_state
 from ..storage.protocol import arithmetic_dtype
 from .leaves import check_real, checked_transformation
 
@@ -50,7 +50,7 @@ def cautious(tx: optax.GradientTransformation, scaling: str) -> optax.GradientTr
       code of C-Optim, timm and HeavyBall.
     """
     run = checked_transformation("tx", tx)
-    checks.choice("scaling", scaling, tuple(_CAUTIOUS))
+    _checks.choice("scaling", scaling, tuple(_CAUTIOUS))
     mask, least = _CAUTIOUS[scaling]
 
     def lessened(path: Any, u: Any, g: Any) -> Any:
@@ -119,8 +119,8 @@ def add_cautious_weight_decay(weight_decay: Scalar, agreement: str) -> optax.Gra
     Reference:
       Chen et al., "Cautious weight decay", 2025, arXiv:2510.12402, and the code of dion and HeavyBall.
     """
-    checks.within("weight_decay", weight_decay, "[0, inf)")
-    checks.choice("agreement", agreement, ("product", "sign_bit"))
+    _checks.within("weight_decay", weight_decay, "[0, inf)")
+    _checks.choice("agreement", agreement, ("product", "sign_bit"))
     agrees = _same_sign_bit if agreement == "sign_bit" else lambda u, p: jnp.sign(u) * jnp.sign(p).astype(u.dtype) >= 0
 
     def init(params: optax.Params) -> CautiousDecayState:

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .. import checks
+from .. import _checks
 from .._tree import path_name, reboxed, unboxed
-from ..coefficients import Scalar
 from ..storage.protocol import arithmetic_dtype
 from .leaves import SCOPES
 
@@ -33,46 +32,11 @@ def scale_to_unit_norm(scope: str = "tree") -> optax.GradientTransformation:
       Cutkosky and Mehta, "Momentum improves normalized SGD", ICML 2020, arXiv:2002.03305 (the tree); You et al.,
       "Large batch training of convolutional networks", 2017, arXiv:1708.03888 (by layers).
     """
-    checks.choice("scope", scope, SCOPES)
+    _checks.choice("scope", scope, SCOPES)
 
     def update(updates: optax.Updates, params: Any = None) -> optax.Updates:
         del params
         return by_norm(lambda x, largest, root: x / largest / root, updates, scope)
-
-    return optax.stateless(update)
-
-
-def saturate(delta: Scalar, scope: str = "tree") -> optax.GradientTransformation:
-    r"""The relativistic velocity of a momentum: $u \leftarrow u / \sqrt{1 + \delta \|u\|^2}$.
-
-    Its norm stays below $1/\sqrt\delta$; it is taken as in `scale_to_unit_norm`.
-
-    Args:
-      delta: In [0, inf), a number or a scalar array; 0 changes nothing.
-      scope: `"tree"`: one norm for all parameters, as in the reference code. `"leaf"`: one for each leaf.
-
-    Returns:
-      A transformation without state. Updates keep their dtypes; None stays None.
-
-    Raises:
-      TypeError: If `delta` is a schedule or no coefficient.
-      ValueError: If a number is out of range or there is no such scope.
-
-    Reference:
-      Franca, Sulam, Robinson and Vidal, "Conformal symplectic and relativistic optimization", NeurIPS 2020,
-      arXiv:1903.04100.
-    """
-    if checks.is_schedule(delta):
-        raise TypeError(f"delta must be a number or a scalar array, got the schedule {delta!r}")
-    checks.within("delta", delta, "[0, inf)")
-    checks.choice("scope", scope, SCOPES)
-
-    def slowed(x: Any, largest: Any, root: Any) -> Any:
-        return x / jnp.hypot(1.0, jnp.sqrt(jnp.asarray(delta, largest.dtype)) * largest * root)
-
-    def update(updates: optax.Updates, params: Any = None) -> optax.Updates:
-        del params
-        return by_norm(slowed, updates, scope)
 
     return optax.stateless(update)
 
@@ -98,7 +62,7 @@ def orthogonalize(steps: int | None = None) -> optax.GradientTransformation:
       Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; `optax.contrib.scale_by_muon`.
     """
     steps = 5 if steps is None else steps
-    checks.integer("steps", steps, 1)
+    _checks.integer("steps", steps, 1)
 
     def matrices(tree: Any) -> Any:
         return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(), tree)

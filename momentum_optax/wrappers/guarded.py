@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .. import checks
+from .. import _checks
 from .._tree import absent
-from ..mismatch import check_kind
+from ..state.mismatch import check_kind
 from ..storage.protocol import arithmetic_dtype
 from .leaves import SCOPES, Leaves, check_scope, checked_transformation, counted, flags, squared_norm, where
 
@@ -146,7 +146,7 @@ def guarded(
       arXiv:2504.02507: a gradient's norm against running statistics of the norms before it; it clips by the deviation.
     """
     run = checked_transformation("tx", tx)
-    checks.choice("scope", scope, SCOPES)
+    _checks.choice("scope", scope, SCOPES)
     limits = _checked(_Limits(max_ratio, measure, decay, warmup, max_consecutive), scope)
 
     def init(params: optax.Params) -> Any:
@@ -187,21 +187,21 @@ def guarded(
 
 def _checked(limits: _Limits, scope: str) -> _Limits | None:
     """The arguments for spikes if spikes are to be skipped."""
-    checks.choice("measure", limits.measure, ("norm", "value") if scope == "tree" else ("norm",))
+    _checks.choice("measure", limits.measure, ("norm", "value") if scope == "tree" else ("norm",))
     for name, interval in (("max_ratio", "(1, inf)"), ("decay", "[0, 1)")):
         value = getattr(limits, name)
-        if not checks.is_scalar_array(value) and not (name == "max_ratio" and value is None):
-            checks.number(name, value, interval)
+        if not _checks.is_scalar_array(value) and not (name == "max_ratio" and value is None):
+            _checks.number(name, value, interval)
     for name in ("warmup", "max_consecutive"):
-        if not checks.is_scalar_array(getattr(limits, name)):
-            checks.integer(name, getattr(limits, name), 1)
+        if not _checks.is_scalar_array(getattr(limits, name)):
+            _checks.integer(name, getattr(limits, name), 1)
     if limits.max_ratio is not None:
         return limits
     # Arrays are not compared: `inject_hyperparams` makes them of the defaults too.
     given = [
         name
         for name, value, default in zip(limits._fields, limits, _DEFAULTS, strict=True)
-        if not checks.is_scalar_array(value) and value != default
+        if not _checks.is_scalar_array(value) and value != default
     ]
     if given:
         raise ValueError(

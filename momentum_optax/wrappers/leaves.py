@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .. import checks
+from .. import _checks
 from .._tree import absent, boxes_of, content, in_box, path_name, reboxed, unboxed
-from ..mismatch import StateMismatchError
-from ..monitor import Figures, Memory
+from ..state.mismatch import StateMismatchError
 from ..storage.protocol import arithmetic_dtype
+from .monitor import Figures, Memory
 
 SCOPES = ("tree", "leaf")
 
@@ -140,7 +140,7 @@ def check_real(path: Any, leaf: Any) -> None:
 
 def checked_transformation(name: str, tx: Any) -> optax.GradientTransformationExtraArgs:
     """`tx` as one that takes extra arguments."""
-    checks.transformation(name, tx)
+    _checks.transformation(name, tx)
     return optax.with_extra_args_support(tx)
 
 

@@ -8,15 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .. import checks
+from .. import _checks
 from .._tree import absent
-from ..coefficients import is_zero, value_at
-from ..filters import Filter
-from ..mismatch import check_state
+from ..filters.coefficients import is_zero, value_at
+from ..filters.filter import Filter
 from ..schedules import restarted
+from ..state.mismatch import check_state
+from ..state.velocity import velocity
 from ..storage import Storage
 from ..storage.protocol import arithmetic_dtype
-from ..transform import MomentumState, scale_by_momentum, velocity
+from ..transform import MomentumState, scale_by_momentum
 from .leaves import SCOPES, Leaves, check_scope, checked_transformation, counted, flags, where
 
 
@@ -75,8 +76,8 @@ def adaptive_restart(
       arXiv:1204.3982.
     """
     tx = scale_by_momentum(rule, storage=storage)
-    checks.choice("test", test, ("gradient", "function"))
-    checks.choice("scope", scope, SCOPES if test == "gradient" else ("tree",))
+    _checks.choice("test", test, ("gradient", "function"))
+    _checks.choice("scope", scope, SCOPES if test == "gradient" else ("tree",))
     return _gradient_restart(tx, rule.pruned(), scope) if test == "gradient" else _function_restart(tx)
 
 
@@ -194,7 +195,7 @@ def _displacements(rule: Filter, leaves: Leaves, state: MomentumState) -> list[A
 
 def _landed(u: Any, displacement: Any) -> Any:
     """The update less where x lies from the new point."""
-    return u if checks.is_number(displacement) else u.astype(displacement.dtype) - displacement
+    return u if _checks.is_number(displacement) else u.astype(displacement.dtype) - displacement
 
 
 def _weighted(weights: tuple[Any, ...], arrays: tuple[Any, ...]) -> Any:

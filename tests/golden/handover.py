@@ -13,10 +13,12 @@ import momentum_optax as mo
 def arguments(case):
     """The dialect's arguments, with tables as schedules; numbers for a step that is known, as it is outside jit."""
 
-    def look_up(table, step):
+    def table_lookup(table, step):
         return jnp.asarray(table)[step] if isinstance(step, jax.core.Tracer) else float(table[int(step)])
 
-    return dict(case.arguments) | {name: functools.partial(look_up, table) for name, table in case.scheduled.items()}
+    return dict(case.arguments) | {
+        name: functools.partial(table_lookup, table) for name, table in case.scheduled.items()
+    }
 
 
 def transformation(case, **options):

@@ -1,0 +1,106 @@
+r"""What keeping the velocities in few bits does to a rule: where it stalls, and how much noise rounding adds.
+
+Of a storage only two declared numbers are read: `step_size`, the distance of neighbouring values over their size (over
+the row's largest value for storages with scales), and `bytes_per_parameter`.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from .. import _checks
+from ..filters.filter import Filter
+from .arguments import constant
+from .settling import squares
+
+# Steps after which a stall is taken to be a cycle; decay 0.9999 in float32 needs some 150,000.
+_LONGEST = 2**22
+
+
+@dataclasses.dataclass(frozen=True)
+class Precision:
+    """What a storage does to a rule.
+
+    Attributes:
+      bytes_per_parameter: Of all velocities together.
+      stall: Where the update for a constant gradient stops, over where it should, if velocities are rounded to nearest.
+        1 is no stall. Rounding at random does not stall, which is why it is the default.
+      noise: Root mean square of the error of the update over that of the update, for independent gradients and
+        unbiased rounding. An upper estimate: every velocity is taken to have the widest spacing for its size.
+    """
+
+    bytes_per_parameter: float
+    stall: float
+    noise: float
+
+
+def precision(rule: Filter, storage: Any, *, step: int | None = None) -> Precision:
+    r"""Stall and noise of a rule whose velocities are kept in `storage`, and what they cost.
+
+    An unbiased rounding to values a distance d apart has a variance of $d^2/6$ when what is rounded falls anywhere
+    between them. Each such error then runs through the filter as part of a velocity.
+
+    Args:
+      rule: A rule; its coefficients must be constant, or `step` given.
+      storage: An object with numbers `step_size` and `bytes_per_parameter`, such as `mo.storage.bfloat16()`.
+      step: The step whose coefficients are used, see `frequency_response`.
+
+    Returns:
+      A `Precision`; `noise` is relative to the row's largest values for a storage with scales, and infinite for a rule
+      that never forgets.
+
+    Raises:
+      TypeError: If an argument has the wrong type.
+      ValueError: If a declared number is out of range, or a coefficient follows the step and `step` is None.
+
+    Reference:
+      Gupta et al., "Deep learning with limited numerical precision", ICML 2015, arXiv:1502.02551.
+    """
+    rule = constant(rule, step)
+    spacing, size = (_declared(storage, name) for name in ("step_size", "bytes_per_parameter"))
+    return Precision(rule.order * size, _stall(rule, spacing), _noise(rule, spacing))
+
+
+def _declared(storage: Any, name: str) -> float:
+    value = getattr(storage, name, None)
+    if not _checks.is_number(value):
+        raise TypeError(f"storage must be an object with a number {name}, got {_checks.shown(storage)}")
+    _checks.number(f"storage.{name}", value, "(0, inf)")
+    return float(value)
+
+
+def _noise(rule: Filter, spacing: float) -> float:
+    A, B, C, D = rule.matrices()
+    if not len(B):
+        return 0.0
+    P = squares(A, B)
+    if not np.all(np.isfinite(P)):
+        return math.inf
+    # Errors of different velocities are independent: one covariance for each, and they add.
+    errors = np.sqrt(np.diag(P) / 6) * spacing
+    variance = sum(C @ squares(A, column) @ C for column in np.diag(errors))
+    return math.sqrt(variance / (D**2 + C @ P @ C))
+
+
+def _stall(rule: Filter, spacing: float) -> float:
+    A, B, C, D = rule.matrices()
+    exact = rule.dc_gain()
+    if math.isinf(exact) or exact == 0:
+        return math.nan
+    v = np.zeros(len(B))
+    for _ in range(_LONGEST):
+        new = _nearest(A @ v + B, spacing)
+        if np.array_equal(new, v):
+            break
+        v = new
+    return float((C @ v + D) / exact)
+
+
+def _nearest(v: np.ndarray, spacing: float) -> np.ndarray:
+    """`v` rounded to floating-point numbers, half to even, whose distance is `spacing` times a power of two."""
+    _, exponent = np.frexp(v)
+    unit = np.ldexp(spacing, exponent - 1)
+    rounded: np.ndarray = np.round(v / unit) * unit
+    return rounded

@@ -1,0 +1,17 @@
+"""Published methods that few will use, tested like all others."""
+
+from ._mars import MarsState as MarsState
+from ._mars import mars_adamw as mars_adamw
+from ._mars import mars_correction as mars_correction
+from ._mars import mars_lion as mars_lion
+from ._relativistic import relativistic as relativistic
+from ._relativistic import saturate as saturate
+from ._rules import grokfast_average as grokfast_average
+from ._rules import recht_pid as recht_pid
+from ._storm import StormState as StormState
+from ._storm import scale_by_adaptive_storm as scale_by_adaptive_storm
+from ._storm import scale_by_storm as scale_by_storm
+from ._storm import storm as storm
+from ._yellowfin import YellowFinState as YellowFinState
+from ._yellowfin import scale_by_yellowfin as scale_by_yellowfin
+from ._yellowfin import yellowfin as yellowfin

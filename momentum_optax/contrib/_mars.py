@@ -1,0 +1,185 @@
+"""Finished optimizers: each body is one visible `optax.chain`."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .. import _checks
+from ..filters.coefficients import Scalar, lift, value_at
+from ..optimizers.arguments import weight_decay_of
+from ..optimizers.gradient_dtype import in_gradient_dtype
+from ..optimizers.sgd import _of_steady_types
+from ..rules.sums_and_averages import ema
+from ..state.mismatch import check_state
+from ..storage import Storage
+from ..transform import scale_by_momentum
+from ..wrappers.directions import by_norm
+from ..wrappers.leaves import SCOPES
+from ._storm import combined, like
+
+
+def mars_adamw(
+    learning_rate: optax.ScalarOrSchedule,
+    decay: Any = 0.95,
+    b2: Any = 0.99,
+    *,
+    gamma: Scalar = 0.025,
+    eps: Any = 1e-8,
+    weight_decay: "Scalar | None" = None,
+    mask: Any = None,
+    scope: str = "tree",
+) -> optax.GradientTransformationExtraArgs:
+    r"""MARS-AdamW: AdamW of the corrected and clipped gradient; see `mars_correction`.
+
+    `update` takes a second gradient of the batch, `previous_gradient=`, that at the parameters before. In one byte:
+    `mo.compress(mo.contrib.mars_adamw(rate), {"mu": "int8", "nu": "uint8"})`.
+
+    Args:
+      learning_rate: eta; the authors' code has 3e-3.
+      decay: beta_1 in [0, 1), a number or a scalar array.
+      b2: beta_2 of `optax.scale_by_adam`.
+      gamma: The weight of the correction, finite.
+      eps: See `optax.scale_by_adam`.
+      weight_decay: lambda in [0, inf), decoupled; `update` then needs `params`. None for none.
+      mask: Which parameters decay, see `sgd`.
+      scope: Of the clip: `"tree"`, the paper's, or `"leaf"`, the authors' code's.
+
+    Raises:
+      ValueError: If a number is out of range or there is no such scope; for `mask` without `weight_decay`; at `update`
+        without `params` if there is a weight decay.
+      TypeError: If an argument is of the wrong type; at `update` without `previous_gradient`.
+
+    Reference:
+      Yuan et al., "MARS: unleashing the power of variance reduction for training large models", 2024,
+      arXiv:2411.10438.
+    """
+    _checks.within("learning_rate", learning_rate, "[0, inf)")
+    for name, value in (("decay", decay), ("b2", b2), ("eps", eps)):
+        if not (_checks.is_number(value) or _checks.is_scalar_array(value)):
+            raise TypeError(
+                f"{name} must be a number or a scalar array, as optax.scale_by_adam wants it, got {_checks.shown(value)}"
+            )
+    return in_gradient_dtype(
+        optax.chain(
+            mars_correction(decay, gamma, scope),
+            _of_steady_types(optax.scale_by_adam(decay, b2, eps)),
+            weight_decay_of(weight_decay, mask),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+    )
+
+
+def mars_lion(
+    learning_rate: optax.ScalarOrSchedule,
+    decay: Scalar = 0.95,
+    *,
+    gamma: Scalar = 0.025,
+    weight_decay: "Scalar | None" = None,
+    mask: Any = None,
+    scope: str = "tree",
+    storage: str | Storage = "float32",
+) -> optax.GradientTransformationExtraArgs:
+    r"""MARS-Lion: the sign of the averaged, corrected and clipped gradient; see `mars_correction`.
+
+    `update` takes a second gradient of the batch, `previous_gradient=`, that at the parameters before.
+
+    Args:
+      learning_rate: eta.
+      decay: beta in [0, 1).
+      gamma: The weight of the correction, finite.
+      weight_decay: lambda in [0, inf), decoupled; `update` then needs `params`. None for none.
+      mask: Which parameters decay, see `sgd`.
+      scope: Of the clip: `"tree"`, the paper's, or `"leaf"`, the authors' code's.
+      storage: How the velocity is kept, see `scale_by_momentum`.
+
+    Raises:
+      ValueError: If a number is out of range or there is no such scope; for `mask` without `weight_decay`; at `update`
+        without `params` if there is a weight decay.
+      TypeError: If an argument is of the wrong type; at `update` without `previous_gradient`.
+
+    Reference:
+      Yuan et al., "MARS: unleashing the power of variance reduction for training large models", 2024,
+      arXiv:2411.10438.
+    """
+    _checks.within("learning_rate", learning_rate, "[0, inf)")
+    return in_gradient_dtype(
+        optax.chain(
+            mars_correction(decay, gamma, scope),
+            scale_by_momentum(ema(decay), storage=storage),
+            optax.scale_by_sign(),
+            weight_decay_of(weight_decay, mask),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+    )
+
+
+class MarsState(NamedTuple):
+    """State of `mars_correction`.
+
+    Attributes:
+      step: int32 scalar, the number of updates made; None unless an argument is scheduled.
+    """
+
+    step: Any
+
+
+def mars_correction(
+    decay: Scalar = 0.95, gamma: Scalar = 0.025, scope: str = "tree"
+) -> optax.GradientTransformationExtraArgs:
+    r"""Exact MARS: the gradient, corrected by a second one of the same batch, and clipped to norm 1.
+
+    $$ c_t = g_t(x_t) + \gamma_t \frac{\beta}{1 - \beta} (g_t(x_t) - g_t(x_{t-1})), \qquad
+       c_t \leftarrow c_t / \max(1, \|c_t\|) $$
+
+    What follows in the chain takes c for its gradient: `mo.ema(beta)` and a sign make MARS-Lion, AdamW makes MARS-AdamW
+    (`mo.contrib.mars_lion`, `mo.contrib.mars_adamw`). With gamma 1 and no clip the average of c would be, but for its start, the d of
+    `scale_by_storm` with $a = 1 - \beta$. `mo.mars_mix` is the form for one gradient a step,
+    which takes that of the last batch instead.
+
+    `update` takes the second gradient, `previous_gradient=`, through `optax.chain` too. In the first step the previous
+    parameters are the present ones: give the gradient itself.
+
+    Args:
+      decay: beta in [0, 1), that of the average that follows: a number, a scalar array or a schedule.
+      gamma: The weight of the correction, finite: a number, a scalar array or a schedule.
+      scope: `"tree"`: one norm for all parameters, as in the paper. `"leaf"`: one for each leaf, as in the authors'
+        code.
+
+    Returns:
+      A transformation whose state is a `MarsState`. Updates keep their dtypes; None stays None.
+
+    Raises:
+      TypeError: If an argument is no coefficient; at `update` without `previous_gradient`.
+      ValueError: If a number is out of range or there is no such scope; at `update` if `previous_gradient` has another
+        tree, shape or None than the gradients.
+
+    Reference:
+      Yuan et al., "MARS: unleashing the power of variance reduction for training large models", 2024,
+      arXiv:2411.10438.
+    """
+    _checks.within("decay", decay, "[0, 1)")
+    _checks.finite("gamma", gamma)
+    _checks.choice("scope", scope, SCOPES)
+    extra_weight = lift(lambda b, c: c * b / (1 - b), decay, gamma)
+
+    def init(params: optax.Params) -> MarsState:
+        del params
+        return MarsState(jnp.zeros([], jnp.int32) if callable(extra_weight) else None)
+
+    def clipped(x: Any, largest: Any, root: Any) -> Any:
+        return jnp.where(largest * root > 1, x / largest / root, x)
+
+    def update(
+        updates: optax.Updates, state: MarsState, params: Any = None, *, previous_gradient: Any = None, **extra: Any
+    ) -> tuple[optax.Updates, MarsState]:
+        del params, extra
+        check_state(state, MarsState(... if callable(extra_weight) else None))
+        weight = value_at(extra_weight, state.step)
+        moved = combined(updates, previous_gradient, lambda g, p, _: g + like(weight, g) * (g - p))
+        out = by_norm(clipped, moved, scope)
+        out = jax.tree.map(lambda u, g: u.astype(jnp.result_type(g)), out, updates)
+        return out, MarsState(None if state.step is None else optax.safe_increment(state.step))
+
+    return optax.GradientTransformationExtraArgs(init, update)

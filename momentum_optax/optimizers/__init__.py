@@ -1,0 +1,1 @@
+"""Finished optimizers, one file per family; each body is one visible `optax.chain`."""

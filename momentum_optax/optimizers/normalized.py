@@ -1,0 +1,47 @@
+"""Finished optimizers: each body is one visible `optax.chain`."""
+
+import optax
+
+from .. import _checks
+from ..filters.coefficients import Scalar
+from ..filters.filter import Filter
+from ..rules.sums_and_averages import ema
+from ..storage import Storage
+from ..transform import scale_by_momentum
+from ..wrappers.directions import scale_to_unit_norm
+from .arguments import rule_of
+from .gradient_dtype import in_gradient_dtype
+
+
+def normalized_sgd(
+    learning_rate: optax.ScalarOrSchedule,
+    momentum: "Scalar | Filter" = 0.9,
+    *,
+    scope: str = "tree",
+    storage: str | Storage = "float32",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Normalised SGD with momentum: steps of length eta along the average gradient.
+
+    $$ v' = \beta v + (1 - \beta) g, \qquad \theta' = \theta - \eta\, v' / \|v'\| $$
+
+    Args:
+      learning_rate: eta, the length of a step (of each leaf's, by leaf).
+      momentum: beta in [0, 1), or a rule.
+      scope: `"tree"`, the paper's, or `"leaf"`, see `scale_to_unit_norm`.
+      storage: How the velocity is kept, see `scale_by_momentum`.
+
+    Raises:
+      ValueError: If a number is out of range or there is no such scope.
+      TypeError: If an argument is of the wrong type.
+
+    Reference:
+      Cutkosky and Mehta, "Momentum improves normalized SGD", ICML 2020, arXiv:2002.03305.
+    """
+    _checks.within("learning_rate", learning_rate, "[0, inf)")
+    return in_gradient_dtype(
+        optax.chain(
+            scale_by_momentum(rule_of(momentum, ema), storage=storage),
+            scale_to_unit_norm(scope),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+    )

@@ -1,0 +1,152 @@
+"""Finished optimizers: each body is one visible `optax.chain`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import optax
+
+from .. import _checks
+from ..filters.coefficients import Scalar, is_zero
+from ..filters.filter import Filter
+from ..rules.look_ahead import nesterov, torch_nesterov
+from ..rules.sums_and_averages import heavy_ball
+from ..schedules import nesterov_convex, restarted
+from ..state.mismatch import without_momentum
+from ..storage import Storage
+from ..storage._float32 import Float32
+from ..transform import scale_by_momentum
+from .arguments import storage_of, weight_decay_of
+from .gradient_dtype import in_gradient_dtype
+
+
+def sgd(
+    learning_rate: optax.ScalarOrSchedule,
+    momentum: "Scalar | Filter | None" = None,
+    nesterov: bool = False,
+    accumulator_dtype: Any = None,
+    *,
+    dampening: "Scalar | None" = None,
+    weight_decay: "Scalar | None" = None,
+    mask: Any = None,
+    maximize: bool = False,
+    storage: str | Storage = "float32",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Stochastic gradient descent with momentum: `optax.sgd` with PyTorch's options, or with any rule.
+
+    $$ g \leftarrow \pm g + \lambda\theta, \quad v' = \mu v + (1-\tau) g, \quad u = v' \;\text{or}\; g + \mu v',
+       \quad \theta' = \theta - \eta u $$
+
+    The first gradient that a leaf receives enters its velocity undampened.
+
+    The first four arguments have the order, the defaults and the meaning of `optax.sgd`. Every numeric argument takes a
+    number, a scalar array or a schedule, and `optax.inject_hyperparams` works without `static_args`: what is left at
+    None stays out of the injected hyperparameters. Updates have the gradients' dtypes, also where an injected
+    hyperparameter is of a wider one.
+
+    Args:
+      learning_rate: eta.
+      momentum: mu in [0, 1], with PyTorch's meaning; or a rule, such as `mo.nesterov(schedule)`, which then takes no
+        `nesterov` and no `dampening`; None or the number 0 for none, without state.
+      nesterov: The Nesterov form of PyTorch and Optax (`torch_nesterov`). As in Optax, nothing without a momentum.
+      accumulator_dtype: Optax's way to say `storage`: None or float32 for "float32", bfloat16 for
+        `mo.storage.bfloat16("nearest")`. As in Optax, nothing without a momentum.
+      dampening: tau in [0, 1); None for 0.
+      weight_decay: lambda in [0, inf): L2, coupled, that is through the momentum as in PyTorch; `update` then needs
+        `params`. None for none.
+      mask: Which parameters decay: a tree of bools, or a function from the parameters to one, as in
+        `optax.add_decayed_weights`.
+      maximize: Ascend. As in PyTorch the sign is turned before the weight decay is added, which still shrinks.
+      storage: How the velocity is kept, see `scale_by_momentum`.
+
+    Raises:
+      ValueError: If a number is out of range; if `dampening` or a `storage` is given without a momentum to act on, or
+        `mask` without `weight_decay`; if `dampening` meets `nesterov`, as in PyTorch, or `storage` an
+        `accumulator_dtype`; at `update` without `params` if there is a weight decay.
+      TypeError: If an argument is of the wrong type.
+
+    Reference:
+      `torch.optim.SGD`, `optax.sgd`; Sutskever et al., ICML 2013.
+    """
+    _checks.within("learning_rate", learning_rate, "[0, inf)")
+    _checks.flag("maximize", maximize)
+    rule = _sgd_rule(momentum, nesterov, dampening)
+    kept = storage_of(storage, "accumulator_dtype", accumulator_dtype)
+    if rule is None and not isinstance(kept, Float32) and accumulator_dtype is None:
+        raise ValueError(f"storage needs a momentum to keep, got {storage!r} and momentum {momentum!r}")
+    return in_gradient_dtype(
+        optax.chain(
+            optax.scale(-1.0) if maximize else optax.identity(),
+            weight_decay_of(weight_decay, mask),
+            without_momentum() if rule is None else scale_by_momentum(rule, storage=kept),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+    )
+
+
+def srsgd(
+    learning_rate: optax.ScalarOrSchedule,
+    restarts: int | Sequence[int] | jax.Array,
+    *,
+    storage: str | Storage = "float32",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Scheduled restart SGD: Nesterov's increasing momentum, from zero again at every restart.
+
+    $$ x' = y - \eta g(y), \qquad y' = x' + \tfrac{k}{k + 3} (x' - x), $$
+
+    k counting the steps since the last restart, from 0. The stored parameters are y.
+
+    Args:
+      learning_rate: eta.
+      restarts: The number of steps from one restart to the next, or the increasing steps at which to restart; numbers
+        or an integer array.
+      storage: How the velocity is kept, see `scale_by_momentum`.
+
+    Raises:
+      ValueError: If an argument is out of range.
+      TypeError: If an argument is of the wrong type.
+
+    Reference:
+      Wang et al., "Scheduled restart momentum for accelerated stochastic gradient descent", SIAM J. Imaging Sci. 2022,
+      arXiv:2002.10583.
+    """
+    _checks.within("learning_rate", learning_rate, "[0, inf)")
+    return in_gradient_dtype(
+        optax.chain(
+            scale_by_momentum(nesterov(restarted(nesterov_convex(), restarts)), storage=storage),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+    )
+
+
+def _of_steady_types(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`tx` with a state that keeps its dtypes: injected decays of a wider one would widen Optax's moments."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, new = tx.update(updates, state, params)
+        return updates, jax.tree.map(lambda x, old: x.astype(old.dtype), new, state)
+
+    return optax.GradientTransformation(tx.init, update)
+
+
+def _sgd_rule(momentum: "Scalar | Filter | None", nesterov: bool, dampening: "Scalar | None") -> Filter | None:
+    """The rule of PyTorch's options; None for no momentum."""
+    _checks.flag("nesterov", nesterov)
+    damped = dampening is not None and not is_zero(dampening)
+    dampening = 0.0 if dampening is None else dampening
+    _checks.within("dampening", dampening, "[0, 1)")
+    if isinstance(momentum, Filter):
+        if nesterov or damped:
+            raise ValueError("nesterov and dampening must be left out when momentum is a rule: it says what they would")
+        return momentum
+    if momentum is None or is_zero(momentum):
+        if damped:
+            raise ValueError(f"dampening needs a momentum in (0, 1], got {_checks.shown(momentum)}")
+        return None
+    _checks.within("momentum", momentum, "[0, 1]")
+    if nesterov:
+        if _checks.is_number(dampening) and damped:
+            raise ValueError(f"nesterov needs dampening 0, got {_checks.shown(dampening)}")
+        # An injected or scheduled dampening, which may be 0 throughout, cannot be refused: it acts.
+        return torch_nesterov(momentum, dampening=dampening)
+    return heavy_ball(momentum, dampening=dampening, first_step="gradient")

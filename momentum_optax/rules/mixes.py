@@ -1,0 +1,110 @@
+r"""The catalogue: every published linear momentum rule, as coefficients of one `Filter`.
+
+Each function names the published form that it is. In the formulas g_t is the gradient at the stored parameters and
+u_t the update; the parameters then move by -learning_rate u_t. Velocities start at zero; primes mark the value after
+the step. "Normal form" gives (scale, decay, nu) such that the rule is `quasi_hyperbolic(decay, nu).scale(scale)`;
+`Filter.normal_form` computes it, and `quasi_hyperbolic(decay, nu).scale(scale)` goes back.
+
+Every argument that is named in a formula may be a number, a scalar array (traced too) or a schedule of the step,
+unless its own text says otherwise. Numbers are range-checked here, with `ValueError`; what is no scalar at all raises
+`TypeError`. Arrays and schedules are not checked. The decay of a sum, such as the heavy ball's, may be 1: nothing is
+forgotten. That of an average may not: the gradient would have weight 0. Velocities have the parameters' shapes, updates
+the gradients' dtypes; accumulation is in float32, or wider where the leaf is (see `scale_by_momentum`).
+"""
+
+from .. import _checks
+from ..filters.coefficients import Scalar, lift, on_first_step, shifted
+from ..filters.filter import Filter
+from .arguments import checked_decay
+from .sums_and_averages import quasi_hyperbolic
+
+
+def lion_mix(b1: Scalar = 0.9, b2: Scalar = 0.99) -> Filter:
+    r"""What Lion takes the sign of: $u = \beta_1 v + (1 - \beta_1) g$, $v' = \beta_2 v + (1 - \beta_2) g$.
+
+    Lion's direction is `optax.chain(scale_by_momentum(lion_mix()), optax.scale_by_sign())`. Normal form:
+    (1, b2, b1/b2).
+
+    Args:
+      b1: beta_1 in [0, 1), the mix.
+      b2: beta_2 in [0, 1), the memory.
+
+    Raises:
+      ValueError: If a number is out of range.
+
+    Reference:
+      Chen et al., "Symbolic discovery of optimization algorithms", NeurIPS 2023, arXiv:2302.06675.
+    """
+    checked_decay("b1", b1)
+    checked_decay("b2", b2)
+    return Filter(A=b2, B=lift(lambda b: 1 - b, b2), C=b1, D=lift(lambda b: 1 - b, b1))
+
+
+def muon_mix(decay: Scalar = 0.95) -> Filter:
+    r"""What Muon orthogonalises: $v' = \beta v + (1-\beta) g$, $u = \beta v' + (1-\beta) g$.
+
+    The reference implementation's Nesterov form; Optax's Muon also debiases both terms. Normal form: (1, beta, beta).
+
+    Args:
+      decay: beta in [0, 1).
+
+    Raises:
+      ValueError: If `decay` is a number out of range.
+
+    Reference:
+      Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024.
+    """
+    checked_decay("decay", decay)
+    return quasi_hyperbolic(decay, decay)
+
+
+def grokfast(decay: Scalar = 0.98, amplification: Scalar = 2.0) -> Filter:
+    r"""Grokfast-EMA: the gradient plus its amplified slow part, $v' = \alpha v + (1-\alpha) g$, $u = g + \lambda v'$.
+
+    The first velocity is the first gradient. Normal form apart from that first step: (1+lambda, alpha,
+    lambda/(1+lambda)).
+
+    Args:
+      decay: alpha in [0, 1).
+      amplification: lambda in [0, inf).
+
+    Raises:
+      ValueError: If a number is out of range.
+
+    Reference:
+      Lee et al., "Grokfast: accelerated grokking by amplifying slow gradients", 2024, arXiv:2405.20233.
+    """
+    checked_decay("decay", decay)
+    _checks.within("amplification", amplification, "[0, inf)")
+    return Filter(
+        A=decay,
+        B=on_first_step(1.0, lift(lambda a: 1 - a, decay)),
+        C=lift(lambda a, w: w * a, decay, amplification),
+        D=on_first_step(lift(lambda w: 1 + w, amplification), lift(lambda a, w: 1 + w * (1 - a), decay, amplification)),
+    )
+
+
+def mars_mix(decay: Scalar = 0.95, gamma: Scalar = 0.025) -> Filter:
+    r"""The numerator of MARS in its approximate form, without its clip.
+
+    $$ c_t = g_t + \gamma \frac{\beta}{1-\beta} (g_t - g_{t-1}), \qquad m' = \beta m + (1-\beta) c, \qquad u = m' $$
+
+    with $g_{-1} = 0$. One velocity suffices: $v_t = \beta_t (m_t - \gamma_t g_{t-1})$. Normal form: (1, beta, 1-gamma);
+    gamma = 1 - beta is Nesterov's step.
+
+    Args:
+      decay: beta in [0, 1).
+      gamma: Weight of the variance reduction, finite.
+
+    Raises:
+      ValueError: If a number is out of range.
+
+    Reference:
+      Yuan et al., "MARS: unleashing the power of variance reduction for training large models", 2024,
+      arXiv:2411.10438.
+    """
+    checked_decay("decay", decay)
+    _checks.finite("gamma", gamma)
+    ahead = shifted(decay)
+    gain = lift(lambda b, c: 1 - b + c * b, decay, gamma)
+    return Filter(A=ahead, B=lift(lambda b, d, c: b * (d - c), ahead, gain, shifted(gamma)), C=1.0, D=gain)

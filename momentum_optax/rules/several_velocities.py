@@ -1,0 +1,162 @@
+r"""The catalogue: every published linear momentum rule, as coefficients of one `Filter`.
+
+Each function names the published form that it is. In the formulas g_t is the gradient at the stored parameters and
+u_t the update; the parameters then move by -learning_rate u_t. Velocities start at zero; primes mark the value after
+the step. "Normal form" gives (scale, decay, nu) such that the rule is `quasi_hyperbolic(decay, nu).scale(scale)`;
+`Filter.normal_form` computes it, and `quasi_hyperbolic(decay, nu).scale(scale)` goes back.
+
+Every argument that is named in a formula may be a number, a scalar array (traced too) or a schedule of the step,
+unless its own text says otherwise. Numbers are range-checked here, with `ValueError`; what is no scalar at all raises
+`TypeError`. Arrays and schedules are not checked. The decay of a sum, such as the heavy ball's, may be 1: nothing is
+forgotten. That of an average may not: the gradient would have weight 0. Velocities have the parameters' shapes, updates
+the gradients' dtypes; accumulation is in float32, or wider where the leaf is (see `scale_by_momentum`).
+"""
+
+from .. import _checks
+from ..filters.coefficients import Scalar, lift, on_first_step, shifted
+from ..filters.filter import Filter
+from .arguments import AGE, checked_decay, diagonal
+
+
+def aggregated(decays: tuple[Scalar, ...] = (0.0, 0.9, 0.99)) -> Filter:
+    r"""Aggregated momentum (AggMo): the mean of K heavy balls.
+
+    $$ v_i' = \beta_i v_i + g, \qquad u = \frac{1}{K} \sum_i v_i' $$
+
+    A velocity whose decay is the number 0 is not stored.
+
+    Args:
+      decays: K values beta_i in [0, 1].
+
+    Raises:
+      ValueError: If `decays` is empty or a number is out of range.
+      TypeError: If `decays` is no tuple or list.
+
+    Reference:
+      Lucas et al., "Aggregated momentum: stability through passive damping", ICLR 2019, arXiv:1804.00325.
+    """
+    if not isinstance(decays, tuple | list):
+        raise TypeError(f"decays must be a tuple or list of decays, got {_checks.shown(decays)}")
+    if not decays:
+        raise ValueError("decays must have at least one entry, got none")
+    for i, decay in enumerate(decays):
+        _checks.within(f"decays[{i}]", decay, "[0, 1]")
+    K = len(decays)
+    return Filter(A=diagonal(*decays), B=(1.0,) * K, C=tuple(lift(lambda b: b / K, decay) for decay in decays), D=1.0)
+
+
+def aggregated_exponential(base: Scalar = 0.1, count: int = 3) -> Filter:
+    r"""AggMo with decays $\beta_i = 1 - a^i$, $i = 0, \ldots, K - 1$: its exponential parameterisation.
+
+    Args:
+      base: a in (0, 1); 0.1 and 3 give 0, 0.9, 0.99.
+      count: K, a whole number of at least 1.
+
+    Raises:
+      ValueError: If a number is out of range.
+      TypeError: If `count` is no whole number.
+
+    Reference:
+      Lucas et al., ICLR 2019, arXiv:1804.00325, section 4.
+    """
+    _checks.within("base", base, "(0, 1)")
+    _checks.integer("count", count, 1)
+    return aggregated((0.0, *(lift(lambda a, i=i: 1 - a**i, base) for i in range(1, int(count)))))
+
+
+def ademamix_mix(fast: Scalar = 0.9, slow: Scalar = 0.9999, alpha: Scalar = 5.0) -> Filter:
+    r"""The numerator of AdEMAMix: a debiased fast average plus alpha times a slow average that is not debiased.
+
+    $$ m' = \beta_1 m + (1 - \beta_1) g, \quad n' = \beta_3 n + (1 - \beta_3) g, \quad
+       u_t = \frac{m'}{1 - \beta_1^{t+1}} + \alpha n' $$
+
+    t counts the gradients that the leaf has received. The paper warms alpha and the slow decay up: `schedules.ramp` and
+    `schedules.half_life_ramp`.
+
+    Args:
+      fast: beta_1 in [0, 1).
+      slow: beta_3 in [0, 1).
+      alpha: Weight of the slow average, in [0, inf).
+
+    Raises:
+      ValueError: If a number is out of range.
+
+    Reference:
+      Pagliardini, Ablin and Grangier, "The AdEMAMix optimizer", ICLR 2025, arXiv:2409.03137.
+    """
+    checked_decay("fast", fast)
+    checked_decay("slow", slow)
+    _checks.within("alpha", alpha, "[0, inf)")
+    weight = lift(lambda b, t: 1 / (1 - b ** (t + 1)), fast, AGE)
+    return Filter(
+        A=diagonal(fast, slow),
+        B=(lift(lambda b: 1 - b, fast), lift(lambda b: 1 - b, slow)),
+        C=(lift(lambda w, b: w * b, weight, fast), lift(lambda a, b: a * b, alpha, slow)),
+        D=lift(lambda w, b, a, s: w * (1 - b) + a * (1 - s), weight, fast, alpha, slow),
+    )
+
+
+def pid(proportional: Scalar, integral: Scalar, derivative: Scalar, decay: Scalar) -> Filter:
+    r"""A PID controller on the negative gradient, its derivative filtered by a pole of its own; learning rate 1.
+
+    $$ \theta_{t+1} = \theta_0 + k_P e_t + k_I \sum_{s \le t} e_s + k_D w_t, \quad e = -g, \quad
+       w_t = \beta w_{t-1} + (1-\beta)(e_t - e_{t-1}) $$
+
+    in its incremental form, which is what scheduled gains mean here: the gains of the step multiply the increments.
+    Order 2. `recht_pid` is the case that quasi-hyperbolic momentum can express.
+
+    Args:
+      proportional: k_P, finite.
+      integral: k_I, finite; with the other two at zero this is the learning rate of plain descent.
+      derivative: k_D, finite.
+      decay: beta in [0, 1).
+
+    Raises:
+      ValueError: If a number is out of range.
+
+    Reference:
+      Ma and Yarats, ICLR 2019, arXiv:1810.06801, section 4 and appendix; An et al., "A PID controller approach for
+      stochastic optimization of deep networks", CVPR 2018.
+    """
+    for name, value in (("proportional", proportional), ("integral", integral), ("derivative", derivative)):
+        _checks.finite(name, value)
+    checked_decay("decay", decay)
+    intake = lift(lambda b: 1 - b, decay)
+    rate = lift(lambda d, b: d * (1 - b), derivative, decay)
+    return Filter(
+        A=((0.0, 0.0), (lift(lambda b: b - 1, decay), decay)),
+        B=(1.0, intake),
+        C=(lift(lambda p, r: -p - r, proportional, rate), lift(lambda r: -r, rate)),
+        D=lift(lambda p, i, r: p + i + r, proportional, integral, rate),
+    )
+
+
+def adan_mix(b1: Scalar = 0.98, b2: Scalar = 0.92) -> Filter:
+    r"""The numerator of Adan, not debiased: $u = m' + \beta_2 d'$ with averages of the gradient and of its change.
+
+    $$ m' = \beta_1 m + (1-\beta_1) g, \qquad d'_t = \beta_2 d_t + (1-\beta_2)(g_t - g_{t-1}), \qquad g_{-1} = g_0 $$
+
+    The change needs no stored gradient: $w_t = \beta_2 d_t - (1-\beta_2) g_{t-1}$, with the step's own beta_2, is
+    enough.
+
+    Args:
+      b1: beta_1 in [0, 1), the code's convention (the paper writes 1 - beta).
+      b2: beta_2 in [0, 1).
+
+    Raises:
+      ValueError: If a number is out of range.
+
+    Reference:
+      Xie et al., "Adan: adaptive Nesterov momentum algorithm for faster optimizing deep models", TPAMI 2024,
+      arXiv:2208.06677.
+    """
+    checked_decay("b1", b1)
+    checked_decay("b2", b2)
+    ahead = shifted(b2)
+    a1 = lift(lambda b: 1 - b, b1)
+    return Filter(
+        A=diagonal(b1, ahead),
+        B=(a1, on_first_step(lift(lambda n: n - 1, ahead), lift(lambda b, n: n * (1 - b) + n - 1, b2, ahead))),
+        C=(b1, b2),
+        D=on_first_step(a1, lift(lambda a, b: a + b * (1 - b), a1, b2)),
+    )

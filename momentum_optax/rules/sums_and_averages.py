@@ -1,0 +1,116 @@
+r"""The catalogue: every published linear momentum rule, as coefficients of one `Filter`.
+
+Each function names the published form that it is. In the formulas g_t is the gradient at the stored parameters and
+u_t the update; the parameters then move by -learning_rate u_t. Velocities start at zero; primes mark the value after
+the step. "Normal form" gives (scale, decay, nu) such that the rule is `quasi_hyperbolic(decay, nu).scale(scale)`;
+`Filter.normal_form` computes it, and `quasi_hyperbolic(decay, nu).scale(scale)` goes back.
+
+Every argument that is named in a formula may be a number, a scalar array (traced too) or a schedule of the step,
+unless its own text says otherwise. Numbers are range-checked here, with `ValueError`; what is no scalar at all raises
+`TypeError`. Arrays and schedules are not checked. The decay of a sum, such as the heavy ball's, may be 1: nothing is
+forgotten. That of an average may not: the gradient would have weight 0. Velocities have the parameters' shapes, updates
+the gradients' dtypes; accumulation is in float32, or wider where the leaf is (see `scale_by_momentum`).
+"""
+
+from .. import _checks
+from ..filters.coefficients import Scalar, is_zero, lift, on_first_step
+from ..filters.filter import Filter
+from .arguments import checked_decay
+
+
+def heavy_ball(decay: Scalar, *, dampening: Scalar = 0.0, first_step: str = "zero") -> Filter:
+    r"""Heavy ball, the classical momentum: a decaying sum of gradients.
+
+    $$ v' = \mu v + (1 - \tau) g, \qquad u = v' $$
+
+    At a constant learning rate this is Polyak's $x_{t+1} = x_t - \alpha g_t + \mu (x_t - x_{t-1})$. A negative decay
+    is the negative momentum of Gidel et al. for games. Normal form for dampening 0: (1/(1-mu), mu, 1).
+
+    Args:
+      decay: mu in (-1, 1].
+      dampening: tau in [0, 1).
+      first_step: `"zero"` starts from velocity zero; `"gradient"` is PyTorch's rule, in which the first gradient that a
+        leaf receives becomes its velocity undampened. Without dampening both are the same.
+
+    Raises:
+      ValueError: If a number is out of range or `first_step` is another word.
+
+    Reference:
+      Polyak, "Some methods of speeding up the convergence of iteration methods", 1964. Gidel et al., "Negative
+      momentum for improved game dynamics", AISTATS 2019, arXiv:1807.04740.
+    """
+    _checks.within("decay", decay, "(-1, 1]")
+    _checks.within("dampening", dampening, "[0, 1)")
+    _checks.choice("first_step", first_step, ("zero", "gradient"))
+    intake = lift(lambda tau: 1 - tau, dampening)
+    if first_step == "gradient" and not is_zero(dampening):
+        intake = on_first_step(1.0, intake)
+    return Filter(A=decay, B=intake, C=decay, D=intake)
+
+
+def ema(decay: Scalar) -> Filter:
+    r"""The exponentially weighted moving average of the gradients: $v' = \beta v + (1 - \beta) g$, $u = v'$.
+
+    Not debiased; `scale_by_momentum(..., debias=True)` does that, exactly under any schedule.
+    Normal form: (1, beta, 1).
+
+    Args:
+      decay: beta in [0, 1); the mean lag is beta/(1-beta) steps.
+
+    Raises:
+      ValueError: If `decay` is a number out of range.
+
+    Reference:
+      The first moment of Kingma and Ba, "Adam", ICLR 2015, arXiv:1412.6980.
+    """
+    intake = lift(lambda b: 1 - b, checked_decay("decay", decay))
+    return Filter(A=decay, B=intake, C=decay, D=intake)
+
+
+def quasi_hyperbolic(decay: Scalar, nu: Scalar) -> Filter:
+    r"""Quasi-hyperbolic momentum (QHM): an average, with the raw gradient mixed back in.
+
+    $$ v' = \beta v + (1 - \beta) g, \qquad u = (1 - \nu) g + \nu v' $$
+
+    The gain at zero frequency is one, so the learning rate keeps its meaning. Every rule of order one with a non-zero
+    pole and gain is this rule times a number: it is the normal form (1, beta, nu) of the others.
+
+    Args:
+      decay: beta in (-1, 1); the paper's are not negative, the normal forms of some heavy balls are.
+      nu: Share of the average, finite; 0 is plain descent, 1 the average, beta Nesterov's step.
+
+    Raises:
+      ValueError: If a number is out of range.
+
+    Reference:
+      Ma and Yarats, "Quasi-hyperbolic momentum and Adam for deep learning", ICLR 2019, arXiv:1810.06801.
+    """
+    _checks.within("decay", decay, "(-1, 1)")
+    _checks.finite("nu", nu)
+    return Filter(
+        A=decay,
+        B=lift(lambda b: 1 - b, decay),
+        C=lift(lambda b, n: n * b, decay, nu),
+        D=lift(lambda b, n: 1 - n + n * (1 - b), decay, nu),
+    )
+
+
+def simplified_ademamix(decay: Scalar = 0.99, alpha: Scalar = 0.0) -> Filter:
+    r"""The numerator of Simplified AdEMAMix: $v' = \beta v + g$, $u = v' + \alpha g$.
+
+    Normal form: (alpha + 1/(1-beta), beta, 1/(1 + alpha (1-beta))).
+
+    Args:
+      decay: beta in [0, 1].
+      alpha: Weight of the raw gradient, in [0, inf).
+
+    Raises:
+      ValueError: If a number is out of range.
+
+    Reference:
+      Morwani et al., "Connections between schedule-free optimizers, AdEMAMix, and accelerated SGD variants", 2025,
+      arXiv:2502.02431.
+    """
+    _checks.within("decay", decay, "[0, 1]")
+    _checks.within("alpha", alpha, "[0, inf)")
+    return Filter(A=decay, B=1.0, C=decay, D=lift(lambda a: 1 + a, alpha))

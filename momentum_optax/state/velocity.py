@@ -1,0 +1,44 @@
+"""`scale_by_momentum`: any rule as an Optax transformation. The one place with trees, dtypes, counters and storage."""
+
+from typing import Any
+
+import jax
+
+from .. import _checks
+from .._tree import find_all, layout_of, plain, reboxed, to_slots, unboxed
+from ..transform import MomentumState
+
+
+def velocity(opt_state: Any) -> tuple[Any, ...]:
+    """The decoded velocities in any optimizer state: chained, masked, injected, accumulated, ...
+
+    Args:
+      opt_state: A state, or any tree, that holds states of `scale_by_momentum`; the live one of an `nnx.Optimizer` too.
+
+    Returns:
+      One tree of the parameters' structure per velocity, in float32 (wider where stored so), rule by rule and velocity
+      by velocity; empty if there is none, as for plain gradient descent. A velocity that its rule never reads is not
+      stored and not given.
+
+    Raises:
+      TypeError: If `opt_state` is no state but a transformation, a rule or a function.
+    """
+    _checks.state("opt_state", opt_state)
+    return tuple(tree for _, state in find_all(plain(opt_state), MomentumState) for tree in read_velocity(state))
+
+
+def decoded(state: MomentumState) -> list[Any]:
+    """The velocities of one bare state as trees."""
+    layout = layout_of(state.velocity)
+    if not layout.num_leaves:
+        return []
+    treedef: Any = jax.tree.structure(state.velocity[0][0])
+    decoded = map(type(state.velocity).decode, to_slots(state.velocity, treedef, layout))
+    columns = zip(*decoded, strict=True) if treedef.num_leaves else [()] * len(state.velocity[0])
+    return [treedef.unflatten(column) for column in columns]
+
+
+def read_velocity(state: MomentumState) -> list[Any]:
+    """The velocities of one state as trees, in boxes where the state has them."""
+    trees = decoded(unboxed(state))
+    return [reboxed(tree, state.velocity[0][0]) for tree in trees]

@@ -1,0 +1,216 @@
+r"""Squares in one byte: floats of few bits around what their row needs, for second moments.
+
+The codes from 1 up stand for the float32 whose bits are `base` plus the code in quarters of an octave, $2^e (1 + m/4)$;
+from code 193 up, and while a leaf has no base at all, in strides of two octaves. Values are rounded at random between
+the levels around them, so that the mean over the noise is the value.
+
+The levels lie on one grid whatever the base is. A value that hardly changes therefore mostly keeps its code, and the
+error does not grow with the memory of an average: the rounding of a step adds the variance of that step's change, not
+that of a whole distance between levels. Small values are never rounded to zero: a division by their root follows.
+"""
+
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import _checks
+from .noise import stamp_of
+from .protocol import Write, check_axis_names, times
+from .rows import layout_of, row_axes, row_bits, row_hashes, zeros_along
+
+# In the bits of a float32, of which a quarter of an octave is 2^21.
+_OCTAVE, _QUARTER, _STRIDE, _ONE = 1 << 23, 1 << 21, 1 << 24, 0x3F800000
+
+
+# How many codes go up by quarters, and how many octaves of them lie below the row's largest value.
+_FINE, _BELOW, _LAST = 192, 32, 255
+
+
+# No row's range lies more octaves than this below that of the leaf's largest row: few enough to hold a row that wakes
+# up, enough not to lift rows above their values where one element is infinite.
+_WAKE = 130
+
+
+class Uint8Velocity(NamedTuple):
+    """Squares in one byte; each part a tuple with one array per velocity.
+
+    Attributes:
+      codes: uint8, of the leaf's shape; a leaf that is not compressed has its values here, in full.
+      base: uint32, the bits of the float32 at code 1; one entry per row.
+      fine: uint32, one entry: how many codes go up by quarters of an octave.
+      following: uint32, the base of the next step; one entry per row. Zero while a leaf holds nothing but zeros.
+    """
+
+    codes: tuple[Any, ...]
+    base: tuple[Any, ...]
+    fine: tuple[Any, ...]
+    following: tuple[Any, ...]
+
+    @staticmethod
+    def decode(parts: "Uint8Velocity") -> tuple[jax.Array, ...]:
+        """The values, in float32 where they are compressed."""
+        if not parts.codes or parts.codes[0].dtype != jnp.uint8:
+            return parts.codes
+        read: tuple[jax.Array, ...] = _read(parts)
+        return read
+
+    @staticmethod
+    def rescale(parts: "Uint8Velocity", factor: Any) -> "Uint8Velocity":
+        """The squares times a number: by powers of two the bases move; what is left is rounded at random once more."""
+        if not parts.codes or parts.codes[0].dtype != jnp.uint8:
+            return parts._replace(codes=tuple(times(x, factor) for x in parts.codes))
+        factor = jnp.asarray(factor, jnp.float32)
+        octaves = (jax.lax.bitcast_convert_type(factor, jnp.int32) >> 23) - 127
+        stamp = stamp_of(jax.lax.bitcast_convert_type(factor, jnp.uint32))
+        hashes = row_hashes(parts.codes[0].shape)
+        values = Uint8Velocity.decode(parts)
+        rows = zip(values, parts.base, parts.fine, parts.following, strict=True)
+        written = []
+        for k, (v, old, fine, following) in enumerate(rows):
+            # Codes in strides of two octaves cover all floats: an odd octave moves their base, the rest moves codes.
+            base = _moved(old, jnp.where(fine > 0, octaves, octaves & 1))
+            codes = _encode(v * factor, base, fine, row_bits(hashes, stamp, k))
+            written.append((codes, base, fine, _moved(following, octaves)))
+        return Uint8Velocity(*zip(*written, strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Uint8:
+    """See `uint8`."""
+
+    seed: int = 0
+    min_size: int = 4096
+    axis_names: tuple[str, ...] | None = None
+    parts: ClassVar[Any] = Uint8Velocity
+    reads_step: ClassVar[bool] = True
+    bytes_per_parameter: ClassVar[float] = 1.0
+    step_size: ClassVar[float] = 0.25
+    nonnegative: ClassVar[bool] = True
+    signed: ClassVar[bool] = False
+
+    def init(self, leaf: Any, order: int) -> Uint8Velocity:
+        """Zeros; each array made on its own, since two that shared a buffer could not be donated."""
+        layout = layout_of(leaf, self.min_size, jnp.uint8)
+        return Uint8Velocity(
+            layout.codes(leaf, order),
+            *(
+                tuple(zeros_along(leaf, shape, jnp.uint32) for _ in range(order))
+                for shape in (layout.row, layout.one, layout.row)
+            ),
+        )
+
+    def encode(self, velocities: tuple[jax.Array, ...], previous: Any, write: Write) -> Uint8Velocity:
+        """The values in bytes, where `previous` is."""
+        old = previous.codes
+        if not old or old[0].dtype != jnp.uint8:
+            full = tuple(v.astype(x.dtype) for v, x in zip(velocities, old, strict=True))
+            return Uint8Velocity(full, *previous[1:])
+        written: Uint8Velocity = _written(velocities, previous.following, stamp_of(self.seed, write.stamp))
+        return written
+
+
+def uint8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | None = None) -> Uint8:
+    r"""Squares, such as Adam's `nu`, in one byte per parameter, plus 8 bytes for each row of at least 512 elements.
+
+        mo.compress(optax.adamw(1e-3), {"mu": "int8", "nu": "uint8"})
+
+    Not for velocities: a negative value is stored as zero. The rounding has no bias, and the relative error of a square
+    of a slowly changing average is about a third, that of its root, which is what steps are divided by, about a sixth,
+    whatever the decay. Within a row values between 2^-32 and 2^16 times the largest one of the step before are that
+    exact; larger ones are rounded between powers of 4 for a step, up to 2^142 times; smaller ones become the smallest.
+    The first step of a leaf is rounded between powers of 4 throughout. A row of zeros has room for values up to 2^12
+    times the largest one of its leaf, or up to 2^48 if that is more.
+
+    NaN is stored as zero, infinity and what is beyond the range as the largest value that a row has a code for.
+
+    Args:
+      seed: Of the noise, a whole number in [0, 2^32). The noise is a function of (seed, step, leaf, velocity, element).
+      min_size: Leaves with fewer elements, counted over all devices, are kept in full, as are complex ones; a whole
+        number from 1.
+      axis_names: Under `shard_map` and `pmap`, the mesh axes along which a leaf is split. None: whatever JAX knows, an
+        error where it is split, or where JAX does not know (`check_vma=False`, `pmap`). (): none, every device has
+        whole leaves, though perhaps its own.
+
+    Raises:
+      ValueError: If a number is out of range.
+      TypeError: If an argument is no number.
+
+    Reference:
+      Counting with random increments: Morris, Communications of the ACM 1978. Eight-bit optimizer states: Dettmers et
+      al., ICLR 2022, arXiv:2110.02861.
+    """
+    _checks.seed(seed)
+    _checks.integer("min_size", min_size, 1)
+    check_axis_names(axis_names)
+    return Uint8(int(seed), int(min_size), axis_names)
+
+
+# Traced once for all leaves of a shape.
+@jax.jit
+def _read(parts: Uint8Velocity) -> tuple[jax.Array, ...]:
+    """The squares of one leaf in bytes."""
+    rows = zip(parts.codes, jax.lax.optimization_barrier(parts.base), parts.fine, strict=True)
+    return tuple(jnp.where(codes > 0, _level(codes.astype(jnp.uint32), base, fine), 0.0) for codes, base, fine in rows)
+
+
+@jax.jit
+def _written(squares: Any, followings: Any, stamp: jax.Array) -> Uint8Velocity:
+    """The squares of one leaf in bytes, from bases that follow from the steps before."""
+    hashes = row_hashes(squares[0].shape)
+    written = []
+    for k, (v, following) in enumerate(zip(squares, followings, strict=True)):
+        known = jnp.max(following, keepdims=True) > 0
+        fine = jnp.where(known, np.uint32(_FINE), np.uint32(0))
+        base = jnp.maximum(following, np.uint32(_OCTAVE))
+        codes = _encode(v.astype(jnp.float32), base, fine, row_bits(hashes, stamp, k))
+        written.append((codes, base, fine, _following(codes, base, fine)))
+    return Uint8Velocity(*zip(*written, strict=True))
+
+
+def _moved(base: jax.Array, octaves: jax.Array) -> jax.Array:
+    """A base, so many octaves up; zero stays zero."""
+    octave = jnp.clip((base // np.uint32(_OCTAVE)).astype(jnp.int32) + octaves, 1, 254 - _BELOW)
+    return jnp.where(base > 0, octave.astype(jnp.uint32) * np.uint32(_OCTAVE), np.uint32(0))
+
+
+def _bits(code: jax.Array, base: jax.Array, fine: jax.Array) -> jax.Array:
+    """The bits of the float32 that a code above zero stands for."""
+    above = code - 1
+    quarters = jnp.minimum(above, fine)
+    strides = above - quarters
+    return base + quarters * np.uint32(_QUARTER) + strides * np.uint32(_STRIDE)
+
+
+def _level(code: jax.Array, base: jax.Array, fine: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(_bits(code, base, fine), jnp.float32)
+
+
+def _encode(v: jax.Array, base: jax.Array, fine: jax.Array, noise: jax.Array) -> jax.Array:
+    base = jax.lax.optimization_barrier(base)
+    # No finite value is rounded up to infinity either: the chance of a level there is none.
+    v = jnp.minimum(v, np.finfo(np.float32).max)
+    quarters = (jnp.maximum(jax.lax.bitcast_convert_type(v, jnp.uint32), base) - base) // np.uint32(_QUARTER)
+    near = jnp.minimum(quarters, fine)
+    code = near + (quarters - near) // np.uint32(_STRIDE // _QUARTER) + 1
+    low, high = _level(code, base, fine), _level(code + 1, base, fine)
+    # Uniform from 0 to 1, without a factor: XLA would move it over to the small difference, and that to zero.
+    chance = jax.lax.bitcast_convert_type((noise >> 9) | np.uint32(_ONE), jnp.float32) - 1
+    # By way of int32: XLA's CPU backend converts unsigned numbers slowly.
+    up = (chance * (high - low) < v - low).astype(jnp.int32)
+    code = jnp.minimum(code.astype(jnp.int32) + up, _LAST)
+    # The comparison is false for NaN.
+    return jnp.where(v > 0, code, 0).astype(jnp.uint8)
+
+
+def _following(codes: jax.Array, base: jax.Array, fine: jax.Array) -> jax.Array:
+    """The base of the next step, from the largest code of each row."""
+    largest = jnp.max(codes.astype(jnp.float32), row_axes(codes.shape), keepdims=True).astype(jnp.uint32)
+    octave = jnp.where(largest > 0, _bits(largest, base, fine) // np.uint32(_OCTAVE), np.uint32(0))
+    most = jnp.max(octave, keepdims=True)
+    # A row that looks silent may yet wake up: keep what the leaf's other rows hold within its range.
+    octave = jnp.maximum(octave, jnp.maximum(most, np.uint32(_WAKE)) - np.uint32(_WAKE))
+    below = jnp.maximum(octave, np.uint32(_BELOW + 1)) - np.uint32(_BELOW)
+    return jnp.where(most > 0, below * np.uint32(_OCTAVE), np.uint32(0))

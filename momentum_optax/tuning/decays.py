@@ -1,0 +1,94 @@
+r"""Coefficients and learning rates from targets: curvatures, a length of memory, a noise gain, a loss to train.
+
+The functions that take L and mu, the largest and smallest curvature of a loss, are theorems with their numbers put in.
+`suggest` measures the curvature first. Nothing here replaces a search where a search can be paid for.
+"""
+
+import math
+from typing import Any
+
+from .. import _checks, analysis
+from ..analysis.arguments import reals
+from ..filters.filter import Filter
+
+
+def decay_from_half_life(steps: Any) -> Any:
+    r"""The decay whose memory halves in `steps` steps: $2^{-1/s}$.
+
+    Args:
+      steps: s, in (0, inf); any shape.
+
+    Returns:
+      float64 of the shape of `steps`, in (0, 1).
+
+    Raises:
+      TypeError: If `steps` is no number.
+      ValueError: If it is out of range.
+    """
+    return (0.5 ** (1 / reals("steps", steps, "(0, inf)")))[()]
+
+
+def decay_from_mean_lag(steps: Any) -> Any:
+    r"""The decay of a heavy ball or average whose gradients are `steps` steps old in the mean: $s/(1+s)$.
+
+    Args:
+      steps: s, in (0, inf); any shape.
+
+    Returns:
+      float64 of the shape of `steps`, in (0, 1).
+
+    Raises:
+      TypeError: If `steps` is no number.
+      ValueError: If it is out of range.
+    """
+    steps = reals("steps", steps, "(0, inf)")
+    return (steps / (1 + steps))[()]
+
+
+def decay_from_noise_gain(gain: Any) -> Any:
+    r"""The decay of an average that passes this share of the variance of gradient noise: $(1-g)/(1+g)$.
+
+    A heavy ball at the same effective learning rate passes the same.
+
+    Args:
+      gain: g, in (0, 1); any shape.
+
+    Returns:
+      float64 of the shape of `gain`, in (0, 1).
+
+    Raises:
+      TypeError: If `gain` is no number.
+      ValueError: If it is out of range.
+    """
+    gain = reals("gain", gain, "(0, 1)")
+    return ((1 - gain) / (1 + gain))[()]
+
+
+def match_learning_rate(learning_rate: Any, old: Filter, new: Filter) -> Any:
+    r"""The rate for `new` that goes as far along a lasting gradient as `learning_rate` does for `old`.
+
+    $\eta_\mathrm{new} = \eta\,H_\mathrm{old}(1)/H_\mathrm{new}(1)$: a tenth of the rate from heavy ball 0.9 to 0.99.
+
+    Args:
+      learning_rate: The rate that serves `old`, in [0, inf); any shape.
+      old: A rule; its coefficients must be constant.
+      new: Another.
+
+    Returns:
+      float64 of the shape of `learning_rate`.
+
+    Raises:
+      TypeError: If an argument has the wrong type.
+      ValueError: If a rate is out of range, a coefficient follows the step, or the gain of a rule is 0 or infinite.
+    """
+    for name, rule in (("old", old), ("new", new)):
+        if not isinstance(rule, Filter):
+            raise TypeError(f"{name} must be a Filter such as heavy_ball(0.9), got {_checks.shown(rule)}")
+    rate = analysis.effective_learning_rate(old, learning_rate)
+    gains = {"old": analysis.dc_gain(old), "new": analysis.dc_gain(new)}
+    for name, gain in gains.items():
+        if gain == 0 or math.isinf(gain):
+            raise ValueError(f"{name} must have a finite gain other than 0 at zero frequency, got {gain}")
+    if gains["old"] * gains["new"] < 0:
+        raise ValueError(f"old and new must have gains of one sign, got {gains['old']} and {gains['new']}")
+    return rate / gains["new"]

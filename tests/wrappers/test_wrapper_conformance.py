@@ -1,0 +1,249 @@
+"""The contracts of wrappers: every wrapper around every rule with every storage.
+
+A public wrapper without a row in `WRAPPERS` fails. Many rules are compiled into one program: a dictionary of rules in
+place of one.
+"""
+
+import inspect
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conformance import RULES, STORAGES, assert_bit_equal, avals, gradients, pointers, slot
+
+import momentum_optax as mo
+
+
+class Row(NamedTuple):
+    """A wrapper: the public function, a transformation from `(rule, storage)`, if a NaN skips its step, its rules."""
+
+    function: Any
+    build: Any
+    skips: bool = False
+    rules: tuple[str, ...] = tuple(RULES)
+
+
+def around(function, *arguments, **options):
+    """A row for `function(scale_by_momentum(...), ...)`."""
+    return Row(function, lambda rule, s: function(mo.scale_by_momentum(rule, storage=s), *arguments, **options))
+
+
+def instead(function, *arguments):
+    """A row for `function(rule, ..., storage=)`."""
+    return Row(function, lambda rule, s: function(rule, *arguments, storage=s))
+
+
+# The update of these is a function of the new velocity.
+FROM_VELOCITY = tuple(name for name, build in RULES.items() if build().pruned().readout() is not None)
+
+WRAPPERS = {
+    "accumulated": instead(mo.accumulated, 2)._replace(rules=FROM_VELOCITY),
+    "guarded": around(mo.guarded)._replace(skips=True),
+    "guarded by leaf": around(mo.guarded, "leaf")._replace(skips=True),
+    "restart by gradient": instead(mo.adaptive_restart),
+    "restart by leaf": instead(mo.adaptive_restart, "gradient", "leaf"),
+    "restart by loss": instead(mo.adaptive_restart, "function"),
+    "scheduled restart": around(mo.scheduled_restart, 2),
+    "cautious by count": around(mo.cautious, "count"),
+    "cautious by mean": around(mo.cautious, "mean"),
+    "cautious by sign bit": around(mo.cautious, "sign_bit"),
+    "monitor": Row(mo.monitor, lambda rule, s: mo.monitor(mo.scale_by_momentum(rule, storage=s), rule, every=2)),
+}
+# What looks like a wrapper, and has its contracts elsewhere.
+ELSEWHERE = {mo.scale_by_momentum: "test_conformance.py", mo.compress: "test_compress.py"}
+
+every_wrapper = pytest.mark.parametrize("wrapper", WRAPPERS)
+
+# One leaf for the storage, and one that every storage keeps in full, which costs little to compile.
+LIKE = {"a": jnp.zeros((2, 3)), "b": jnp.zeros((), jnp.bfloat16)}
+SIGNAL = [gradients(LIKE, seed) for seed in range(5)]
+LOSSES = [jnp.float32(x) for x in (3.0, 2.0, 2.5, 1.0, 0.5)]  # rises once, which restarts
+
+# Every wrapper once, every storage, and rules of every order: 1, 2 and 4, with ages, schedules and none.
+THIN = [
+    ("accumulated", "float32", "heavy_ball"),
+    ("guarded", "int8", "nesterov"),
+    ("guarded by leaf", "float32", "nadam_mix"),
+    ("restart by gradient", "bfloat16", "triple_momentum"),
+    ("restart by leaf", "float32", "schedule_free"),
+    ("restart by loss", "float32", "chebyshev"),
+    ("scheduled restart", "int4", "heavy_ball"),
+    ("cautious by count", "float32", "ademamix_mix"),
+    ("cautious by mean", "float32", "grokfast_average"),
+    ("cautious by sign bit", "float32", "lion_mix"),
+    ("monitor", "float32", "nesterov"),
+]
+thin = pytest.mark.parametrize(("wrapper", "storage", "rule"), THIN, ids=[w for w, _, _ in THIN])
+whole = pytest.mark.parametrize(
+    ("wrapper", "storage", "rules"),
+    [(w, s, row.rules) for s in STORAGES for w, row in WRAPPERS.items()],
+    ids=[f"{w}-{s}" for s in STORAGES for w in WRAPPERS],
+)
+
+
+def is_wrapper(thing):
+    """Whether it makes a transformation from another one, or from a rule."""
+    if not inspect.isfunction(thing):
+        return False
+    signature = inspect.signature(thing)
+    makes = "GradientTransformation" in str(signature.return_annotation)
+    return makes and next(iter(signature.parameters), None) in ("tx", "rule")
+
+
+def test_every_public_wrapper_has_a_row():
+    public = {thing for name, thing in vars(mo).items() if is_wrapper(thing)}
+    assert public == {row.function for row in WRAPPERS.values()} | set(ELSEWHERE)
+    assert {w for w, _, _ in THIN} == set(WRAPPERS)
+    assert {s for _, s, _ in THIN} == set(STORAGES)
+    orders = {name: build().pruned().order for name, build in RULES.items()}
+    assert {orders[name] for _, _, name in THIN} == set(orders.values())
+
+
+def bundle(wrapper, storage, rules):
+    """One transformation for several rules: it maps gradients to a dictionary of updates."""
+    txs = {name: WRAPPERS[wrapper].build(RULES[name](), STORAGES[storage]()) for name in rules}
+
+    def init(params):
+        return {name: tx.init(params) for name, tx in txs.items()}
+
+    def update(g, states, value):
+        runs = {name: optax.with_extra_args_support(tx).update for name, tx in txs.items()}
+        pairs = {name: run(g, states[name], value=value) for name, run in runs.items()}
+        return {name: u for name, (u, _) in pairs.items()}, {name: state for name, (_, state) in pairs.items()}
+
+    return init, update
+
+
+def check_types(wrapper, storage, rules):
+    """An abstract update keeps the types of state and gradient: half precision, and a leaf without a gradient."""
+    init, update = bundle(wrapper, storage, rules)
+
+    def leaves(**dtypes):
+        return {k: None if d is None else jax.ShapeDtypeStruct((2, 3), d) for k, d in dtypes.items()} | {"none": {}}
+
+    start = jax.eval_shape(init, leaves(x=jnp.bfloat16, y=jnp.float16, z=jnp.float32))
+    gradient = leaves(x=jnp.float32, y=jnp.bfloat16, z=None)
+    updates, after = jax.eval_shape(update, gradient, start, jnp.float32(0))
+    assert avals(after) == avals(start)
+    assert all(avals(u) == avals(gradient) for u in updates.values())
+    assert not any(x.weak_type for x in jax.tree.leaves(start))
+
+
+def check_runs(wrapper, storage, rules):
+    """Three programs: the step with its state donated, the step for a leaf without a gradient, a scan under vmap."""
+    init, update = bundle(wrapper, storage, rules)
+    # Also what no step reads, such as the flag of the step before, is there to be given away.
+    step, traces = jax.jit(update, donate_argnums=1, keep_unused=True), []
+    start = jax.jit(init)(LIKE)
+    assert len(set(pointers(start))) == len(pointers(start))
+
+    def follow(state, steps):
+        for i in steps:
+            old, begin = [x for x in jax.tree.leaves(state) if x.size], avals(state)
+            u, state = step(SIGNAL[i], state, LOSSES[i])
+            assert all(x.is_deleted() for x in old)
+            assert avals(state) == begin
+            assert len(set(pointers((u, state)))) == len(pointers((u, state)))
+            traces.append(u)
+        return state
+
+    # Stopped, saved and resumed, it is the run.
+    saved = jax.device_get(follow(jax.tree.map(jnp.copy, start), range(2)))
+    last = jax.device_get(follow(jax.tree.map(jnp.asarray, saved), range(2, 5)))
+    again = follow(jax.tree.map(jnp.copy, start), range(5))
+    assert_bit_equal(again, last)
+    assert_bit_equal(traces[:5], traces[5:])
+    assert any(np.any(np.float32(u[name]["a"]) != 0) for u in traces for name in rules)
+
+    bad = {**SIGNAL[2], "a": SIGNAL[2]["a"].at[0, 1].set(jnp.nan)}
+    u, after = step(bad, jax.tree.map(jnp.asarray, saved), LOSSES[1])
+    assert avals(after) == avals(saved)
+    if WRAPPERS[wrapper].skips:
+        for name in rules:
+            assert_bit_equal(slot(after[name].inner, "a"), slot(saved[name].inner, "a"))
+            np.testing.assert_array_equal(u[name]["a"], np.zeros((2, 3)))
+            if wrapper == "guarded":
+                assert_bit_equal(after[name].inner, saved[name].inner)
+    assert step._cache_size() == 1
+
+    # A leaf without a gradient keeps what belongs to it, also where the others restart, as here.
+    u, after = jax.jit(update)({**SIGNAL[2], "a": None}, saved, LOSSES[2])
+    assert avals(after) == avals(saved)
+    for name in rules:
+        assert u[name]["a"] is None
+        assert len(slot(saved[name], "a")) > 0
+        assert_bit_equal(slot(after[name], "a"), slot(saved[name], "a"))
+
+    # Two runs at once, in one program; the second one's gradients in another order.
+    def scan(order):
+        signal = jax.tree.map(lambda *x: jnp.stack(x)[order], *SIGNAL)
+        return jax.lax.scan(lambda s, x: update(x[0], s, x[1])[::-1], init(LIKE), (signal, jnp.stack(LOSSES)))
+
+    states, updates = jax.jit(jax.vmap(scan))(jnp.array([[0, 1, 2, 3, 4], [4, 3, 2, 1, 0]]))
+    first, second = (jax.tree.map(lambda x, i=i: x[i], states) for i in range(2))
+    check_close(first, last)
+    check_close([jax.tree.map(lambda x, i=i: x[0, i], updates) for i in range(5)], traces[:5])
+    reversed_run = jax.tree.map(jnp.copy, start)
+    for i in range(5):
+        _, reversed_run = step(SIGNAL[4 - i], reversed_run, LOSSES[i])
+    check_close(second, reversed_run)
+
+
+def check_close(got, expected):
+    """Equal, to the bit where a storage decides: other programs may round the last bit of a float otherwise."""
+    assert avals(got) == avals(expected)
+
+    def check(a, b):
+        if jnp.issubdtype(a.dtype, jnp.integer) or a.dtype == bool:
+            np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+        else:
+            np.testing.assert_allclose(np.float32(a), np.float32(b), rtol=4e-6, atol=2e-6)
+
+    jax.tree.map(check, got, expected)
+
+
+@pytest.mark.rare_storages
+@thin
+def test_types_stay_for_some_rules(wrapper, storage, rule):
+    check_types(wrapper, storage, [rule])
+
+
+@pytest.mark.rare_storages
+@thin
+def test_runs_are_replayed_donated_batched_and_skipped_for_some_rules(wrapper, storage, rule):
+    check_runs(wrapper, storage, [rule])
+
+
+@pytest.mark.slow
+@whole
+def test_types_stay_for_every_rule_and_storage(wrapper, storage, rules):
+    check_types(wrapper, storage, rules)
+
+
+@pytest.mark.slow
+@whole
+def test_runs_are_replayed_donated_batched_and_skipped_for_every_rule_and_storage(wrapper, storage, rules):
+    check_runs(wrapper, storage, rules)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_monitor_changes_no_bit_for_every_rule_and_storage(storage):
+    pairs = [(mo.scale_by_momentum(build(), storage=STORAGES[storage]()), build()) for build in RULES.values()]
+    for every in (1, 2):
+        watched = {i: mo.monitor(tx, rule, every=every) for i, (tx, rule) in enumerate(pairs)}
+        alone = {i: tx for i, (tx, _) in enumerate(pairs)}
+        results = []
+        for txs in (watched, alone):
+            step = jax.jit(lambda g, states, txs=txs: {i: tx.update(g, states[i]) for i, tx in txs.items()})
+            states, out = {i: tx.init(LIKE) for i, tx in txs.items()}, []
+            for g in SIGNAL:
+                new = step(g, states)
+                states = {i: state for i, (_, state) in new.items()}
+                out.append({i: u for i, (u, _) in new.items()})
+            results.append((out, states))
+        assert_bit_equal(results[0][0], results[1][0])
+        assert_bit_equal({i: state.inner for i, state in results[0][1].items()}, results[1][1])
