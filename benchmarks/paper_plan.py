@@ -5,8 +5,8 @@
 
 Nothing is trained. The parameters are the shapes of a decoder-only transformer; an optimizer's state is what its own
 `init` would make of them (`jax.eval_shape`), scales of rows included; what is sent follows from the sizes. What the
-model leaves out is said in docs/plan.md. tests/benchmarks/test_paper_plan.py holds both against arrays and compiled programs of
-small size.
+model leaves out is said in docs/plan.md. tests/benchmarks/test_paper_plan.py holds both against arrays and compiled
+programs of small size.
 """
 
 import argparse

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from momentum_optax.filters.filter import Filter
+from momentum_optax.filters import Filter
 from momentum_optax.rules.look_ahead import nesterov
 from momentum_optax.rules.several_velocities import aggregated
 from momentum_optax.rules.sums_and_averages import heavy_ball, quasi_hyperbolic

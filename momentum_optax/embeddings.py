@@ -17,8 +17,8 @@ import numpy as np
 import optax
 
 from . import _checks
+from .filters import Filter
 from .filters.coefficients import Scalar, value_at
-from .filters.filter import Filter
 from .storage.protocol import SUPPORTED, arithmetic_dtype
 
 # Steps are counted in int32.

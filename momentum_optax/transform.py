@@ -10,8 +10,8 @@ import optax
 
 from . import _checks
 from ._tree import boxes_of, in_box, matched, path_name, reboxed, to_slots, to_trees, unboxed
+from .filters import Filter, post_write_form
 from .filters.coefficients import is_zero, value_at
-from .filters.filter import Filter
 from .filters.fingerprints import note
 from .state.mismatch import check_state
 from .storage import Storage, resolve
@@ -124,7 +124,7 @@ def run_filter(
 
     def resolved(step: Any, age: Any) -> _Resolved:
         now = rule.at(step, age)
-        return _Resolved(now, now.late_readout(), gains_at(step, age))
+        return _Resolved(now, post_write_form(now), gains_at(step, age))
 
     def update_leaf(
         path: Any, g: Any, slot: MomentumState, numbers: tuple[Any, int], at_step: _Resolved | None

@@ -14,7 +14,6 @@ import optax
 import pytest
 
 import momentum_optax as mo
-from momentum_optax import rules
 
 RULES = {
     rule.__name__: partial(rule, **arguments)
@@ -73,10 +72,24 @@ every_rule = pytest.mark.parametrize("rule", RULES)
 every_storage = pytest.mark.parametrize("storage", STORAGES)
 
 
+def rule_functions():
+    """Every public function that returns a rule, by name: those of the catalogue and those of `contrib`."""
+    functions = {**vars(mo.rules), **vars(mo.contrib)}
+    returns = {n: inspect.signature(f).return_annotation for n, f in functions.items() if inspect.isfunction(f)}
+    return {name: functions[name] for name, kind in returns.items() if kind in (mo.Filter, "Filter")}
+
+
 def public_rules():
     """The names that should have a row in `RULES`."""
-    own = inspect.getmembers(rules, lambda x: inspect.isfunction(x) and x.__module__ == rules.__name__)
-    return {name for name, _ in own if not name.startswith("_")}
+    return set(rule_functions())
+
+
+def finished_optimizers():
+    """Every public finished optimizer, by name: those at the top level and those of `contrib`."""
+    functions = {n: f for n, f in (vars(mo) | vars(mo.contrib)).items() if inspect.isfunction(f)}
+    rooms = tuple(f"momentum_optax.{room}." for room in ("optimizers", "contrib"))
+    parts = {"saturate", "mars_correction", *(n for n in functions if n.startswith("scale_by_")), *rule_functions()}
+    return {n: f for n, f in functions.items() if f.__module__.startswith(rooms) and n not in parts}
 
 
 def public_storages():

@@ -3,14 +3,13 @@
 `OPTIMIZERS[name](storage=...)` builds one, with schedules, arrays and options among the arguments of its rows.
 """
 
-import inspect
 from functools import partial
 
 import jax.numpy as jnp
 import optax
+from conformance import finished_optimizers
 
 import momentum_optax as mo
-from momentum_optax import optimizers
 from momentum_optax.interop.dialect import DIALECTS
 
 FALLING = optax.linear_schedule(0.9, 0.5, 9)
@@ -70,7 +69,6 @@ def _function(row):
 
 def without_a_row():
     """The finished optimizers and dialects that the table lacks."""
-    own = inspect.getmembers(optimizers, lambda x: inspect.isfunction(x) and x.__module__ == optimizers.__name__)
-    finished = {f for name, f in own if getattr(mo, name, None) is f}
+    finished = set(finished_optimizers().values())
     finished |= {getattr(mo.interop, name) for name in DIALECTS}
     return {f.__name__ for f in finished - {_function(row) for row in OPTIMIZERS.values()}}

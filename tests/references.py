@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from conformance import rule_functions
 
-from momentum_optax import rules
+import momentum_optax as mo
 
 
 def heavy_ball(grad, x, steps, lr, h):
@@ -294,7 +295,7 @@ def grokfast_average(grad, x, steps, lr, h):
         yield x
 
 
-def mars(grad, x, steps, lr, h):
+def mars_mix(grad, x, steps, lr, h):
     # MARS-approx as coded: last_grad is zero before the first step.
     m, last = 0.0, 0.0
     for t in range(steps):
@@ -395,7 +396,7 @@ class Row:
 
     def make(self, **changes):
         """Our rule, with some hyperparameters replaced."""
-        return (self.build or getattr(rules, self.rule))(**self.constants | changes)
+        return (self.build or rule_functions()[self.rule])(**self.constants | changes)
 
     def run(self, grad, x, steps, h=None, *, rate=None):
         """Stored and evaluated points after each step, two arrays (steps, n); the second is None if there is none."""
@@ -408,7 +409,7 @@ class Row:
 
 
 def _three(b0, b1, b2):
-    return rules.aggregated((b0, b1, b2))
+    return mo.aggregated((b0, b1, b2))
 
 
 _L_MU = {"L": (1.8, 2.4), "mu": (0.02, 0.1)}
@@ -525,7 +526,7 @@ TABLE = [
         0.1,
     ),
     Row("grokfast_average", grokfast_average, {"window": 6, "amplification": 2.0}, {"amplification": (0, 3)}, 0.1),
-    Row("mars", mars, {"decay": 0.95, "gamma": 0.1}, {"decay": (0.5, 0.97), "gamma": (-0.05, 0.2)}),
+    Row("mars_mix", mars_mix, {"decay": 0.95, "gamma": 0.1}, {"decay": (0.5, 0.97), "gamma": (-0.05, 0.2)}),
     Row("nadam_mix", nadam_mix, {"decay": 0.9, "psi": 0.004}, {}),
     Row("nadam_mix", nadam_mix, {"decay": 0.99, "psi": 3.0}, {}, variant="fast"),
     Row("adan_mix", adan_mix, {"b1": 0.95, "b2": 0.9}, {"b1": (0.5, 0.98), "b2": (0.3, 0.95)}),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conformance import finished_optimizers, rule_functions
 
 import momentum_optax as mo
 
@@ -119,16 +120,10 @@ ONES = {"w": jnp.ones((3, 2)), "b": jnp.ones((2, 2))}
 
 
 def test_every_optimizer_with_a_weight_decay_takes_a_mask():
-    takes = {n for n, f in vars(mo).items() if inspect.isfunction(f) and "mask" in inspect.signature(f).parameters}
-    finished = {n for n in takes if getattr(mo, n).__module__ == "momentum_optax.optimizers"}
-    assert finished == {name.split(" ")[0] for name in DECAYING}
-    decaying = {
-        n
-        for n, f in vars(mo).items()
-        if getattr(f, "__module__", "") == "momentum_optax.optimizers"
-        and "weight_decay" in inspect.signature(f).parameters
-    }
-    assert decaying == finished
+    takes = {name: set(inspect.signature(f).parameters) for name, f in finished_optimizers().items()}
+    masked = {name for name, arguments in takes.items() if "mask" in arguments}
+    assert masked == {name.split(" ")[0] for name in DECAYING}
+    assert masked == {name for name, arguments in takes.items() if "weight_decay" in arguments}
 
 
 @pytest.mark.parametrize("mask", [{"w": True, "b": False}, lambda p: jax.tree.map(lambda x: x.shape[0] > 2, p)])
@@ -258,9 +253,7 @@ WITHOUT = {
 
 
 def test_every_rule_optimizer_and_dialect_says_what_it_does_at_a_decay_of_1():
-    modules = ("momentum_optax.rules", "momentum_optax.optimizers")
-    public = {name for name, f in vars(mo).items() if getattr(f, "__module__", "") in modules}
-    public |= set(mo.interop.dialect.DIALECTS)
+    public = {*rule_functions(), *finished_optimizers(), *mo.interop.dialect.DIALECTS}
     assert {name.split(",")[0].removeprefix("interop.") for name in (*SUMS, *AVERAGES)} | WITHOUT == public
 
 

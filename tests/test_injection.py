@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conformance import avals
+from conformance import avals, finished_optimizers
 
 import momentum_optax as mo
 
-FINISHED = {name: f for name, f in vars(mo).items() if getattr(f, "__module__", "") == "momentum_optax.optimizers"}
+FINISHED = finished_optimizers()
 DIALECTS = {
     f"interop.{name}": f for name, f in vars(mo.interop).items() if "storage" in getattr(f, "__annotations__", ())
 }

@@ -20,6 +20,7 @@ import pytest
 from conformance import avals
 
 import momentum_optax as mo
+from momentum_optax import _checks
 
 LONGEST = 300
 PARAMS = {"w": jnp.zeros((4, 8)), "b": jnp.zeros(8)}
@@ -53,13 +54,24 @@ GOOD_OF = {
 
 def public():
     """The public functions, each once."""
-    modules = (mo, mo.schedules, mo.storage, mo.analysis, mo.tuning, mo.interop, mo.sharding, mo.outer, mo.checkpoint)
+    modules = (
+        mo,
+        mo.contrib,
+        mo.schedules,
+        mo.storage,
+        mo.analysis,
+        mo.tuning,
+        mo.interop,
+        mo.sharding,
+        mo.outer,
+        mo.checkpoint,
+    )
     found = {}
     for module in modules:
         for name, thing in vars(module).items():
             if inspect.isfunction(thing) and not name.startswith("_") and thing.__module__.startswith("momentum_optax"):
                 defined = module is mo or thing.__module__.startswith(module.__name__)
-                if defined and thing.__module__ != "momentum_optax.checks":
+                if defined and thing.__module__ != "momentum_optax._checks":
                     found.setdefault(thing, f"{module.__name__}.{name}".removeprefix("momentum_optax."))
     return found
 
@@ -195,8 +207,9 @@ COUNTED = {"w": jnp.ones((4, 8)), "block": {"steps": jnp.arange(3)}}
 @pytest.mark.parametrize(
     "tx",
     [
-        mo.sgd(0.1, 0.9), mo.lion(0.1), mo.signum(0.1), mo.normalized_sgd(0.1), mo.srsgd(0.1, 5), mo.contrib.relativistic(0.1),
-        mo.contrib.yellowfin(), mo.contrib.storm(1.0), mo.contrib.mars_lion(0.1), mo.muon(0.1), mo.adaptive_restart(mo.nesterov(0.9)),
+        mo.sgd(0.1, 0.9), mo.lion(0.1), mo.signum(0.1), mo.normalized_sgd(0.1), mo.srsgd(0.1, 5), mo.muon(0.1),
+        mo.contrib.relativistic(0.1), mo.contrib.yellowfin(), mo.contrib.storm(1.0), mo.contrib.mars_lion(0.1),
+        mo.adaptive_restart(mo.nesterov(0.9)),
         mo.accumulated(mo.ema(0.9), 2), mo.guarded(mo.sgd(0.1, 0.9)), mo.monitor(mo.sgd(0.1, 0.9)),
         mo.interop.torch_sgd(lr=0.1, momentum=0.9), mo.interop.keras_sgd(0.1, 0.9), mo.sgd(0.1, 0.9, storage="int8"),
     ],
@@ -294,8 +307,8 @@ def test_int4_is_silent_where_nothing_is_known_or_wrong(make):
     ],
 )  # fmt: skip
 def test_a_value_is_shown_in_few_characters(value, text):
-    assert checks.shown(value).startswith(text)
-    assert len(checks.shown(value)) <= 85
+    assert _checks.shown(value).startswith(text)
+    assert len(_checks.shown(value)) <= 85
 
 
 DOUBLE = {"w": np.ones((4, 8)), "b": np.ones(8)}

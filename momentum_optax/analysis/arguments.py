@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from .. import _checks
+from ..filters import Filter
 from ..filters.coefficients import Coefficient, PerLeafSchedule, value_at
-from ..filters.filter import Filter
 
 # An age at which every start-up correction has died out: decay^age underflows for any decay that float64 tells from 1.
 _LATE = 2**60

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from .. import _checks
+from ..filters import Filter
 from ..filters.coefficients import value_at
-from ..filters.filter import Filter
 from .arguments import constant, curvatures, known, reals
 
 POINTS = ("stored", "evaluated")

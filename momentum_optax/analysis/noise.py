@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from ..filters.filter import Filter
+from ..filters import Filter
 from .arguments import constant, reals
 from .loop import closed_loop, readout
 from .settling import is_contraction, squares

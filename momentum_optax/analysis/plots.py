@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from .. import _checks
-from ..filters.filter import Filter
+from ..filters import Filter
 from .arguments import constant
 from .loop import error_curve, spectral_radius
 from .rates import stability_limit

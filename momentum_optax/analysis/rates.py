@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..filters.filter import Filter
+from ..filters import Filter
 from .arguments import constant, curvatures, reals
 from .loop import closed_loop, readout, spectral_radius
 from .settling import peak, settling_time

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import _checks
-from ..filters.filter import Filter
+from ..filters import Filter
 from .arguments import constant, known, reals
 from .settling import settling_time, squares
 

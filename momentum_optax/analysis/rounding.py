@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import _checks
-from ..filters.filter import Filter
+from ..filters import Filter
 from .arguments import constant
 from .settling import squares
 

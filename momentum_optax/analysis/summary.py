@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from .. import _checks
-from ..filters.filter import Filter
+from ..filters import Filter
 from .arguments import constant
 from .mechanics import energy_limit
 from .noise import stationary_variance

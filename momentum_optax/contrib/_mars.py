@@ -1,4 +1,4 @@
-"""Finished optimizers: each body is one visible `optax.chain`."""
+"""MARS: momentum with a variance-reduced gradient."""
 
 from typing import Any, NamedTuple
 
@@ -59,7 +59,8 @@ def mars_adamw(
     for name, value in (("decay", decay), ("b2", b2), ("eps", eps)):
         if not (_checks.is_number(value) or _checks.is_scalar_array(value)):
             raise TypeError(
-                f"{name} must be a number or a scalar array, as optax.scale_by_adam wants it, got {_checks.shown(value)}"
+                f"{name} must be a number or a scalar array, as optax.scale_by_adam wants it, "
+                f"got {_checks.shown(value)}"
             )
     return in_gradient_dtype(
         optax.chain(
@@ -134,7 +135,7 @@ def mars_correction(
        c_t \leftarrow c_t / \max(1, \|c_t\|) $$
 
     What follows in the chain takes c for its gradient: `mo.ema(beta)` and a sign make MARS-Lion, AdamW makes MARS-AdamW
-    (`mo.contrib.mars_lion`, `mo.contrib.mars_adamw`). With gamma 1 and no clip the average of c would be, but for its start, the d of
+    (`mars_lion`, `mars_adamw`). With gamma 1 and no clip the average of c would be, but for its start, the d of
     `scale_by_storm` with $a = 1 - \beta$. `mo.mars_mix` is the form for one gradient a step,
     which takes that of the last batch instead.
 

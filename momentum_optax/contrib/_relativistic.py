@@ -1,4 +1,4 @@
-"""Finished optimizers: each body is one visible `optax.chain`."""
+"""The relativistic heavy ball: steps with a speed limit."""
 
 from typing import Any
 

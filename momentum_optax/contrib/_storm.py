@@ -1,4 +1,4 @@
-"""Finished optimizers: each body is one visible `optax.chain`."""
+"""STORM: momentum from two gradients of one batch."""
 
 from typing import Any, NamedTuple
 
@@ -8,8 +8,8 @@ import optax
 
 from .. import _checks
 from .._tree import absent, reboxed, unboxed
+from ..filters import Filter
 from ..filters.coefficients import Scalar, lift, on_first_step, value_at
-from ..filters.filter import Filter
 from ..optimizers.gradient_dtype import in_gradient_dtype
 from ..state.mismatch import check_kind, check_state
 from ..storage import Storage

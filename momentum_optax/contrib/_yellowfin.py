@@ -107,7 +107,7 @@ def scale_by_yellowfin(
     the averages of rate and momentum. The authors' PyTorch code computes them but applies the last values, and begins
     them with values that the user gives; here nothing has to be given.
 
-    The update holds the rate, but not its sign: chain `optax.scale(-1.0)` after it, or take `mo.contrib.yellowfin`. The clip of
+    The update holds the rate, but not its sign: chain `optax.scale(-1.0)` after it, or take `yellowfin`. The clip of
     the authors' code, at a norm of $\sqrt{h_{max}}$, is left out; `optax.clip_by_global_norm` may stand before it.
 
     It takes squared gradients for curvatures, as they are for the log-likelihood of a model that fits. A loss

@@ -1,21 +1,26 @@
-r"""Momentum rules as data: a linear filter in state space, and its algebra.
+"""The algebra of filters: equivalence, transfer functions and the quasi-hyperbolic normal form; NumPy float64."""
 
-A rule with K velocities per parameter reads its state, then writes it:
-
-    u_t = C v_t + D g_t        v_{t+1} = A v_t + B g_t        v_0 = 0
-
-Nothing here touches trees, dtypes or JAX; the algebra is NumPy's, in float64.
-"""
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from .. import _checks
 from .coefficients import Scalar
-from .filter import Filter
+
+if TYPE_CHECKING:
+    from .filter import Filter
+
+
+class NormalForm(NamedTuple):
+    """`scale` times the quasi-hyperbolic rule with `decay` and `nu` (see `quasi_hyperbolic`)."""
+
+    scale: float
+    decay: float
+    nu: float
 
 
 def equivalent(
-    f: Filter, g: Filter, learning_rates: tuple[Scalar, Scalar] = (1.0, 1.0), *, steps: int = 64, rtol: float = 1e-9
+    f: "Filter", g: "Filter", learning_rates: tuple[Scalar, Scalar] = (1.0, 1.0), *, steps: int = 64, rtol: float = 1e-9
 ) -> bool:
     """Whether two rules, each times its learning rate, give the same updates for any gradients.
 
@@ -46,3 +51,29 @@ def equivalent(
         impulses = np.eye(steps)
         pairs = [(f.response(impulses), g.response(impulses))]
     return all(bool(np.all(np.abs(a - b) <= rtol * max(np.abs(a).max(), np.abs(b).max()))) for a, b in pairs)
+
+
+def transfer_function(A: np.ndarray, impulse: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Numerator and denominator of H(z) in powers of 1/z, from A and the first K + 1 impulse coefficients."""
+    denominator = characteristic_polynomial(A)
+    return np.convolve(denominator, impulse)[: len(A) + 1], denominator
+
+
+def is_minimal(impulse: np.ndarray, order: int) -> bool:
+    """Whether the Hankel matrix of 2K + 1 impulse coefficients has rank K: then no shorter rule has this response."""
+    hankel = np.array([impulse[i + 1 : i + 1 + order] for i in range(order)]).reshape(order, order)
+    return bool(np.linalg.matrix_rank(hankel, rtol=1e-10) == order) if order else True
+
+
+def characteristic_polynomial(A: np.ndarray) -> np.ndarray:
+    """Coefficients of det(zI - A), highest power first, by Faddeev and LeVerrier.
+
+    `numpy.poly` goes through eigenvalues, which are inaccurate for the shift matrices of moving averages.
+    """
+    size = len(A)
+    coefficients, M = [1.0], np.eye(size)
+    for k in range(1, size + 1):
+        AM = A @ M
+        coefficients.append(-np.trace(AM) / k)
+        M = AM + coefficients[-1] * np.eye(size)
+    return np.array(coefficients)

@@ -1,4 +1,4 @@
-r"""Momentum rules as data: a linear filter in state space, and its algebra.
+r"""`Filter`: a momentum rule as data, a linear filter in state space.
 
 A rule with K velocities per parameter reads its state, then writes it:
 
@@ -10,20 +10,13 @@ Nothing here touches trees, dtypes or JAX; the algebra is NumPy's, in float64.
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from .. import _checks
+from . import algebra
 from .coefficients import Coefficient, PerLeafSchedule, is_zero, lift, value_at
-
-
-class NormalForm(NamedTuple):
-    """`scale` times the quasi-hyperbolic rule with `decay` and `nu` (see `quasi_hyperbolic`)."""
-
-    scale: float
-    decay: float
-    nu: float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -212,18 +205,14 @@ class Filter:
     def transfer_function(self) -> tuple[np.ndarray, np.ndarray]:
         """Numerator and denominator of H(z) = C (zI - A)^-1 B + D in powers 1, z^-1, ..., z^-K; float64."""
         A, _, _, _ = self.matrices()
-        denominator = _characteristic_polynomial(A)
-        return np.convolve(denominator, self.impulse_response(self.order + 1))[: self.order + 1], denominator
+        return algebra.transfer_function(A, self.impulse_response(self.order + 1))
 
     def is_minimal(self) -> bool:
-        """Whether no rule with fewer velocities has the same updates (the Hankel matrix has rank K)."""
-        K = self.order
+        """Whether no rule with fewer velocities has the same updates."""
         self.matrices()
-        h = self.impulse_response(2 * K + 1)
-        hankel = np.array([h[i + 1 : i + 1 + K] for i in range(K)]).reshape(K, K)
-        return bool(np.linalg.matrix_rank(hankel, rtol=1e-10) == K) if K else True
+        return algebra.is_minimal(self.impulse_response(2 * self.order + 1), self.order)
 
-    def normal_form(self) -> NormalForm:
+    def normal_form(self) -> algebra.NormalForm:
         r"""The rule of order one as `scale` times a quasi-hyperbolic rule: same updates, from the first on.
 
         With $H(z) = (h_0 + h_1 z^{-1})/(1 - a z^{-1})$: decay $= a$, scale $= (h_0 + h_1)/(1 - a)$,
@@ -243,46 +232,7 @@ class Filter:
         if a in (0, 1) or h0 + h1 == 0:
             raise ValueError(f"no quasi-hyperbolic form: pole {a} and gain {rule.dc_gain()} must not be 0 or infinite")
         scale = (h0 + h1) / (1 - a)
-        return NormalForm(scale=float(scale), decay=float(a), nu=float(1 + h1 / (a * scale)))
-
-    def late_readout(self) -> tuple[float, tuple[float, ...], float] | None:
-        r"""The same update read after the write, $u = s (m v' + d g)$: s, m and d, where that saves multiplications.
-
-        None unless the coefficients are numbers and A is well conditioned. Heavy balls, averages, Nesterov and AggMo
-        gain; they were published in this form.
-        """
-        if not self.is_constant or self.order == 0:
-            return None
-        A, B, C, D = self.matrices()
-        if not np.linalg.cond(A) < 1e3:
-            return None
-        m = np.linalg.solve(A.T, C)
-        weights = [_snap(float(x)) for x in (*m, D - m @ B)]
-        scale = max(weights, key=abs)
-        shared = [_snap(w / scale) for w in weights] if scale else weights
-        if set(shared) <= {0.0, 1.0}:
-            weights = shared
-        else:
-            scale = 1.0
-        saves = _multiplications([*weights, scale]) < _multiplications([*C, D])
-        return (scale, tuple(weights[:-1]), weights[-1]) if saves else None
-
-    def readout(self) -> tuple[float, ...] | None:
-        r"""Numbers p with $C = p A$ and $D = p B$ at every step: the update is $u = p v'$, of new velocities alone.
-
-        None if there are none. They are found where the coefficients are numbers, and where C and D are a row of A
-        and its entry of B, as in `heavy_ball` and `ema`, whatever these are.
-        """
-        for i, row in enumerate(self.A):
-            if _same(self.D, self.B[i]) and all(map(_same, self.C, row)):
-                return tuple(float(j == i) for j in range(self.order))
-        if not self.is_constant or self.order == 0:
-            return None
-        A, B, C, D = self.matrices()
-        system, target = np.column_stack([A, B]).T, np.array([*C, D])
-        p = np.linalg.lstsq(system, target, rcond=None)[0]
-        fits = np.all(abs(system @ p - target) <= 1e-12 * max(1.0, abs(target).max()))
-        return tuple(_snap(float(x)) for x in p) if fits else None
+        return algebra.NormalForm(scale=float(scale), decay=float(a), nu=float(1 + h1 / (a * scale)))
 
     def _map(self, function: Callable[[Any], Any]) -> "Filter":
         """The filter with `function` of each entry; entries are not checked, they may be traced arrays."""
@@ -292,34 +242,6 @@ class Filter:
             object.__setattr__(new, name, tuple(map(function, getattr(self, name))))
         object.__setattr__(new, "D", function(self.D))
         return new
-
-
-def _snap(x: float) -> float:
-    """`x`, or the whole number that it misses by rounding only."""
-    return float(round(x)) if abs(x - round(x)) < 1e-12 else x
-
-
-def _same(a: Coefficient, b: Coefficient) -> bool:
-    """Whether two coefficients are known to be equal at every step."""
-    return a is b or (_checks.is_number(a) and _checks.is_number(b) and a == b)
-
-
-def _multiplications(weights: list[float]) -> int:
-    return sum(w not in (0.0, 1.0) for w in weights)
-
-
-def _characteristic_polynomial(A: np.ndarray) -> np.ndarray:
-    """Coefficients of det(zI - A), highest power first, by Faddeev and LeVerrier.
-
-    `numpy.poly` goes through eigenvalues, which are inaccurate for the shift matrices of moving averages.
-    """
-    size = len(A)
-    coefficients, M = [1.0], np.eye(size)
-    for k in range(1, size + 1):
-        AM = A @ M
-        coefficients.append(-np.trace(AM) / k)
-        M = AM + coefficients[-1] * np.eye(size)
-    return np.array(coefficients)
 
 
 def _combine(matrix: np.ndarray, entries: Any) -> list[Coefficient]:

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import _checks
+from ..filters import Filter
 from ..filters.algebra import equivalent
-from ..filters.filter import Filter
 from .slots import Slot, check_same_paths, checked_steps, only_state, order_of, read, write
 
 # Where a rule with a special first step is looked at again: it must have settled.

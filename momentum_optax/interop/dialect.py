@@ -9,8 +9,8 @@ from typing import Any, ParamSpec
 import optax
 
 from .. import _checks
+from ..filters import Filter
 from ..filters.coefficients import Scalar, is_zero, lift
-from ..filters.filter import Filter
 from ..optimizers.arguments import add_decayed_weights
 from ..optimizers.gradient_dtype import in_gradient_dtype
 from ..storage import Storage, resolve

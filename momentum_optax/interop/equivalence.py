@@ -9,8 +9,8 @@ import numpy as np
 import optax
 
 from .. import _checks
+from ..filters import Filter
 from ..filters.coefficients import is_zero
-from ..filters.filter import Filter
 from ..schedules import momentum_correction
 from ..storage import Storage
 from .dialect import DIALECTS, Dialect

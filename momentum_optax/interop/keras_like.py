@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 from .. import _checks
+from ..filters import Filter
 from ..filters.coefficients import Scalar, is_zero, lift
-from ..filters.filter import Filter
 from ..storage import Storage
 from .dialect import Dialect, dialect
 from .torch_like import sgd_rule

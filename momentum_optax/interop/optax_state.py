@@ -9,7 +9,7 @@ import optax
 
 from .. import _checks
 from .._tree import reboxed, unboxed
-from ..filters.filter import Filter
+from ..filters import Filter
 from .slots import Slot, as_array, by_path, check_same_paths, checked_steps, only_state, path_name, read_one, write
 
 # Where Optax keeps a velocity.

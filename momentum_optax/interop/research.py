@@ -1,8 +1,8 @@
 """Dialects of reference implementations of papers: their own argument names, defaults and errors."""
 
 from .. import _checks, rules
+from ..filters import Filter
 from ..filters.coefficients import Scalar, is_zero, lift
-from ..filters.filter import Filter
 from ..storage import Storage
 from .dialect import Dialect, check_without_effect, checked_decay, dialect
 

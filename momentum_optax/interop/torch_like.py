@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from .. import _checks
+from ..filters import Filter
 from ..filters.coefficients import Coefficient, Scalar, is_zero, lift, on_first_step
-from ..filters.filter import Filter
 from ..storage import Storage
 from .dialect import Dialect, check_without_effect, checked_decay, dialect
 

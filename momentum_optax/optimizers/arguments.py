@@ -1,4 +1,4 @@
-"""Finished optimizers: each body is one visible `optax.chain`."""
+"""Arguments that finished optimizers share: a decay or a rule, a dtype or a storage, a weight decay and its mask."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,8 +8,8 @@ import numpy as np
 import optax
 
 from .. import _checks
+from ..filters import Filter
 from ..filters.coefficients import Scalar, is_zero
-from ..filters.filter import Filter
 from ..storage import Storage, bfloat16, resolve
 from ..storage._float32 import Float32
 

@@ -1,4 +1,4 @@
-"""Finished optimizers: each body is one visible `optax.chain`."""
+"""`in_gradient_dtype`: updates in the dtypes of the gradients."""
 
 from typing import Any
 

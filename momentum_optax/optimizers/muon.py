@@ -1,4 +1,4 @@
-"""Finished optimizers: each body is one visible `optax.chain`."""
+"""Muon: orthogonalised momentum for matrices."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ import jax
 import optax
 
 from .. import _checks
+from ..filters import Filter
 from ..filters.coefficients import Scalar
-from ..filters.filter import Filter
 from ..rules.mixes import muon_mix
 from ..storage import Storage
 from ..transform import scale_by_momentum

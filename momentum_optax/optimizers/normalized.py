@@ -1,10 +1,10 @@
-"""Finished optimizers: each body is one visible `optax.chain`."""
+"""Steps of a given length along the momentum."""
 
 import optax
 
 from .. import _checks
+from ..filters import Filter
 from ..filters.coefficients import Scalar
-from ..filters.filter import Filter
 from ..rules.sums_and_averages import ema
 from ..storage import Storage
 from ..transform import scale_by_momentum

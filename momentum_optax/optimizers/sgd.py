@@ -1,4 +1,4 @@
-"""Finished optimizers: each body is one visible `optax.chain`."""
+"""Stochastic gradient descent with momentum."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,8 +7,8 @@ import jax
 import optax
 
 from .. import _checks
+from ..filters import Filter
 from ..filters.coefficients import Scalar, is_zero
-from ..filters.filter import Filter
 from ..rules.look_ahead import nesterov, torch_nesterov
 from ..rules.sums_and_averages import heavy_ball
 from ..schedules import nesterov_convex, restarted

@@ -1,4 +1,4 @@
-"""Finished optimizers: each body is one visible `optax.chain`."""
+"""Optimizers that follow the sign of a momentum."""
 
 from typing import Any
 

@@ -1,20 +1,8 @@
-r"""The catalogue: every published linear momentum rule, as coefficients of one `Filter`.
-
-Each function names the published form that it is. In the formulas g_t is the gradient at the stored parameters and
-u_t the update; the parameters then move by -learning_rate u_t. Velocities start at zero; primes mark the value after
-the step. "Normal form" gives (scale, decay, nu) such that the rule is `quasi_hyperbolic(decay, nu).scale(scale)`;
-`Filter.normal_form` computes it, and `quasi_hyperbolic(decay, nu).scale(scale)` goes back.
-
-Every argument that is named in a formula may be a number, a scalar array (traced too) or a schedule of the step,
-unless its own text says otherwise. Numbers are range-checked here, with `ValueError`; what is no scalar at all raises
-`TypeError`. Arrays and schedules are not checked. The decay of a sum, such as the heavy ball's, may be 1: nothing is
-forgotten. That of an average may not: the gradient would have weight 0. Velocities have the parameters' shapes, updates
-the gradients' dtypes; accumulation is in float32, or wider where the leaf is (see `scale_by_momentum`).
-"""
+"""Sums and averages: the heavy ball, the exponential moving average and their mixtures with the plain gradient."""
 
 from .. import _checks
+from ..filters import Filter
 from ..filters.coefficients import Scalar, is_zero, lift, on_first_step
-from ..filters.filter import Filter
 from .arguments import checked_decay
 
 

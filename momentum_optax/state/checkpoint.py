@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import _checks
-from ..filters.filter import Filter
+from ..filters import Filter
 from ..filters.fingerprints import difference, fingerprint, is_fingerprint, noted
 from .checksums import checksum, dtype_name, has_checksum
 

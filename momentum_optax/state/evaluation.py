@@ -1,4 +1,4 @@
-"""`scale_by_momentum`: any rule as an Optax transformation. The one place with trees, dtypes, counters and storage."""
+"""`eval_params`: the point to evaluate, for rules that store a look-ahead point."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from .. import _checks
 from .._tree import absent, find_all, reboxed, unboxed
-from ..filters.filter import Filter
+from ..filters import Filter
 from ..storage.protocol import arithmetic_dtype
 from ..transform import MomentumState, _dot
 from .velocity import decoded

@@ -1,4 +1,4 @@
-"""`scale_by_momentum`: any rule as an Optax transformation. The one place with trees, dtypes, counters and storage."""
+"""`velocity`: the velocities in any optimizer state."""
 
 from typing import Any
 

@@ -1,15 +1,11 @@
-r"""Coefficients and learning rates from targets: curvatures, a length of memory, a noise gain, a loss to train.
-
-The functions that take L and mu, the largest and smallest curvature of a loss, are theorems with their numbers put in.
-`suggest` measures the curvature first. Nothing here replaces a search where a search can be paid for.
-"""
+"""Decays from the length of a memory or a noise gain, and learning rates that match."""
 
 import math
 from typing import Any
 
 from .. import _checks, analysis
 from ..analysis.arguments import reals
-from ..filters.filter import Filter
+from ..filters import Filter
 
 
 def decay_from_half_life(steps: Any) -> Any:

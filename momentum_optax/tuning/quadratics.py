@@ -1,14 +1,10 @@
-r"""Coefficients and learning rates from targets: curvatures, a length of memory, a noise gain, a loss to train.
-
-The functions that take L and mu, the largest and smallest curvature of a loss, are theorems with their numbers put in.
-`suggest` measures the curvature first. Nothing here replaces a search where a search can be paid for.
-"""
+"""Published optimal settings for quadratics and smooth strongly convex functions."""
 
 import dataclasses
 import math
 
 from .. import _checks, analysis, rules
-from ..filters.filter import Filter
+from ..filters import Filter
 
 
 @dataclasses.dataclass(frozen=True)

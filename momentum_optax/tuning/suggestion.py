@@ -1,8 +1,4 @@
-r"""Coefficients and learning rates from targets: curvatures, a length of memory, a noise gain, a loss to train.
-
-The functions that take L and mu, the largest and smallest curvature of a loss, are theorems with their numbers put in.
-`suggest` measures the curvature first. Nothing here replaces a search where a search can be paid for.
-"""
+"""`suggest`: a learning rate and a decay, measured on a loss and a batch."""
 
 import dataclasses
 import math

@@ -9,8 +9,8 @@ import optax
 
 from .. import _checks
 from .._tree import absent
+from ..filters import Filter, velocity_only_readout
 from ..filters.coefficients import PerLeafSchedule, is_zero, value_at
-from ..filters.filter import Filter
 from ..state.mismatch import check_kind
 from ..storage import Storage, resolve
 from ..transform import MomentumState, gains_of, run_filter, scale_by_momentum
@@ -91,7 +91,7 @@ def accumulated(
     if not _checks.is_schedule(every) and not _checks.is_scalar_array(every):
         _checks.integer("every", every, 1)
     rule, keep = rule.pruned(), resolve(storage)
-    readout = rule.readout()
+    readout = velocity_only_readout(rule)
     if readout is None:
         raise ValueError(
             "rule must have an update that is known to be a function of its new velocities alone (C = p A and D = p B, "

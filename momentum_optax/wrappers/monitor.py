@@ -11,7 +11,7 @@ import optax
 
 from .. import _checks
 from .._tree import absent, find_all, reboxed, to_trees, unboxed
-from ..filters.filter import Filter
+from ..filters import Filter
 from ..filters.fingerprints import difference, fingerprint, noted
 from ..state.mismatch import check_state
 from ..state.velocity import velocity

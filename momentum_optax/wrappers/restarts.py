@@ -10,8 +10,8 @@ import optax
 
 from .. import _checks
 from .._tree import absent
+from ..filters import Filter
 from ..filters.coefficients import is_zero, value_at
-from ..filters.filter import Filter
 from ..schedules import restarted
 from ..state.mismatch import check_state
 from ..state.velocity import velocity

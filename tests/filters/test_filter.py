@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import momentum_optax as mo
+from momentum_optax.filters import post_write_form, velocity_only_readout
 
 AGGMO = mo.aggregated((0.0, 0.9, 0.99))
 SUM = mo.Filter(1.0, 1.0, 1.0, 1.0)  # of all gradients so far
@@ -289,7 +290,7 @@ def test_optax_schedules_serve_as_coefficients():
     ],
 )
 def test_an_update_is_read_from_the_new_velocities_where_that_saves_multiplications(rule, late):
-    found = rule.late_readout()
+    found = post_write_form(rule)
     assert (found is None) == (late is None)
     if late:
         assert found[0] == pytest.approx(late[0])
@@ -310,7 +311,7 @@ def test_a_coefficient_that_is_nearly_one_is_not_taken_for_one(off, x64):
     ):
         runs = [mo.scale_by_momentum(rule)]
         # Micro-batches of one gradient, where they are possible: they read the update from the velocities too.
-        runs += [mo.accumulated(rule, 1)] if rule.readout() else []
+        runs += [mo.accumulated(rule, 1)] if velocity_only_readout(rule) else []
         for tx in runs:
             step = jax.jit(lambda state, g, tx=tx: tx.update(g, state)[::-1])
             _, got = jax.lax.scan(step, tx.init(jnp.zeros(())), jnp.asarray(signal))

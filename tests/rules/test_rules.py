@@ -9,17 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conformance import rule_functions
 from references import DIMENSION, START, TABLE, gradient, nesterov
 
 import momentum_optax as mo
 from momentum_optax import rules
 
 STEPS = 200
-PUBLIC = [
-    name
-    for name, value in vars(rules).items()
-    if inspect.isfunction(value) and value.__module__ == rules.__name__ and not name.startswith("_")
-]
+PUBLIC = list(rule_functions())
 ROWS = {str(row): row for row in TABLE}
 BY_RULE = {row.rule: row for row in reversed(TABLE)}  # the first row of each
 # Numbers, and random schedules for everything that can be scheduled.
@@ -45,7 +42,7 @@ def test_every_public_rule_has_a_row():
 def test_the_rows_of_a_rule_give_every_argument_of_it():
     for name in set(PUBLIC) - {"aggregated"}:  # its one argument is a tuple, given entry by entry
         given = set().union(*(row.constants for row in TABLE if row.rule == name))
-        assert given == set(inspect.signature(getattr(rules, name)).parameters), name
+        assert given == set(inspect.signature(rule_functions()[name]).parameters), name
 
 
 def test_two_references_of_one_rule_agree_on_numbers():
@@ -314,13 +311,13 @@ SYMBOLS = {
     "lion_mix": lambda b1, b2: {"b1": b1, "b2": b2},
     "muon_mix": lambda decay: {"beta": decay},
     "grokfast": lambda decay, amplification: {"alpha": decay, "lambda_": amplification},
-    "mars": lambda decay, gamma: {"beta": decay, "gamma": gamma},
+    "mars_mix": lambda decay, gamma: {"beta": decay, "gamma": gamma},
 }
 
 
 def stated_normal_form(name):
     """The text between the parentheses after "Normal form ...:" in a docstring as a Python expression, or None."""
-    text = " ".join(getattr(rules, name).__doc__.split())
+    text = " ".join(rule_functions()[name].__doc__.split())
     begin = re.search(r"Normal form[^:(]*: (?=\()", text)
     if begin is None:
         return None
@@ -415,7 +412,7 @@ ALLOWED = {
     "muon_mix": _DECAY,
     "grokfast": _DECAY | {"amplification": "[0, inf)"},
     "grokfast_average": {"window": "at least 2", "amplification": "[0, inf)"},
-    "mars": _DECAY | {"gamma": FINITE},
+    "mars_mix": _DECAY | {"gamma": FINITE},
     "nadam_mix": _DECAY | {"psi": "(0, inf)"},
     "adan_mix": {"b1": "[0, 1)", "b2": "[0, 1)"},
     "chebyshev": _CURVATURES,
@@ -467,7 +464,7 @@ def _message_name(rule, name):
 @every_argument
 def test_the_docstring_states_the_interval_that_is_checked(rule, name):
     name, allowed = ("decays" if rule == "aggregated" else name), ALLOWED[rule][name]
-    doc = getattr(rules, rule).__doc__
+    doc = rule_functions()[rule].__doc__
     entry = re.search(rf"^ +{name}: (.*?)(?=^ +\w+: |^\s*$)", doc, re.MULTILINE | re.DOTALL).group(1)
     assert ("finite" if allowed == FINITE else allowed) in " ".join(entry.split())
 

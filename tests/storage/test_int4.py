@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import momentum_optax as mo
+from momentum_optax.storage import _int4
 
 SHAPE = (8, 512)  # eight rows, each with its own scale
 FOUR = mo.storage.int4(min_size=1)
@@ -141,8 +142,8 @@ def test_a_zero_stays_one_under_any_noise():
 
     @jax.jit
     def read(scale):
-        codes = nibble._encode(jnp.zeros_like(noise), scale, jnp.zeros((1, 1)), noise)
-        return nibble._decode(codes, scale, noise)
+        codes = _int4._encode(jnp.zeros_like(noise), scale, jnp.zeros((1, 1)), noise)
+        return _int4._decode(codes, scale, noise)
 
     for size in (1.0, 1e-20, 1e20):
         np.testing.assert_array_equal(read(jnp.full((1, 1), size, jnp.float32)), 0)

@@ -15,6 +15,7 @@ import pytest
 from conformance import RULES, STORAGES, assert_bit_equal, avals, gradients, pointers, slot
 
 import momentum_optax as mo
+from momentum_optax.filters import velocity_only_readout
 
 
 class Row(NamedTuple):
@@ -37,7 +38,7 @@ def instead(function, *arguments):
 
 
 # The update of these is a function of the new velocity.
-FROM_VELOCITY = tuple(name for name, build in RULES.items() if build().pruned().readout() is not None)
+FROM_VELOCITY = tuple(name for name, build in RULES.items() if velocity_only_readout(build().pruned()) is not None)
 
 WRAPPERS = {
     "accumulated": instead(mo.accumulated, 2)._replace(rules=FROM_VELOCITY),

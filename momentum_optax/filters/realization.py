@@ -1,0 +1,66 @@
+"""Other ways to compute the update of a rule: read after the velocities are written, or from them alone."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .. import _checks
+from .coefficients import Coefficient
+
+if TYPE_CHECKING:
+    from .filter import Filter
+
+
+def post_write_form(rule: "Filter") -> tuple[float, tuple[float, ...], float] | None:
+    r"""The same update read after the write, $u = s (m v' + d g)$: s, m and d, where that saves multiplications.
+
+    None unless the coefficients are numbers and A is well conditioned. Heavy balls, averages, Nesterov and AggMo
+    gain; they were published in this form.
+    """
+    if not rule.is_constant or rule.order == 0:
+        return None
+    A, B, C, D = rule.matrices()
+    if not np.linalg.cond(A) < 1e3:
+        return None
+    m = np.linalg.solve(A.T, C)
+    weights = [_snap(float(x)) for x in (*m, D - m @ B)]
+    scale = max(weights, key=abs)
+    shared = [_snap(w / scale) for w in weights] if scale else weights
+    if set(shared) <= {0.0, 1.0}:
+        weights = shared
+    else:
+        scale = 1.0
+    saves = _multiplications([*weights, scale]) < _multiplications([*C, D])
+    return (scale, tuple(weights[:-1]), weights[-1]) if saves else None
+
+
+def velocity_only_readout(rule: "Filter") -> tuple[float, ...] | None:
+    r"""Numbers p with $C = p A$ and $D = p B$ at every step: the update is $u = p v'$, of new velocities alone.
+
+    None if there are none. They are found where the coefficients are numbers, and where C and D are a row of A
+    and its entry of B, as in `heavy_ball` and `ema`, whatever these are.
+    """
+    for i, row in enumerate(rule.A):
+        if _same(rule.D, rule.B[i]) and all(map(_same, rule.C, row)):
+            return tuple(float(j == i) for j in range(rule.order))
+    if not rule.is_constant or rule.order == 0:
+        return None
+    A, B, C, D = rule.matrices()
+    system, target = np.column_stack([A, B]).T, np.array([*C, D])
+    p = np.linalg.lstsq(system, target, rcond=None)[0]
+    fits = np.all(abs(system @ p - target) <= 1e-12 * max(1.0, abs(target).max()))
+    return tuple(_snap(float(x)) for x in p) if fits else None
+
+
+def _snap(x: float) -> float:
+    """`x`, or the whole number that it misses by rounding only."""
+    return float(round(x)) if abs(x - round(x)) < 1e-12 else x
+
+
+def _same(a: Coefficient, b: Coefficient) -> bool:
+    """Whether two coefficients are known to be equal at every step."""
+    return a is b or (_checks.is_number(a) and _checks.is_number(b) and a == b)
+
+
+def _multiplications(weights: list[float]) -> int:
+    return sum(w not in (0.0, 1.0) for w in weights)
