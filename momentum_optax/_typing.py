@@ -1,0 +1,20 @@
+"""Types that the package shares: names for what JAX and Optax leave untyped."""
+
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+
+# Any tree of JAX: containers around leaves, with None and `optax.MaskedNode` for what is left out.
+PyTree: TypeAlias = Any
+# The structure of a tree; JAX's stubs hide its methods.
+TreeDef: TypeAlias = Any
+# The keys that lead to a leaf, as `jax.tree_util.tree_leaves_with_path` gives them.
+KeyPath: TypeAlias = tuple[Any, ...]
+# What a tree holds where an array is, or will be.
+Leaf: TypeAlias = "jax.Array | np.ndarray | jax.ShapeDtypeStruct"
+# A real number: Python's or NumPy's, or a scalar array, traced or not.
+Number: TypeAlias = "float | np.ndarray | jax.Array"
+# The number of a step or of a leaf's gradients.
+Count: TypeAlias = "int | jax.Array"
+DType: TypeAlias = Any
