@@ -27,8 +27,8 @@ from examples import demo
 
 WORKERS, EVERY, RATE = 4, 20, 0.01
 WAYS = {
-    "averaging": (mo.outer.averaging(), 8 / EVERY),
-    "averaging, int8 exchange": (mo.outer.averaging(exchange="int8"), (WORKERS - 1) / EVERY),
+    "averaging": (mo.outer.local_sgd(), 8 / EVERY),
+    "averaging, int8 exchange": (mo.outer.local_sgd(exchange="int8"), (WORKERS - 1) / EVERY),
     "DiLoCo": (mo.outer.diloco(), 8 / EVERY),
     "DiLoCo, int8 exchange": (mo.outer.diloco(exchange="int8"), (WORKERS - 1) / EVERY),
     "DiLoCo, int8 velocity": (mo.outer.diloco(storage=mo.storage.int8(min_size=1)), 8 / EVERY),

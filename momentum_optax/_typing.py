@@ -18,3 +18,7 @@ Number: TypeAlias = "float | np.ndarray | jax.Array"
 # The number of a step or of a leaf's gradients.
 Count: TypeAlias = "int | jax.Array"
 DType: TypeAlias = Any
+# The axis of `shard_map` or `vmap` along which workers are, or several; None for a single worker.
+AxisName: TypeAlias = "str | tuple[str, ...] | None"
+# What `json` reads and writes.
+JSON: TypeAlias = Any

@@ -19,10 +19,16 @@ import optax
 from . import _checks
 from .filters import Filter
 from .filters.coefficients import Scalar, value_at
+from .state.mismatch import check_state
 from .storage.protocol import SUPPORTED, arithmetic_dtype
 
 # Steps are counted in int32.
 _BITS = 31
+
+_REMEDY = (
+    "after flush of the old one, begin with init(table); a state restored without its class comes back by "
+    "mo.checkpoint.from_fields(mo.checkpoint.fields(state), init(table))"
+)
 
 
 # More rows than this are taken in parts: the temporaries stay small, and rows that were given twice cost nothing.
@@ -101,6 +107,7 @@ def row_sparse(rule: Filter, learning_rate: Scalar) -> RowSparse:
     Raises:
       TypeError: If an argument has the wrong type; at `init` if the table has no rows axis or another dtype; at
         `update` if `rows` are no integers, or `mask` is not of bool.
+      StateMismatchError: At `read`, `update` and `flush`, a `ValueError`, if the state is of another optimizer or rule.
       ValueError: If the rule has a coefficient that is not a number, or `learning_rate` is out of range; at `update` if
         shapes do not fit, or what says which rows there are is missing or too much.
 
@@ -117,6 +124,7 @@ def row_sparse(rule: Filter, learning_rate: Scalar) -> RowSparse:
     _checks.within("learning_rate", learning_rate, "[0, inf)")
     rule = rule.pruned()
     powers = _powers(rule)
+    expected = RowSparseState(..., (...,) * rule.order, ...)
 
     def init(table: Any) -> RowSparseState:
         _check_table(table)
@@ -135,6 +143,7 @@ def row_sparse(rule: Filter, learning_rate: Scalar) -> RowSparse:
         return table.astype(dtype) - _combined(c, velocity), tuple(_combined(row, velocity) for row in A)
 
     def read(table: Any, state: RowSparseState, rows: Any) -> Any:
+        check_state(state, expected, _REMEDY)
         rows = _checked_rows(rows, table)
         missed = state.step - _take(state.last, rows)
         values, _ = moved(_take(table, rows), tuple(_take(v, rows) for v in state.velocity), missed)
@@ -156,6 +165,7 @@ def row_sparse(rule: Filter, learning_rate: Scalar) -> RowSparse:
     def update(
         table: Any, state: RowSparseState, gradient: Any, rows: Any = None, *, mask: Any = None, size: Any = None
     ) -> tuple[Any, RowSparseState]:
+        check_state(state, expected, _REMEDY)
         if mask is not None:
             if rows is not None:
                 raise ValueError("rows must be None with a mask, got both")
@@ -173,6 +183,7 @@ def row_sparse(rule: Filter, learning_rate: Scalar) -> RowSparse:
         return table, state._replace(step=optax.safe_increment(state.step))
 
     def flush(table: Any, state: RowSparseState) -> tuple[Any, RowSparseState]:
+        check_state(state, expected, _REMEDY)
         values, velocity = moved(table, state.velocity, state.step - state.last)
         return values.astype(table.dtype), RowSparseState(state.step, velocity, jnp.full_like(state.last, state.step))
 

@@ -29,7 +29,7 @@ ALLOWED = {
         *("_checks", "_tree", "filters", "optimizers", "rules", "state.mismatch", "storage", "transform", "wrappers")
     },
     "distributed": {*("_checks", "_tree", "apply", "optimizers", "rules", "state.mismatch", "storage", "transform")},
-    "embeddings": {"_checks", "filters", "storage"},
+    "embeddings": {"_checks", "filters", "state.mismatch", "storage"},
     "filters": {"_checks"},
     "interop": {
         *("_checks", "_tree", "filters", "optimizers", "rules", "schedules", "state.velocity", "storage", "transform")

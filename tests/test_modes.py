@@ -247,7 +247,7 @@ def test_workers_meet_in_the_strictest_modes(name, dtype):
     def meet(p):
         extra = {"inner_learning_rate": jnp.float32(0.1)} if name == "slowmo" else {}
         _, state = kind.sync(p, kind.init(p), axis_name="workers", **extra)
-        return kind.adopt(p, state, keep=jnp.float32(0.5))
+        return kind.pull(p, state, retain=jnp.float32(0.5))
 
     def run(p):
         return jax.vmap(meet, axis_name="workers")(p)

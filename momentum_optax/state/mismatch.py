@@ -1,11 +1,13 @@
-"""What to say of a state that another optimizer made: what differs, and the call that converts it."""
+"""The error for a state that another optimizer made: where it differs, and the call that makes it fit."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import optax
+
+from .._typing import PyTree
 
 _CONVERT = "mo.convert(opt_state, storage, like=tx.init(params)) makes it fit"
 
@@ -14,164 +16,223 @@ _CONVERT = "mo.convert(opt_state, storage, like=tx.init(params)) makes it fit"
 _OPTAX = (optax.TraceState, optax.EmaState, optax.ScaleByLionState, optax.ScaleByAdamState)
 
 
-_WITHOUT = {
+_MISSING = {
     "step": "counts no steps, which a schedule or the rounding of a storage reads",
-    "age": "has no ages of leaves, which a first step of its own reads",
+    "age": "has no ages of leaves, which a special first step reads",
 }
 
 
-_WITH = {
-    "age": "has ages of leaves, for a first step of its own, which this rule has not",
+_SURPLUS = {
+    "age": "has ages of leaves, for a special first step, which this rule does not have",
     "gain": "has the gains of debias=True, and this optimizer has debias=False",
 }
 
 
 class StateMismatchError(ValueError):
-    """A state is not one of the optimizer that got it."""
+    """A state does not belong to the optimizer that received it."""
 
 
-def check_kind(state: Any, kind: type) -> None:
+class Mismatch(NamedTuple):
+    """A difference between two states.
+
+    Attributes:
+      problem: A clause that says what differs.
+      remedy: A clause with the call that helps.
+    """
+
+    problem: str
+    remedy: str = _CONVERT
+
+
+def check_kind(state: PyTree, kind: type) -> None:
     """Raise `StateMismatchError` unless `state` is of the class `kind`."""
-    if not isinstance(state, kind):
-        raise StateMismatchError(_other_kind(state, kind))
+    _raise_first(_kind_mismatch(state, kind))
 
 
-def check_state(state: Any, expected: Any) -> None:
-    """Raise `StateMismatchError` at the first difference that `describe_mismatch` finds."""
-    problem = describe_mismatch(state, expected)
-    if problem:
-        raise StateMismatchError(problem)
-
-
-def describe_mismatch(state: Any, expected: Any) -> str | None:
-    """Where a state first differs from the one that is expected, with the way out; None if nowhere.
+def check_state(state: PyTree, expected: PyTree, remedy: str | None = None) -> None:
+    """Raise `StateMismatchError` at the first difference that `find_mismatch` finds.
 
     Args:
       state: What `update` was given.
-      expected: Of the structure that `init` gives, for any parameters, or with `...` for what is not looked at: classes
-        and what is None are compared, leaves are not, but for the kind of a NumPy scalar. A step that nobody reads does
-        no harm.
+      expected: As for `find_mismatch`.
+      remedy: For a state that `convert` cannot make, the way out to name in its place.
+    """
+    _raise_first(find_mismatch(state, expected), remedy)
+
+
+def find_mismatch(state: PyTree, expected: PyTree) -> Mismatch | None:
+    """The first difference between a state and the one that is expected, or None.
+
+    Args:
+      state: What `update` was given.
+      expected: Of the structure that `init` gives, for any parameters; `...` stands for anything. Classes and which
+        entries are None are compared; leaves are not, except for the kind of a NumPy scalar's dtype. A step that
+        nothing reads is accepted.
 
     Returns:
-      A sentence of less than 300 characters.
+      A `Mismatch`, whose two clauses together have fewer than 300 characters.
     """
     if _is_named(expected):
         return _named_mismatch(state, expected)
     if isinstance(expected, tuple | list):
-        if not isinstance(state, tuple | list) or _is_named(state) or len(state) != len(expected):
-            return f"the state must be a chain of {len(expected)} states, got {_kind(state)}: {_way_out(state)}"
-        return _first(zip(state, expected, strict=True))
+        return _chain_mismatch(state, expected)
     if isinstance(expected, Mapping) and isinstance(state, Mapping) and state.keys() == expected.keys():
         return _first((state[name], expected[name]) for name in expected)
     if isinstance(expected, np.generic) and np.dtype(state.dtype).kind != expected.dtype.kind:
-        return f"the state holds {state.dtype} where this optimizer has {expected.dtype}: {_CONVERT}"
+        return Mismatch(f"the state holds {state.dtype} where this optimizer has {expected.dtype}")
     return None
 
 
-def explained(update: Callable[..., Any], init: Callable[[Any], Any]) -> Callable[..., Any]:
-    """The `update` of a chain, whose errors say what is wrong with the state if something is, as Optax's own do not."""
+def explained(
+    update: Callable[..., tuple[optax.Updates, optax.OptState]], init: Callable[[optax.Params], optax.OptState]
+) -> Callable[..., tuple[optax.Updates, optax.OptState]]:
+    """The `update` of a chain with an error for a state that does not fit, in place of Optax's own errors."""
 
-    def run(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    def check(state: PyTree, params: PyTree) -> None:
+        check_state(state, jax.eval_shape(init, params))
+
+    def run(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra: object
+    ) -> tuple[optax.Updates, optax.OptState]:
+        like = updates if params is None else params
         if _is_named(state) or isinstance(state, Mapping):
             # A chain would take its fields for the states of its members.
-            check_state(state, jax.eval_shape(init, updates if params is None else params))
+            check(state, like)
         try:
             return update(updates, state, params, **extra)
         except StateMismatchError:
             raise
         except (AttributeError, TypeError, ValueError):
-            check_state(state, jax.eval_shape(init, updates if params is None else params))
+            check(state, like)
             raise
 
     return run
 
 
 def without_momentum() -> optax.GradientTransformation:
-    """`optax.identity` in the place of a momentum, which refuses the state of one rather than to drop its velocity."""
+    """`optax.identity` in the place of a momentum; it refuses the state of one instead of dropping its velocity."""
 
-    def update(updates: Any, state: Any, params: Any = None) -> Any:
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
         del params
-        if _found(state, lambda x: _is_momentum(x) or isinstance(x, _OPTAX)):
-            raise StateMismatchError(
-                f"the state must be of an optimizer without momentum, got {_kind(state)}: {_CONVERT}"
-            )
+        if _has(state, lambda x: _is_momentum(x) or isinstance(x, _OPTAX)):
+            _raise_first(Mismatch(f"the state must be of an optimizer without momentum, got {_kind(state)}"))
         return updates, state
 
     return optax.GradientTransformation(optax.init_empty_state, update)
 
 
-def _first(pairs: Iterable[tuple[Any, Any]]) -> str | None:
-    return next(filter(None, (describe_mismatch(old, new) for old, new in pairs)), None)
+def _raise_first(found: Mismatch | None, remedy: str | None = None) -> None:
+    if found is not None:
+        raise StateMismatchError(f"{found.problem}: {remedy or found.remedy}")
 
 
-def _named_mismatch(state: Any, expected: Any) -> str | None:
+def _first(pairs: Iterable[tuple[PyTree, PyTree]]) -> Mismatch | None:
+    return next(filter(None, (find_mismatch(old, new) for old, new in pairs)), None)
+
+
+def _chain_mismatch(state: PyTree, expected: "tuple[PyTree, ...] | list[PyTree]") -> Mismatch | None:
+    """The first difference from a chain of states."""
+    if not isinstance(state, tuple | list) or _is_named(state) or len(state) != len(expected):
+        return Mismatch(f"the state must be a chain of {len(expected)} states, got {_kind(state)}", _remedy(state))
+    return _first(zip(state, expected, strict=True))
+
+
+def _kind_mismatch(state: PyTree, kind: type) -> Mismatch | None:
+    if isinstance(state, kind):
+        return None
+    return Mismatch(f"the state must be a {kind.__name__}, got {_kind(state)}", _remedy(state))
+
+
+def _named_mismatch(state: PyTree, expected: PyTree) -> Mismatch | None:
     """The first difference from a NamedTuple."""
-    if not isinstance(state, type(expected)):
-        return _other_kind(state, type(expected))
+    kind = _kind_mismatch(state, type(expected))
+    if kind is not None:
+        return kind
     if _is_momentum(expected):
         return _momentum_mismatch(state, expected)
     for name, old, new in zip(expected._fields, state, expected, strict=True):
         if (old is None) != (new is None) and (name != "step" or old is None):
             has = "has no" if old is None else "has a"
-            return f"the {type(expected).__name__} {has} {name}, unlike this optimizer's: {_CONVERT}"
+            return Mismatch(f"the {type(expected).__name__} {has} {name}, unlike this optimizer's")
+        if _is_count(new) and (not isinstance(old, tuple | list) or len(old) != len(new)):
+            problem = f"the {type(expected).__name__} must have {len(new)} entries in {name}, got {_kind(old)}"
+            return Mismatch(problem, _remedy(state))
     return _first(zip(state, expected, strict=True))
 
 
-def _momentum_mismatch(state: Any, expected: Any) -> str | None:
+def _momentum_mismatch(state: PyTree, expected: PyTree) -> Mismatch | None:
     """The first difference of two states of `scale_by_momentum`."""
-    if type(state.velocity) is not type(expected.velocity):
-        kept, wanted = _kind(state.velocity), _kind(expected.velocity)
-        return f"the state keeps its velocities in {kept}, and this optimizer in {wanted}: {_way_out(state)}"
-    order, wanted_order = len(state.velocity[0]), len(expected.velocity[0])
-    if order != wanted_order:
-        return (
-            f"the state is of another rule: it keeps {order} velocities of each leaf and this one {wanted_order}, "
-            "which mo.convert cannot make of them; begin with tx.init(params)"
-        )
-    for name, what in _WITHOUT.items():
+    return _storage_mismatch(state, expected) or _order_mismatch(state, expected) or _counts_mismatch(state, expected)
+
+
+def _storage_mismatch(state: PyTree, expected: PyTree) -> Mismatch | None:
+    if type(state.velocity) is type(expected.velocity):
+        return None
+    stored, wanted = _kind(state.velocity), _kind(expected.velocity)
+    return Mismatch(f"the state keeps its velocities in {stored}, and this optimizer in {wanted}", _remedy(state))
+
+
+def _order_mismatch(state: PyTree, expected: PyTree) -> Mismatch | None:
+    order, wanted = len(state.velocity[0]), len(expected.velocity[0])
+    if order == wanted:
+        return None
+    return Mismatch(
+        f"the state is of another rule: it keeps {order} velocities of each leaf and this one {wanted}",
+        "mo.convert cannot make these of those; begin with tx.init(params)",
+    )
+
+
+def _counts_mismatch(state: PyTree, expected: PyTree) -> Mismatch | None:
+    """The first difference in what a state counts beside its velocities."""
+    for name, what in _MISSING.items():
         if getattr(state, name) is None and getattr(expected, name) is not None:
-            return f"the state {what}: {_CONVERT}"
-    for name, what in _WITH.items():
+            return Mismatch(f"the state {what}")
+    for name, what in _SURPLUS.items():
         if getattr(state, name) is not None and getattr(expected, name) is None:
-            return f"the state {what}: {_CONVERT}"
+            return Mismatch(f"the state {what}")
     if state.gain is None and expected.gain is not None:
-        return (
-            "the state has no gains, which debias=True reads: they depend on the rule and on every step so far, so "
-            "that mo.convert cannot add them; go on with debias=False or begin with tx.init(params)"
+        return Mismatch(
+            "the state has no gains, which debias=True reads",
+            "they depend on the rule and on every step so far, so mo.convert cannot add them; continue with "
+            "debias=False or begin with tx.init(params)",
         )
     return None
 
 
-def _other_kind(state: Any, kind: type) -> str:
-    return f"the state must be a {kind.__name__}, got {_kind(state)}: {_way_out(state)}"
-
-
-def _way_out(state: Any) -> str:
+def _remedy(state: PyTree) -> str:
     """The call that makes this optimizer's state of `state`."""
-    if isinstance(state, Mapping) or _found(state, lambda x: isinstance(x, Mapping) and "velocity" in x):
+    if isinstance(state, Mapping) or _has(state, lambda x: isinstance(x, Mapping) and "velocity" in x):
         return (
             "restored without its NamedTuples; mo.checkpoint.from_fields(mo.checkpoint.fields(opt_state), "
             "tx.init(params)) gives them back"
         )
-    if not _found(state, _is_momentum) and _found(state, lambda x: isinstance(x, _OPTAX)):
+    if not _has(state, _is_momentum) and _has(state, lambda x: isinstance(x, _OPTAX)):
         return "mo.interop.from_optax(tx.init(params), opt_state) takes Optax's velocity over, else mo.convert"
     return _CONVERT
 
 
-def _found(state: Any, test: Callable[[Any], bool]) -> bool:
+def _has(state: PyTree, test: Callable[[PyTree], bool]) -> bool:
+    """Whether a node of the tree passes a test."""
     return any(map(test, jax.tree.leaves(state, is_leaf=test)))
 
 
-def _is_named(x: Any) -> bool:
+def _is_named(x: object) -> bool:
     return isinstance(x, tuple) and hasattr(x, "_fields")
 
 
-def _is_momentum(x: Any) -> bool:
+def _is_count(x: object) -> bool:
+    """Whether `x` is a tuple that says nothing but its length."""
+    return isinstance(x, tuple) and not _is_named(x) and all(entry is ... for entry in x)
+
+
+def _is_momentum(x: PyTree) -> bool:
     # By its fields: the class is in `transform`, which checks its states here.
     return _is_named(x) and x._fields == ("velocity", "step", "age", "gain")
 
 
-def _kind(state: Any) -> str:
+def _kind(state: PyTree) -> str:
     if isinstance(state, tuple | list) and not _is_named(state):
         return f"a {type(state).__name__} of {len(state)}"
     return f"a {type(state).__name__}"
