@@ -124,7 +124,6 @@ def row_sparse(rule: Filter, learning_rate: Scalar) -> RowSparse:
     _checks.within("learning_rate", learning_rate, "[0, inf)")
     rule = rule.pruned()
     powers = _powers(rule)
-    expected = RowSparseState(..., (...,) * rule.order, ...)
 
     def init(table: Any) -> RowSparseState:
         _check_table(table)
@@ -143,7 +142,7 @@ def row_sparse(rule: Filter, learning_rate: Scalar) -> RowSparse:
         return table.astype(dtype) - _combined(c, velocity), tuple(_combined(row, velocity) for row in A)
 
     def read(table: Any, state: RowSparseState, rows: Any) -> Any:
-        check_state(state, expected, _REMEDY)
+        _check_fit(state, rule)
         rows = _checked_rows(rows, table)
         missed = state.step - _take(state.last, rows)
         values, _ = moved(_take(table, rows), tuple(_take(v, rows) for v in state.velocity), missed)
@@ -165,7 +164,7 @@ def row_sparse(rule: Filter, learning_rate: Scalar) -> RowSparse:
     def update(
         table: Any, state: RowSparseState, gradient: Any, rows: Any = None, *, mask: Any = None, size: Any = None
     ) -> tuple[Any, RowSparseState]:
-        check_state(state, expected, _REMEDY)
+        _check_fit(state, rule)
         if mask is not None:
             if rows is not None:
                 raise ValueError("rows must be None with a mask, got both")
@@ -183,11 +182,16 @@ def row_sparse(rule: Filter, learning_rate: Scalar) -> RowSparse:
         return table, state._replace(step=optax.safe_increment(state.step))
 
     def flush(table: Any, state: RowSparseState) -> tuple[Any, RowSparseState]:
-        check_state(state, expected, _REMEDY)
+        _check_fit(state, rule)
         values, velocity = moved(table, state.velocity, state.step - state.last)
         return values.astype(table.dtype), RowSparseState(state.step, velocity, jnp.full_like(state.last, state.step))
 
     return RowSparse(init, read, update, flush)
+
+
+def _check_fit(state: Any, rule: Filter) -> None:
+    """Raise unless the state is of row-sparse momentum with a rule of this order."""
+    check_state(state, RowSparseState(..., (...,) * rule.order, ...), _REMEDY)
 
 
 def _powers(rule: Filter) -> tuple[np.ndarray, np.ndarray]:

@@ -1,9 +1,9 @@
-"""Restores damaged copies of a checkpoint: `python tests/damaged.py DIRECTORY`.
+"""Restores damaged copies of a checkpoint: `python tests/state/checkpoint/damaged.py DIRECTORY`.
 
 Every file of a small checkpoint is cut in half and removed, one at a time. For each damage it prints a line of JSON:
 the file's folder, what was done to it, and whether restoring was refused, gave the whole state, or gave another one.
-`test_checkpoint.py` reads the lines. This is a process of its own because a failed restore leaves coroutines in Orbax'
-event loop, which another thread drops at any later time, with warnings that a test suite would charge to any test.
+`test_resumed_runs.py` reads the lines. This runs in a separate process because a failed restore leaves coroutines in
+Orbax' event loop, which another thread drops at any later time, with warnings that would be charged to any test.
 """
 
 import json
@@ -13,7 +13,7 @@ import sys
 
 import jax
 import numpy as np
-from test_checkpoint import restored, saved, small_run
+from state.checkpoint.orbax_runs import restored, saved, small_run
 
 
 def damage(source, target, name, how):

@@ -1,7 +1,7 @@
-"""A training run that may be killed at any moment: `python tests/resumable.py DIRECTORY STEPS`.
+"""A training run that may be killed at any moment: `python tests/state/checkpoint/resumable.py DIRECTORY STEPS`.
 
 It checkpoints every few steps, goes on from the last checkpoint when it is started again, and writes its last state to
-DIRECTORY/final.npz. `test_checkpoint.py` kills it. It prints where it began and each step that it made.
+DIRECTORY/final.npz. `test_resumed_runs.py` kills it. It prints where it began and each step that it made.
 """
 
 import pathlib

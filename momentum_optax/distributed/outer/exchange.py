@@ -1,0 +1,62 @@
+"""The mean of pseudo-gradients over the workers: exact, or one byte per parameter with error feedback."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..._tree import to_trees
+from ..._typing import AxisName, Number, PyTree, TreeDef
+from ...storage.protocol import arithmetic_dtype
+
+
+def total(x: jax.Array, axis_name: AxisName) -> jax.Array:
+    """The sum over the workers; `x` for a single worker without an axis."""
+    return x if axis_name is None else jax.lax.psum(x, axis_name)
+
+
+def share_of(weight: Number, axis_name: AxisName) -> jax.Array:
+    """This worker's weight over the sum of all weights; 0 where they sum to 0."""
+    own = jnp.asarray(weight, jnp.result_type(weight, jnp.float32))
+    whole = total(own, axis_name)
+    return own / jnp.where(whole > 0, whole, 1)
+
+
+def exact_mean(progress: PyTree, share: jax.Array, axis_name: AxisName) -> PyTree:
+    """The weighted mean of all workers' progress, summed in its own dtype."""
+    return jax.tree.map(lambda d: total(d * share.astype(d.dtype), axis_name), progress)
+
+
+def byte_mean(progress: PyTree, residual: PyTree, share: jax.Array, axis_name: AxisName) -> tuple[PyTree, PyTree]:
+    """The weighted mean of what all workers send in bytes, and the residual that this one sends later."""
+
+    def exchanged(d: jax.Array | None, r: jax.Array) -> tuple[jax.Array | None, jax.Array]:
+        if d is None:
+            return None, r
+        wanted = d + r
+        codes, scale = _encoded(wanted)
+        # Bytes and scales travel; each receiver decodes.
+        all_codes, all_scales = (_gathered(x, axis_name) for x in (codes, scale))
+        shares = _gathered(share, axis_name).reshape(-1, *(1,) * d.ndim)
+        mean = (all_codes.astype(jnp.float32) * (all_scales * shares).astype(jnp.float32)).sum(0).astype(d.dtype)
+        sent = (codes.astype(jnp.float32) * scale).astype(d.dtype)
+        # A missing worker has sent nothing.
+        return mean, jnp.where(share > 0, wanted - sent, r)
+
+    treedef: TreeDef = jax.tree.structure(residual)
+    pairs = list(map(exchanged, treedef.flatten_up_to(progress), jax.tree.leaves(residual)))
+    means, residuals = to_trees(pairs, treedef, jax.tree.structure((0, 0)))
+    return means, residuals
+
+
+def _gathered(x: jax.Array, axis_name: AxisName) -> jax.Array:
+    """One entry per worker along a first axis."""
+    return x[None] if axis_name is None else jax.lax.all_gather(x, axis_name)
+
+
+def _encoded(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Whole multiples of one scale per row, rounded to nearest: error feedback sends the rest later."""
+    axes = tuple(range(1, x.ndim)) if x.ndim > 1 else None
+    scale = jnp.max(jnp.abs(x.astype(jnp.float32)), axes, keepdims=True) * np.float32(1 / 127)
+    wide = x.astype(arithmetic_dtype(x.dtype))
+    codes = jnp.round(wide / jnp.where(scale > 0, scale, 1).astype(wide.dtype)).astype(jnp.int8)
+    return codes, scale

@@ -1,0 +1,109 @@
+"""Migrations: older formats and versions, other optimizers and storages."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from conformance import assert_bit_equal
+from state.checkpoint.orbax_runs import BYTES, PARAMS, P, abstract, gradients, placed, saved, small_run, with_shardings
+
+import momentum_optax as mo
+from momentum_optax.state.checkpoint import CheckpointError, check, describe, fields, formats, from_fields, migrate
+
+
+@pytest.mark.parametrize(
+    ("migrations", "message"),
+    [
+        ({0: 3}, r"migrations must hold a function from version 0, got 3"),
+        ({"0": dict}, r"migrations must have whole numbers as keys, got '0'"),
+        ({0.5: dict}, r"migrations must have whole numbers as keys, got 0\.5"),
+        ({True: dict}, r"migrations must have whole numbers as keys, got True"),
+        ({-1: dict}, r"migrations must have whole numbers as keys, got -1"),
+        ([dict], r"migrations must map versions to functions, got \["),
+        (dict, r"migrations must map versions to functions, got <class"),
+    ],
+)
+def test_migrations_that_are_none_are_named(migrations, message):
+    state = {"a": jnp.ones(3)}
+    with pytest.raises(CheckpointError, match=message):
+        migrate(state, describe(state), state, migrations)
+
+
+def test_an_older_format_and_an_older_version_become_todays(monkeypatch):
+    tx = mo.sgd(0.1, 0.9, storage=BYTES)
+    state, target = small_run()["opt_state"], abstract(tx)
+    assert_bit_equal(migrate(state, describe(state), target), state)
+    # A format in which the step had another name, and a version in which codes came in a wider type.
+    older = {
+        k.replace("/step", "/count"): x.astype(jnp.int16) if x.dtype == jnp.int8 else x
+        for k, x in fields(state).items()
+    }
+    layout = describe(older, version=2)
+    monkeypatch.setattr(formats, "FORMAT", 2)
+    seen = []
+
+    def renamed(leaves):
+        seen.append("format 1")
+        return {k.replace("/count", "/step"): x for k, x in leaves.items()}
+
+    def narrowed(leaves):
+        seen.append("version 2")
+        return {k: x.astype(jnp.int8) if "/codes/" in k and x.ndim else x for k, x in leaves.items()}
+
+    def same(leaves):
+        seen.append("version 3")
+        return leaves
+
+    with pytest.raises(CheckpointError, match=r"have format 2, got 1: migrate"):
+        check(layout, target)
+    with pytest.raises(CheckpointError, match=r"must hold a function from format 1, got \[\]"):
+        migrate(older, layout, target)
+    monkeypatch.setattr(formats, "UPGRADES", {1: renamed})
+    new = migrate(older, layout, target, {1: same, 2: narrowed, 3: same})
+    assert_bit_equal(new, state)
+    assert seen == ["format 1", "version 2", "version 3"]
+    with pytest.raises(CheckpointError, match=r"must hold a function from version 3, got \[2, 4\]"):
+        migrate(older, layout, target, {2: narrowed, 4: same})
+    with pytest.raises(CheckpointError, match=r"have version 1 or an older one, got 2"):
+        migrate(older, layout, target, {0: same})
+    with pytest.raises(CheckpointError, match=r"2/velocity/codes/0/b must be int8\[64\], got int16\[64\]"):
+        migrate(older, layout, target, {2: same})
+    with pytest.raises(TypeError, match=r"migration from version 2 must return a mapping from paths, got None"):
+        migrate(older, layout, target, {2: lambda leaves: None})
+    with pytest.raises(CheckpointError, match=r"^2/count must have the checksum"):
+        migrate(older | {"2/count": older["2/count"] + 1}, layout, target, {2: narrowed})
+
+
+def test_another_optimizer_and_another_storage_become_ours_on_a_mesh(tmp_path):
+    byte = mo.storage.int8(min_size=512)
+    theirs, ours, small = optax.sgd(0.1, 0.9), mo.sgd(0.1, 0.9), mo.sgd(0.1, 0.9, storage=byte)
+    old = theirs.init(PARAMS)
+    for t in range(3):
+        _, old = theirs.update(gradients(t), old)
+    path = saved(tmp_path / "ckpt", old)
+    with ocp.CheckpointManager(path) as manager:
+        layout = manager.restore(0, args=ocp.args.Composite(layout=ocp.args.JsonRestore())).layout
+        # Without a target: lists and dictionaries in place of the tuples.
+        plain = manager.restore(0, args=ocp.args.Composite(state=ocp.args.StandardRestore())).state
+    assert isinstance(plain, list)
+    _, shardings = placed((2, 4))
+    target = with_shardings(abstract(small), mo.sharding.state_shardings(small, PARAMS, shardings))
+
+    to_bytes = jax.jit(lambda state: mo.convert(state, byte, like=abstract(small)))
+
+    def from_optax(leaves):
+        return fields(to_bytes(mo.interop.from_optax(ours.init(PARAMS), from_fields(leaves, abstract(theirs)))))
+
+    with pytest.raises(CheckpointError, match=r"^0 must be a EmptyState, got a TraceState"):
+        check(layout, target)
+    state = migrate(plain, layout, target, {0: from_optax})
+    assert_bit_equal(state, to_bytes(mo.interop.from_optax(ours.init(PARAMS), old)))
+    assert state[2].velocity.codes[0]["w"].sharding.spec == P("data", "model")
+    # Three steps of the heavy ball in NumPy, and a byte's error.
+    v = np.zeros((16, 64))
+    for t in range(3):
+        v = 0.9 * v + np.asarray(gradients(t)["w"], np.float64)
+    (got,) = mo.velocity(state)
+    assert np.linalg.norm(got["w"] - v) < 0.03 * np.linalg.norm(v)
