@@ -19,7 +19,7 @@ import optax
 from . import _checks
 from .filters import Filter
 from .filters.coefficients import Scalar, value_at
-from .state.mismatch import check_state
+from .state.mismatch import ANYTHING, check_state
 from .storage.protocol import SUPPORTED, arithmetic_dtype
 
 # Steps are counted in int32.
@@ -191,7 +191,7 @@ def row_sparse(rule: Filter, learning_rate: Scalar) -> RowSparse:
 
 def _check_fit(state: Any, rule: Filter) -> None:
     """Raise unless the state is of row-sparse momentum with a rule of this order."""
-    check_state(state, RowSparseState(..., (...,) * rule.order, ...), _REMEDY)
+    check_state(state, RowSparseState(ANYTHING, (ANYTHING,) * rule.order, ANYTHING), _REMEDY)
 
 
 def _powers(rule: Filter) -> tuple[np.ndarray, np.ndarray]:

@@ -1,30 +1,36 @@
-"""Where an optimizer's state lives: with its parameters, spread further over a data axis, or in the host's memory.
+"""Placement of an optimizer's state: with its parameters, spread further over a data axis, or in host memory.
 
-The engine is JAX's own: `jit` with `NamedSharding`. What is here says which part of a state goes where.
+Placement is by `jax.jit` and `NamedSharding`; the functions here return the sharding of each part of a state.
 """
 
-import math
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias, cast
 
 import jax
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from .. import _checks, _tree
+from .._typing import Leaf, PyTree
+from .specs import axes_of, is_spec, names_in, restricted, spec_of_part, spread
+
+# A tree of `NamedSharding`.
+Shardings: TypeAlias = PyTree
+
 
 _WHOLE = PartitionSpec()
 
 
-def state_shardings(tx: optax.GradientTransformation, params: Any, shardings: Any) -> Any:
+def state_shardings(tx: optax.GradientTransformation, params: optax.Params, shardings: Shardings) -> Shardings:
     """The shardings of an optimizer's state that follow those of the parameters.
 
         shardings = mo.sharding.state_shardings(tx, params, params_shardings)
         state = jax.jit(tx.init, out_shardings=shardings)(params)
 
-    A part of the state that belongs to a parameter is split as that is, along each axis that still has the parameter's
-    length; scales and other parts of length 1 are whole along those axes, and what belongs to no parameter is whole on
-    every device. Works for any chain of Optax and of this package, masks, partitions and compressed states included.
+    A part of the state that belongs to a parameter is split as the parameter is, along each axis on which both have the
+    same length; scales and other parts of length 1 are replicated along their axes, and what belongs to no parameter is
+    replicated on every device. Works for any chain of Optax and of this package, with masks, partitions and compressed
+    states.
 
     Args:
       tx: The optimizer.
@@ -35,16 +41,16 @@ def state_shardings(tx: optax.GradientTransformation, params: Any, shardings: An
       A tree of `NamedSharding` of the structure of `tx.init(params)`.
 
     Raises:
-      TypeError: If an entry of `shardings` is no `NamedSharding`.
-      ValueError: If there is none, or they are on different meshes.
+      TypeError: If an entry of `shardings` is not a `NamedSharding`.
+      ValueError: If there are no shardings, or they are on different meshes.
     """
     _checks.transformation("tx", tx)
     mesh = _mesh_of(shardings)
     shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
     state = jax.eval_shape(tx.init, shapes)
 
-    def follow(leaf: Any, param: Any, sharding: NamedSharding) -> Any:
-        return leaf if _tree.empty(leaf) else NamedSharding(mesh, _kept_axes(leaf.shape, param.shape, sharding.spec))
+    def follow(leaf: Leaf, param: Leaf, sharding: NamedSharding) -> "Leaf | NamedSharding":
+        return leaf if _tree.empty(leaf) else NamedSharding(mesh, spec_of_part(leaf.shape, param.shape, sharding.spec))
 
     placed = optax.tree.map_params(
         tx,
@@ -57,28 +63,28 @@ def state_shardings(tx: optax.GradientTransformation, params: Any, shardings: An
 
 
 def zero1(
-    tx: optax.GradientTransformation, mesh: Mesh, axis: str, specs: Any = _WHOLE
+    tx: optax.GradientTransformation, mesh: Mesh, axis: str, specs: PyTree = _WHOLE
 ) -> optax.GradientTransformationExtraArgs:
-    """Spread an optimizer's state over a data axis along which parameters and gradients are whole on every device.
+    """Spread an optimizer's state over a data axis along which parameters and gradients are replicated.
 
         tx = mo.sharding.zero1(mo.sgd(0.1, 0.9), mesh, "data")
 
     Each device keeps and updates its share of the state, and the updates are gathered: ZeRO's first stage. The share is
-    cut along the first axis of a parameter whose length the devices divide; a parameter without one stays whole. For
-    use under `jax.jit`, where the partitioner does the rest; the numbers are those of `tx`.
+    a slice along the first axis of a parameter whose length the number of devices divides; a parameter without such an
+    axis stays replicated. For use under `jax.jit`, whose partitioner does the rest; the results are those of `tx`.
 
     Args:
       tx: The optimizer.
-      mesh: The mesh that parameters and gradients live on.
-      axis: The name of its axis to spread over.
+      mesh: The mesh of parameters and gradients.
+      axis: The mesh axis to spread over.
       specs: How parameters are split otherwise: one `PartitionSpec` for all, or a tree of them like the parameters.
 
     Returns:
       A transformation whose state has the structure of that of `tx`.
 
     Raises:
-      TypeError: If `mesh` is no `Mesh`.
-      ValueError: If `axis` is none of the mesh's, or `specs` use it already.
+      TypeError: If `mesh` is not a `Mesh`.
+      ValueError: If `axis` is not an axis of the mesh, or `specs` use it already.
 
     Reference:
       Rajbhandari et al., SC 2020, arXiv:1910.02054.
@@ -87,30 +93,32 @@ def zero1(
     if not isinstance(mesh, Mesh):
         raise TypeError(f"mesh must be a jax.sharding.Mesh, got {_checks.shown(mesh)}")
     _checks.choice("axis", axis, tuple(mesh.axis_names))
-    for spec in jax.tree.leaves(specs, is_leaf=_is_spec):
-        if axis in _names_in(spec):
+    for spec in jax.tree.leaves(specs, is_leaf=is_spec):
+        if axis in names_in(spec):
             raise ValueError(f"specs must leave axis {axis!r} free to spread over, got {spec}")
     run = optax.with_extra_args_support(tx)
 
-    def split_of(params: Any) -> tuple[Any, Any]:
-        """For each parameter its sharding, and that of its share."""
+    def split_of(params: PyTree) -> tuple[Shardings, Shardings]:
+        """For each parameter its sharding, and the sharding of its share."""
         bare = _tree.unboxed(params)
-        wide = jax.tree.map(lambda _: specs, bare) if _is_spec(specs) else _tree.unboxed(specs)
+        wide = jax.tree.map(lambda _: specs, bare) if is_spec(specs) else _tree.unboxed(specs)
         whole = _mapped(lambda _, spec: NamedSharding(mesh, spec), bare, wide)
-        share = _mapped(lambda p, s: NamedSharding(mesh, _spread(p.shape, s.spec, mesh, axis)), bare, whole)
+        share = _mapped(lambda p, s: NamedSharding(mesh, spread(p.shape, s.spec, mesh, axis)), bare, whole)
         return whole, share
 
-    def place(state: Any, params: Any) -> Any:
+    def place(state: optax.OptState, params: PyTree) -> optax.OptState:
         return _placed(state, state_shardings(tx, params, split_of(params)[1]))
 
-    def init(params: optax.Params) -> Any:
+    def init(params: optax.Params) -> optax.OptState:
         return place(tx.init(params), params)
 
-    def update(updates: optax.Updates, state: Any, params: Any = None, **extra: Any) -> tuple[optax.Updates, Any]:
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra: object
+    ) -> tuple[optax.Updates, optax.OptState]:
         like = updates if params is None else params
         whole, share = split_of(like)
         updates = _placed(updates, share)
-        # The parameters' shares too: where an optimizer reads them, as for weight decay, it need read no more.
+        # The parameters' shares too: an optimizer that reads parameters, as for weight decay, reads no more than these.
         local = None if params is None else _placed(params, share)
         updates, state = run.update(updates, state, local, **extra)
         return _placed(updates, whole), place(state, like)
@@ -118,22 +126,22 @@ def zero1(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def offloaded(shardings: Any, memory_kind: str = "pinned_host") -> Any:
-    """The same shardings in another memory of the devices, such as the host's.
+def offloaded(shardings: Shardings, memory_kind: str = "pinned_host") -> Shardings:
+    """The same shardings in another memory space of the devices, such as host memory.
 
         host = mo.sharding.offloaded(mo.sharding.state_shardings(tx, params, params_shardings))
         state = jax.device_put(state, host)               # and back with the shardings that were given
 
     Args:
       shardings: A tree of `NamedSharding`, for example from `state_shardings`.
-      memory_kind: What the backend calls that memory.
+      memory_kind: The backend's name of that memory.
 
     Returns:
       A tree of `NamedSharding`.
 
     Raises:
-      TypeError: If an entry is no `NamedSharding`.
-      ValueError: If there is none, or the devices have no such memory.
+      TypeError: If an entry is not a `NamedSharding`.
+      ValueError: If there are no shardings, or the devices have no such memory.
     """
     mesh = _mesh_of(shardings)
     kinds = sorted({memory.kind for memory in mesh.devices.flat[0].addressable_memories()})
@@ -141,75 +149,36 @@ def offloaded(shardings: Any, memory_kind: str = "pinned_host") -> Any:
     return jax.tree.map(lambda s: s.with_memory_kind(memory_kind), shardings)
 
 
-def _mesh_of(shardings: Any) -> Mesh:
+def _mesh_of(shardings: Shardings) -> Mesh:
     """The one mesh of a tree of shardings."""
-    meshes: list[Any] = []
+    meshes: list[Mesh] = []
     for path, sharding in jax.tree_util.tree_leaves_with_path(shardings):
         if not isinstance(sharding, NamedSharding):
             name = jax.tree_util.keystr(path) or "the root"
             raise TypeError(f"shardings must be NamedShardings, got {_checks.shown(sharding)} at {name}")
-        meshes.append(sharding.mesh)
+        meshes.append(cast(Mesh, sharding.mesh))
     if not meshes:
         raise ValueError("shardings must hold at least one NamedSharding, got none")
     if any(mesh != meshes[0] for mesh in meshes):
         raise ValueError(f"shardings must be on one mesh, got {len(set(meshes))}")
-    mesh: Mesh = meshes[0]
-    return mesh
+    return meshes[0]
 
 
-def _placed(tree: Any, shardings: Any) -> Any:
-    """`tree` split as `shardings` say: over explicit axes by its type, over others by what XLA is told."""
+def _placed(tree: PyTree, shardings: Shardings) -> PyTree:
+    """`tree` with these shardings: explicit mesh axes through the types of arrays, others through constraints."""
 
-    def place(x: Any, sharding: NamedSharding) -> Any:
-        mesh, axes = sharding.mesh, _axes_of(sharding.spec, x.ndim)
+    def place(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+        mesh, axes = sharding.mesh, axes_of(sharding.spec, x.ndim)
         explicit = {n for n, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit}
         if explicit:
-            x = jax.sharding.reshard(x, NamedSharding(mesh, _only(axes, explicit)))
+            x = jax.sharding.reshard(x, NamedSharding(mesh, restricted(axes, explicit)))
         others = set(mesh.axis_names) - explicit
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _only(axes, others))) if others else x
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, restricted(axes, others))) if others else x
 
     bare = _mapped(place, _tree.unboxed(tree), _tree.unboxed(shardings))
     return _tree.reboxed(bare, tree)
 
 
-def _mapped(function: Callable[..., Any], tree: Any, other: Any) -> Any:
-    """`function` of the leaves of two trees; what is absent in the first stays so."""
+def _mapped(function: Callable[..., PyTree], tree: PyTree, other: PyTree) -> PyTree:
+    """`function` of the leaves of two trees; leaves that the first leaves out stay out."""
     return jax.tree.map(lambda x, y: x if _tree.empty(x) else function(x, y), tree, other, is_leaf=_tree.empty)
-
-
-def _only(axes: list[tuple[str, ...]], names: set[str]) -> PartitionSpec:
-    """The specification of `axes` without what is not in `names`."""
-    return PartitionSpec(*(tuple(n for n in entry if n in names) or None for entry in axes))
-
-
-def _is_spec(x: Any) -> bool:
-    return isinstance(x, PartitionSpec)
-
-
-def _axes_of(spec: PartitionSpec, rank: int) -> list[tuple[str, ...]]:
-    """The mesh axes that split each axis of an array."""
-    entries = [*spec, *[None] * (rank - len(spec))]
-    return [() if e is None else (e,) if isinstance(e, str) else tuple(e) for e in entries]
-
-
-def _names_in(spec: PartitionSpec) -> set[str]:
-    return {name for entry in _axes_of(spec, len(spec)) for name in entry}
-
-
-def _kept_axes(shape: tuple[int, ...], of_param: tuple[int, ...], spec: PartitionSpec) -> PartitionSpec:
-    """The specification of a parameter for a part of the state: of its rank, perhaps shorter along some axes."""
-    if len(shape) != len(of_param):
-        return PartitionSpec()
-    axes = _axes_of(spec, len(shape))
-    return PartitionSpec(*(a or None if n == m else None for n, m, a in zip(shape, of_param, axes, strict=True)))
-
-
-def _spread(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh, axis: str) -> PartitionSpec:
-    """`spec` with `axis` added along the first axis of the array that it divides."""
-    axes = _axes_of(spec, len(shape))
-    for d, names in enumerate(axes):
-        parts = math.prod(mesh.shape[name] for name in (*names, axis))
-        if shape[d] and shape[d] % parts == 0:
-            axes[d] = (*names, axis)
-            break
-    return PartitionSpec(*(names or None for names in axes))

@@ -9,6 +9,10 @@ import optax
 
 from .._typing import PyTree
 
+# In the state that is expected, for what is not compared.
+ANYTHING: PyTree = ...
+
+
 _CONVERT = "mo.convert(opt_state, storage, like=tx.init(params)) makes it fit"
 
 
@@ -65,9 +69,9 @@ def find_mismatch(state: PyTree, expected: PyTree) -> Mismatch | None:
 
     Args:
       state: What `update` was given.
-      expected: Of the structure that `init` gives, for any parameters; `...` stands for anything. Classes and which
-        entries are None are compared; leaves are not, except for the kind of a NumPy scalar's dtype. A step that
-        nothing reads is accepted.
+      expected: Of the structure that `init` gives, for any parameters, with `ANYTHING` for what is not compared. Classes
+        and which entries are None are compared; leaves are not, except for the kind of a NumPy scalar's dtype. A step
+        that nothing reads is accepted.
 
     Returns:
       A `Mismatch`, whose two clauses together have fewer than 300 characters.
@@ -224,7 +228,7 @@ def _is_named(x: object) -> bool:
 
 def _is_count(x: object) -> bool:
     """Whether `x` is a tuple that says nothing but its length."""
-    return isinstance(x, tuple) and not _is_named(x) and all(entry is ... for entry in x)
+    return isinstance(x, tuple) and not _is_named(x) and all(entry is ANYTHING for entry in x)
 
 
 def _is_momentum(x: PyTree) -> bool:

@@ -10,7 +10,7 @@ import optax
 from ... import _checks
 from ..._typing import AxisName, Number, PyTree
 from ...apply import apply_updates
-from ...state.mismatch import check_state
+from ...state.mismatch import ANYTHING, check_state
 from ...storage.protocol import arithmetic_dtype, whole_along
 from .exchange import byte_mean, exact_mean, share_of, total
 
@@ -103,7 +103,7 @@ def outer_momentum(tx: optax.GradientTransformation, *, exchange: str = "exact")
         mask: PyTree = None,
         **extra: object,
     ) -> OuterState:
-        check_state(state, OuterState(..., ..., None if exact else ...))
+        check_state(state, OuterState(ANYTHING, ANYTHING, None if exact else ANYTHING))
         share = share_of(weight, axis_name)
         progress = _progress(params, state.anchor, share, mask)
         if exact:

@@ -1,5 +1,7 @@
 """The rules of an optimizer in a description: its state holds velocities, and not what they mean."""
 
+import functools
+
 import jax
 import optax
 
@@ -26,8 +28,8 @@ def rules_of(tx: optax.GradientTransformation, params: optax.Params) -> list[dic
       For each rule a dictionary of A, B, C and D, with the values of schedules at steps from 0 to 100,000.
     """
     with noted() as found:
-        # A new function: JAX would not run `tx.init` again where it has its shapes.
-        jax.eval_shape(lambda x: tx.init(x), params)
+        # A new function each time: JAX caches shapes by function and would not run `tx.init` again.
+        jax.eval_shape(functools.partial(tx.init), params)
     return found
 
 
