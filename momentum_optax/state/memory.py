@@ -1,14 +1,15 @@
-"""`state_bytes`: what an optimizer's state will take, before anything is allocated."""
+"""`state_bytes`: the size of an optimizer's state, before anything is allocated."""
 
 import math
 from collections import Counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from ..distributed.sharding import state_shardings
+from .._typing import KeyPath
+from ..distributed.sharding import Shardings, state_shardings
 
 
 class StateBytes(NamedTuple):
@@ -28,13 +29,13 @@ class StateBytes(NamedTuple):
 
 
 def state_bytes(
-    tx: optax.GradientTransformation, params: optax.Params, shardings: optax.Params | None = None
+    tx: optax.GradientTransformation, params: optax.Params, shardings: Shardings | None = None
 ) -> StateBytes:
     """Bytes of the state of an optimizer, by field and by device, from shapes alone.
 
         mo.state_bytes(tx, jax.eval_shape(model.init, key, x)).total / 2**30
 
-    Four-bit integers count as half a byte, as GPUs and TPUs store them; XLA's CPU backend takes a byte for each.
+    Four-bit integers count as half a byte, as GPUs and TPUs store them; XLA's CPU backend stores one per byte.
 
     Args:
       tx: The optimizer: any transformation of Optax or of this package.
@@ -64,7 +65,7 @@ def state_bytes(
     return StateBytes(sum(whole.values()), sum(device.values()), dict(whole), dict(device))
 
 
-def _field(path: tuple[Any, ...]) -> str:
+def _field(path: KeyPath) -> str:
     """The path up to the last field of a NamedTuple; what follows are velocities and parameters."""
     last = max((i for i, key in enumerate(path) if isinstance(key, jax.tree_util.GetAttrKey)), default=-1)
     return jax.tree_util.keystr(tuple(path[: last + 1]), simple=True, separator="/")

@@ -69,7 +69,7 @@ def find_mismatch(state: PyTree, expected: PyTree) -> Mismatch | None:
 
     Args:
       state: What `update` was given.
-      expected: Of the structure that `init` gives, for any parameters, with `ANYTHING` for what is not compared. Classes
+      expected: Of the structure that `init` gives, for any parameters; `ANYTHING` is not compared. Classes
         and which entries are None are compared; leaves are not, except for the kind of a NumPy scalar's dtype. A step
         that nothing reads is accepted.
 

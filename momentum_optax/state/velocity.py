@@ -1,15 +1,15 @@
 """`velocity`: the velocities in any optimizer state."""
 
-from typing import Any
-
 import jax
+import optax
 
 from .. import _checks
 from .._tree import find_all, layout_of, plain, reboxed, to_slots, unboxed
+from .._typing import PyTree, TreeDef
 from ..transform import MomentumState
 
 
-def velocity(opt_state: Any) -> tuple[Any, ...]:
+def velocity(opt_state: optax.OptState) -> tuple[PyTree, ...]:
     """The decoded velocities in any optimizer state: chained, masked, injected, accumulated, ...
 
     Args:
@@ -17,28 +17,28 @@ def velocity(opt_state: Any) -> tuple[Any, ...]:
 
     Returns:
       One tree of the parameters' structure per velocity, in float32 (wider where stored so), rule by rule and velocity
-      by velocity; empty if there is none, as for plain gradient descent. A velocity that its rule never reads is not
-      stored and not given.
+      by velocity; empty if there are no velocities, as for plain gradient descent. A velocity that its rule never reads
+      is not stored and not returned.
 
     Raises:
-      TypeError: If `opt_state` is no state but a transformation, a rule or a function.
+      TypeError: If `opt_state` is not a state but a transformation, a rule or a function.
     """
     _checks.state("opt_state", opt_state)
     return tuple(tree for _, state in find_all(plain(opt_state), MomentumState) for tree in read_velocity(state))
 
 
-def decoded(state: MomentumState) -> list[Any]:
+def decoded(state: MomentumState) -> list[PyTree]:
     """The velocities of one bare state as trees."""
     layout = layout_of(state.velocity)
     if not layout.num_leaves:
         return []
-    treedef: Any = jax.tree.structure(state.velocity[0][0])
+    treedef: TreeDef = jax.tree.structure(state.velocity[0][0])
     decoded = map(type(state.velocity).decode, to_slots(state.velocity, treedef, layout))
     columns = zip(*decoded, strict=True) if treedef.num_leaves else [()] * len(state.velocity[0])
     return [treedef.unflatten(column) for column in columns]
 
 
-def read_velocity(state: MomentumState) -> list[Any]:
+def read_velocity(state: MomentumState) -> list[PyTree]:
     """The velocities of one state as trees, in boxes where the state has them."""
     trees = decoded(unboxed(state))
     return [reboxed(tree, state.velocity[0][0]) for tree in trees]

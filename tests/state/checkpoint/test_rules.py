@@ -17,7 +17,7 @@ OPTIMIZERS = {
     "scheduled": lambda decay: mo.sgd(0.1, optax.linear_schedule(0.5, decay, 100)),
     "dampened": lambda decay: mo.sgd(0.1, decay, dampening=0.5),
     "lion": lambda decay: mo.lion(0.1, 0.9, decay),
-    "muon": lambda decay: mo.muon(0.1, decay),
+    "muon": lambda decay: optax.masked(mo.muon(0.1, decay), {"w": True, "b": False}),
     "torch": lambda decay: mo.interop.torch_sgd(lr=0.1, momentum=decay),
     "guarded": lambda decay: mo.guarded(mo.sgd(0.1, mo.nesterov(decay), storage="int8"), "leaf"),
     "restart": lambda decay: mo.adaptive_restart(mo.nesterov(decay)),
