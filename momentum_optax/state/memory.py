@@ -10,6 +10,7 @@ import optax
 
 from .._typing import KeyPath
 from ..distributed.sharding import Shardings, state_shardings
+from .stored import up_to_field
 
 
 class StateBytes(NamedTuple):
@@ -67,8 +68,7 @@ def state_bytes(
 
 def _field(path: KeyPath) -> str:
     """The path up to the last field of a NamedTuple; what follows are velocities and parameters."""
-    last = max((i for i, key in enumerate(path) if isinstance(key, jax.tree_util.GetAttrKey)), default=-1)
-    return jax.tree_util.keystr(tuple(path[: last + 1]), simple=True, separator="/")
+    return jax.tree_util.keystr(up_to_field(path), simple=True, separator="/")
 
 
 def _bits(dtype: jnp.dtype) -> int:

@@ -1,0 +1,170 @@
+"""Velocities and fields of a state in other storages."""
+
+from collections.abc import Collection, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .._tree import boxes_of, in_box, layout_of, to_slots, to_trees, unboxed
+from .._typing import PyTree, TreeDef
+from ..storage import Storage, resolve
+from ..transform import MomentumState
+from ..wrappers.compress import (
+    CompressedState,
+    Kept,
+    check_fit,
+    flattened,
+    is_kept,
+    is_plain,
+    packed,
+    seeded,
+    slots_of,
+    unpacked,
+)
+from .casting import cast, forms
+from .stored import VELOCITY, holds_squares, is_momentum_or_compressed, name_of, owner_of
+
+
+class Targets:
+    """The storages that `convert` was asked for, by field, and the fields that it found.
+
+    Attributes:
+      found: The names of fields that were found so far.
+    """
+
+    def __init__(self, storage: str | Storage | Mapping[str, str | Storage], second_moments: Collection[str]) -> None:
+        self._by_name = {k: resolve(s) for k, s in storage.items()} if isinstance(storage, Mapping) else None
+        self._for_all = None if isinstance(storage, Mapping) else resolve(storage)
+        self._second_moments = second_moments
+        self.found: set[str] = set()
+
+    def of(self, name: str) -> Storage | None:
+        """The storage of a field; None if it keeps its own."""
+        return self._for_all if self._by_name is None else self._by_name.get(name)
+
+    def checked(self, owner: str, name: str) -> Storage | None:
+        """The storage of the field `name` of the state of class `owner`, once it is fit for it."""
+        storage = self.of(name)
+        if storage is not None:
+            check_fit(storage, name, holds_squares(owner, name, self._second_moments))
+        return storage
+
+    def covers(self, names: Collection[str]) -> bool:
+        """Whether there is a storage for each of these fields."""
+        return all(self.of(name) is not None for name in names)
+
+    def reads_step(self) -> bool:
+        """Whether any storage reads the step."""
+        several = [self._for_all] if self._by_name is None else self._by_name.values()
+        return any(storage is not None and storage.reads_step for storage in several)
+
+    def missing(self) -> list[str]:
+        """The names of a mapping that were not found."""
+        return sorted((self._by_name or {}).keys() - self.found)
+
+
+def fields_of(state: PyTree) -> set[str]:
+    """The names of what could be converted."""
+    names: set[str] = set()
+    for path, x in flattened(state, _is_convertible)[0]:
+        if isinstance(x, CompressedState):
+            names |= fields_of(x.inner)
+        elif _is_convertible(x):
+            names.add(name_of(path, x))
+    return names
+
+
+def check_storages(state: PyTree, targets: Targets) -> None:
+    """Raise unless every field goes to a storage that is fit for it."""
+    for name in sorted(fields_of(state)):
+        velocities = targets.of(name) if name == VELOCITY else None
+        if velocities is not None:
+            check_fit(velocities, name, squares=False)
+        for path, x in optax.tree.get_all_with_path(state, name):
+            if is_kept(x):
+                targets.checked(owner_of(path), name)
+
+
+def reencoded(state: PyTree, targets: Targets) -> PyTree:
+    """`state` with every velocity in its storage of `targets`, which notes what was found."""
+    pairs, treedef = flattened(state, _is_convertible)
+    new: list[PyTree] = []
+    for i, (path, x) in enumerate(pairs):
+        if isinstance(x, CompressedState):
+            new.append(_compressed(x, targets))
+            continue
+        storage = targets.of(name_of(path, x)) if _is_convertible(x) else None
+        if storage is None:
+            new.append(x)
+            continue
+        targets.found.add(name_of(path, x))
+        new.append(_momentum(x, storage, i) if isinstance(x, MomentumState) else _field(x, storage, i))
+    return treedef.unflatten(new)
+
+
+def refitted(targets: Targets, owner: str, name: str, old: PyTree, new: PyTree) -> PyTree:
+    """The field `old` of a state of class `owner` in the form of `new`; at least one of them is compressed."""
+    tree = unpacked(old) if is_kept(old) else old
+    if not is_kept(new):
+        return cast(tree, new, name)
+    if is_kept(old) and forms(old) == forms(new):
+        return old
+    chosen = [not is_plain(slot) for slot in slots_of(new)[0]]
+    targets.found.add(name)
+    if not any(chosen):
+        return Kept(new.parts, cast(tree, new.plain, name))
+    storage = targets.checked(owner, name)
+    if storage is None:
+        raise ValueError(f"storage must say how to keep {name!r}, which like compresses, got none for it")
+    # Fields differ in their noise.
+    return cast(packed(storage, tree, chosen, len(targets.found)), new, name)
+
+
+def _is_convertible(x: object) -> bool:
+    return is_momentum_or_compressed(x) or is_kept(x)
+
+
+def _momentum(state: MomentumState, storage: Storage, number: int) -> MomentumState:
+    """The state of `scale_by_momentum` with its velocities in `storage`."""
+    step = jnp.zeros([], jnp.int32) if state.step is None and storage.reads_step else state.step
+    old = unboxed(state.velocity)
+    order = len(old[0])
+    if not order:
+        return state._replace(velocity=storage.init(jax.ShapeDtypeStruct((1,), jnp.float32), 0), step=step)
+    if forms(state.velocity) == forms(jax.eval_shape(lambda: _written(storage, state.velocity, number))):
+        # Nothing to write; velocities that are in this storage already are not rounded again.
+        return state._replace(step=step)
+    return state._replace(velocity=_written(storage, state.velocity, number), step=step)
+
+
+def _written(storage: Storage, velocity: PyTree, number: int) -> PyTree:
+    """The velocities in `storage`, for the first time."""
+    old = unboxed(velocity)
+    treedef: TreeDef = jax.tree.structure(old[0][0])
+    rows = map(type(old).decode, to_slots(old, treedef, layout_of(old)))
+    written = [seeded(storage, row, number, i) for i, row in enumerate(rows)]
+    boxed = [in_box(box, parts) for box, parts in zip(boxes_of(velocity[0][0]), written, strict=True)]
+    some = jax.eval_shape(lambda: storage.init(jax.ShapeDtypeStruct((1,), jnp.float32), len(old[0])))
+    return to_trees(boxed, treedef, jax.tree.structure(some))
+
+
+def _compressed(state: CompressedState, targets: Targets) -> CompressedState:
+    """The state of `compress` with its fields in other storages."""
+    inner = reencoded(state.inner, targets)
+    step = state.step
+    if targets.reads_step():
+        step = jnp.zeros([], jnp.int32) if step is None else step
+    elif targets.covers(fields_of(state.inner) - {VELOCITY}):
+        # A field that keeps its storage may still need the step.
+        step = None
+    return CompressedState(step, inner)
+
+
+def _field(field: Kept, storage: Storage, number: int) -> Kept:
+    """A field of `compress` in `storage`."""
+    chosen = [not is_plain(slot) for slot in slots_of(field)[0]]
+    tree = unpacked(field)
+    if forms(field) == forms(jax.eval_shape(lambda: packed(storage, tree, chosen, number))):
+        return field
+    return packed(storage, tree, chosen, number)

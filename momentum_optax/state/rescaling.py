@@ -1,0 +1,85 @@
+"""Stored velocities and fields times a number, in whatever storage; and the factors that are allowed."""
+
+from collections.abc import Callable, Mapping
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from .. import _checks
+from .._tree import layout_of, to_slots, to_trees
+from .._typing import Number, PyTree
+from ..storage.protocol import times
+from ..wrappers.compress import SECOND_MOMENTS, Kept, flattened, is_plain, slots_of
+from .selection import Selection, listed
+from .stored import holds_squares, is_momentum_or_field, name_of, owner_of
+
+
+def rescaled_velocity(velocity: PyTree, factor: Number, selection: Selection) -> PyTree:
+    """The stored velocities of a `MomentumState` times a number."""
+    layout = layout_of(velocity)
+    if not layout.num_leaves:
+        return velocity
+    pairs, treedef = flattened(velocity[0][0], None)
+    slots = to_slots(velocity, treedef, layout)
+    for i, (path, _) in enumerate(pairs):
+        by = selection.factor(path, factor)
+        slots[i] = slots[i] if by is None else _rescale_of(velocity)(slots[i], by)
+    return to_trees(slots, treedef, layout)
+
+
+def rescaled_field(field: Kept, factor: Number, selection: Selection) -> PyTree:
+    """A field of `compress` times a number."""
+    slots, layout, treedef = slots_of(field)
+    paths = [path for path, _ in flattened(field.plain, None)[0]]
+    for i, (path, slot) in enumerate(zip(paths, slots, strict=True)):
+        by = selection.factor(path, factor)
+        if by is None:
+            continue
+        if not is_plain(slot):
+            slots[i] = slot._replace(parts=_rescale_of(slot.parts)(slot.parts, by))
+        elif jnp.issubdtype(slot.plain.dtype, jnp.inexact):
+            slots[i] = slot._replace(plain=times(slot.plain, by))
+    return to_trees(slots, treedef, layout)
+
+
+def factors_of(opt_state: PyTree, factor: "Number | Mapping[str, Number]") -> dict[str, Number]:
+    """The factor of each field, checked."""
+    names = {name_of(path, x) for path, x in flattened(opt_state, is_momentum_or_field)[0] if is_momentum_or_field(x)}
+    squares = {name for name in names & SECOND_MOMENTS if _is_squares(opt_state, name)}
+    if squares and not isinstance(factor, Mapping):
+        raise ValueError(
+            f"factor must be a mapping with one number for each of {listed(names)}, since {listed(squares)} holds "
+            f"squares, got {_checks.shown(factor)}"
+        )
+    factors = dict(factor) if isinstance(factor, Mapping) else dict.fromkeys(sorted(names), factor)
+    for name, number in factors.items():
+        if not _checks.is_scalar_array(number):
+            _checks.number(f"factor for {name!r}", number, "[0, inf)" if name in squares else "(-inf, inf)")
+            _check_normal(name, float(number))
+    return factors
+
+
+def _is_squares(opt_state: PyTree, name: str) -> bool:
+    """Whether a compressed field of this name holds squares."""
+    return any(
+        isinstance(x, Kept) and holds_squares(owner_of(path), name, SECOND_MOMENTS)
+        for path, x in optax.tree.get_all_with_path(opt_state, name)
+    )
+
+
+def _check_normal(name: str, factor: float) -> None:
+    """Raise where float32 would make infinity or zero of the factor: XLA flushes subnormal numbers on some backends."""
+    least, most = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+    if factor != 0 and not least <= abs(factor) <= most:
+        raise ValueError(
+            f"factor for {name!r} must be 0 or of a size in [{least:.3g}, {most:.3g}], the range of float32, got "
+            f"{factor!r}: multiply in two calls"
+        )
+
+
+def _rescale_of(parts: PyTree) -> Callable[[PyTree, Number], PyTree]:
+    if not hasattr(type(parts), "rescale"):
+        raise TypeError(f"the storage must have parts with rescale, got {type(parts).__name__}, which has none")
+    rescale: Callable[[PyTree, Number], PyTree] = type(parts).rescale
+    return rescale
