@@ -28,7 +28,9 @@ ALLOWED = {
     "contrib": {
         *("_checks", "_tree", "filters", "optimizers", "rules", "state.mismatch", "storage", "transform", "wrappers")
     },
-    "distributed": {*("_checks", "_tree", "apply", "optimizers", "rules", "state.mismatch", "storage", "transform")},
+    "distributed": {
+        *("_checks", "_tree", "apply", "filters", "optimizers", "rules", "state.mismatch", "storage", "transform")
+    },
     "embeddings": {"_checks", "filters", "state.mismatch", "storage"},
     "filters": {"_checks"},
     "interop": {

@@ -7,8 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 WORKERS = 4
-
-
 RATE = 0.05
 
 

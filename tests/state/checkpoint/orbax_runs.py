@@ -27,12 +27,8 @@ OPTIMIZERS = {
     "cautious": lambda: mo.cautious(mo.scale_by_momentum(mo.lion_mix(), storage="bfloat16"), "mean"),
     "compress": lambda: mo.compress(optax.adamw(1e-3), {"mu": BYTES, "nu": SQUARES}),
 }
-
-
 # Seconds each; the others are slow tests.
 FAST = {"int8"}
-
-
 every_optimizer = pytest.mark.parametrize(
     "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in OPTIMIZERS]
 )

@@ -17,8 +17,6 @@ WIDTHS = {
     "float16": 16, "float32": 32, "float64": 64, "complex64": 64, "complex128": 128, "bfloat16": 16,
     "float8_e4m3fn": 8, "float8_e5m2": 8, "int4": 4, "uint4": 4, "int2": 2,
 }  # fmt: skip
-
-
 ON_DEVICE = ("bool", "int8", "uint16", "int32", "float16", "float32", "complex64", "bfloat16", "float8_e5m2", "int4")
 
 
