@@ -11,8 +11,6 @@ from state.running import PARAMS, SCHEDULE, SGD, gradients, made, outcome
 import momentum_optax as mo
 from momentum_optax.state.mismatch import StateMismatchError
 
-# Trajectories.
-
 
 def run(tx, state, begin=2, end=6):
     """The updates of steps in float64, and the state after them."""

@@ -1,10 +1,13 @@
 """A state that belongs to another optimizer is refused in a sentence; the call that it names helps."""
 
+import jax.numpy as jnp
+import optax
 import pytest
 from conformance import assert_bit_equal
 from state.running import APART, BY_OPTAX, FAST, ONE_VELOCITY, PARAMS, assert_goes_on, gradients, made, outcome
 
 import momentum_optax as mo
+from momentum_optax.state.mismatch import StateMismatchError
 
 
 @pytest.mark.parametrize("new", FAST)
@@ -82,6 +85,7 @@ def test_an_error_of_the_gradients_is_not_said_to_be_one_of_the_state():
 
 
 TABLE = jnp.ones((6, 4))
+MOMENTUM = mo.row_sparse(mo.heavy_ball(0.9), 0.1)
 OTHER_TABLES = {
     "Optax's": (lambda: optax.trace(0.9).init(TABLE), "must be a RowSparseState, got a TraceState"),
     "a chain's": (lambda: mo.sgd(0.1, 0.9).init(TABLE), "must be a RowSparseState, got a tuple of 4"),
@@ -89,31 +93,25 @@ OTHER_TABLES = {
         lambda: mo.row_sparse(mo.aggregated((0.5, 0.9)), 0.1).init(TABLE),
         "must have 1 entries in velocity, got a tuple of 2",
     ),
-    "a restored one": (lambda: made_table()[1]._asdict(), "must be a RowSparseState, got a dict"),
+    "a restored one": (MOMENTUM.init(TABLE)._asdict, "must be a RowSparseState, got a dict"),
 }
-
-
-def made_table():
-    momentum = mo.row_sparse(mo.heavy_ball(0.9), 0.1)
-    return momentum, momentum.init(TABLE)
 
 
 @pytest.mark.parametrize("call", ["read", "update", "flush"])
 @pytest.mark.parametrize("name", OTHER_TABLES)
 def test_a_table_refuses_the_state_of_another_optimizer_in_a_sentence(name, call):
-    momentum, right = made_table()
     make, problem = OTHER_TABLES[name]
     rows = jnp.array([0, 2])
     arguments = {"read": (rows,), "update": (jnp.ones((2, 4)), rows), "flush": ()}[call]
     with pytest.raises(StateMismatchError) as error:
-        getattr(momentum, call)(TABLE, make(), *arguments)
+        getattr(MOMENTUM, call)(TABLE, make(), *arguments)
     assert problem in str(error.value)
     assert "begin with init(table)" in str(error.value)
     assert len(str(error.value)) < 300
-    getattr(momentum, call)(TABLE, right, *arguments)
+    getattr(MOMENTUM, call)(TABLE, MOMENTUM.init(TABLE), *arguments)
 
 
 def test_the_call_that_is_named_gives_a_restored_table_its_class_back():
-    momentum, state = made_table()
+    state = MOMENTUM.init(TABLE)
     plain = {"step": state.step, "velocity": list(state.velocity), "last": state.last}
-    assert_bit_equal(mo.checkpoint.from_fields(mo.checkpoint.fields(plain), momentum.init(TABLE)), state)
+    assert_bit_equal(mo.checkpoint.from_fields(mo.checkpoint.fields(plain), MOMENTUM.init(TABLE)), state)
