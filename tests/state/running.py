@@ -26,7 +26,7 @@ def compressed(fields):
     return mo.compress(optax.adam(0.1), fields)
 
 
-# Those with the velocity of one rule of order one: each of them can go on from each other.
+# With the velocity of one rule of order one: each can continue from the state of each other.
 ONE_VELOCITY = {
     **{name: lambda name=name: SGD(0.9, storage=STORAGES[name]()) for name in STORAGES},
     "ema": lambda: SGD(mo.ema(0.9)),
@@ -52,7 +52,7 @@ ONE_VELOCITY = {
     "lion": lambda: mo.lion(0.1, storage="bfloat16"),
     "mars": lambda: mo.contrib.mars_lion(0.1, gamma=lambda t: 0.02),
 }  # fmt: skip
-# What is wrong here is said by Optax, which gets the state first: they are converted only.
+# Optax reads these states first, so that their errors are Optax's: they are only converted.
 BY_OPTAX = {
     "injected": lambda: optax.inject_hyperparams(mo.sgd)(learning_rate=0.1, momentum=0.9),
     "masked": lambda: optax.masked(SGD(0.9), {"w": True, "b": True}),
@@ -62,7 +62,7 @@ BY_OPTAX = {
         mo.scale_by_momentum(mo.ema(0.9)), mo.add_cautious_weight_decay(lambda t: 0.1, "sign_bit")
     ),
 }
-# Those that none of the others can become.
+# No other optimizer can continue from these states.
 APART = {
     "aggregated": lambda: SGD(mo.aggregated((0.5, 0.9))),
     "debiased": lambda: mo.guarded(mo.scale_by_momentum(mo.ema(0.9), debias=True)),

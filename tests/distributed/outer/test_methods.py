@@ -50,7 +50,7 @@ def test_bmuf_filters_blocks(momentum, nesterov, x64):
     point = Velocity()
 
     def move(x, mean, t):
-        # The paper's form: v is the change of the global model; Nesterov's workers set out from one change further.
+        # The paper's form: v is the change of the global model; Nesterov's workers start one change further.
         at = x - decay * v.value if nesterov else x
         v.value = decay * v.value + 0.9 * (mean - x)
         point.value = at + v.value

@@ -11,7 +11,7 @@ RATE = 0.05
 
 
 def problem(seed=0):
-    """A quadratic of its own for each worker: curvatures and minima, of shape (workers, 3, 5)."""
+    """One quadratic per worker: curvatures and minima, of shape (workers, 3, 5)."""
     rng = np.random.default_rng(seed)
     return rng.uniform(0.2, 2, size=(WORKERS, 3, 5)), rng.normal(size=(WORKERS, 3, 5))
 
@@ -26,7 +26,7 @@ def rounds(kind, *, count=12, inner=5, weights=None, extra=(), dtype=np.float64)
     """The anchor after each exchange, workers under `vmap`; and the last state, parameters of every worker."""
     curvature, minimum = (jnp.asarray(a, dtype) for a in problem())
     start = {"w": jnp.ones((3, 5), dtype)}
-    # What all share is whole; residuals are each worker's own.
+    # Anchor and momentum are the same on all workers; residuals differ.
     state = jax.vmap(kind.init, axis_size=WORKERS)(jax.tree.map(lambda a: jnp.stack([a] * WORKERS), start))
 
     @functools.partial(jax.vmap, axis_name="workers")
@@ -66,13 +66,13 @@ def assert_follows(kind, move, **arguments):
 
 
 class Velocity:
-    """Something to keep between rounds."""
+    """A velocity that persists between rounds."""
 
     value = 0.0
 
 
 def exchanged(kind, params, weight=None, **arguments):
-    """The state after one exchange of workers that all set out from zero, compiled."""
+    """The state after one exchange of workers that all start at zero, compiled."""
     state = jax.vmap(kind.init)(jax.tree.map(jnp.zeros_like, params))
     weight = jnp.ones(WORKERS) if weight is None else weight
     go = jax.vmap(lambda p, s, w: kind.exchange(p, s, axis_name="workers", weight=w, **arguments), axis_name="workers")

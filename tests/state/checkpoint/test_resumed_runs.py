@@ -77,7 +77,7 @@ def test_a_state_spread_by_zero1_goes_on_over_another_number_of_devices(tmp_path
 def test_outer_momentum_goes_on_bit_for_bit(tmp_path):
     outer = mo.outer.diloco(exchange="int8")
     state = outer.init(PARAMS)
-    # Each of two workers has a residual of its own; anchor and momentum are common.
+    # The residuals of the two workers differ; anchor and momentum are common.
     axes = type(state)(None, None, 0)
     state = state._replace(residual=jax.tree.map(lambda x: jnp.stack([x, x]), state.residual))
 
