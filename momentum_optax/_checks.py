@@ -165,6 +165,11 @@ def shown(value: Any) -> str:
     return _SHORT.repr(value)
 
 
+def with_article(name: str) -> str:
+    """The name of a class in a sentence: "a TraceState", "an EmptyState"."""
+    return f"{'an' if name[0] in 'AEIOaeio' else 'a'} {name}"
+
+
 def _is_rule(value: Any) -> bool:
     return all(hasattr(value, name) for name in ("order", "lookahead", "response"))
 

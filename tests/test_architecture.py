@@ -41,7 +41,7 @@ ALLOWED = {
     "schedules": {"_checks", "filters"},
     "state": {*("_checks", "_tree", "distributed", "filters", "state.velocity", "storage", "transform", "wrappers")},
     "state.evaluation": {"_checks", "_tree", "filters", "state.velocity", "storage", "transform"},
-    "state.mismatch": set(),
+    "state.mismatch": {"_checks"},
     "state.velocity": {"_checks", "_tree", "transform"},
     "storage": {"_checks"},
     "transform": {"_checks", "_tree", "filters", "state.mismatch", "storage"},

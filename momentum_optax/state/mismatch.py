@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import optax
 
+from .. import _checks
 from .._typing import PyTree
 
 # In the state that is expected, for what is not compared.
@@ -146,7 +147,7 @@ def _chain_mismatch(state: PyTree, expected: "tuple[PyTree, ...] | list[PyTree]"
 def _kind_mismatch(state: PyTree, kind: type) -> Mismatch | None:
     if isinstance(state, kind):
         return None
-    return Mismatch(f"the state must be a {kind.__name__}, got {_kind(state)}", _remedy(state))
+    return Mismatch(f"the state must be {_checks.with_article(kind.__name__)}, got {_kind(state)}", _remedy(state))
 
 
 def _named_mismatch(state: PyTree, expected: PyTree) -> Mismatch | None:
@@ -158,8 +159,8 @@ def _named_mismatch(state: PyTree, expected: PyTree) -> Mismatch | None:
         return _momentum_mismatch(state, expected)
     for name, old, new in zip(expected._fields, state, expected, strict=True):
         if (old is None) != (new is None) and (name != "step" or old is None):
-            has = "has no" if old is None else "has a"
-            return Mismatch(f"the {type(expected).__name__} {has} {name}, unlike this optimizer's")
+            which = f"no {name}" if old is None else _checks.with_article(name)
+            return Mismatch(f"the {type(expected).__name__} has {which}, unlike this optimizer's")
         if _is_count(new) and (not isinstance(old, tuple | list) or len(old) != len(new)):
             problem = f"the {type(expected).__name__} must have {len(new)} entries in {name}, got {_kind(old)}"
             return Mismatch(problem, _remedy(state))
@@ -237,6 +238,5 @@ def _is_momentum(x: PyTree) -> bool:
 
 
 def _kind(state: PyTree) -> str:
-    if isinstance(state, tuple | list) and not _is_named(state):
-        return f"a {type(state).__name__} of {len(state)}"
-    return f"a {type(state).__name__}"
+    kind = _checks.with_article(type(state).__name__)
+    return f"{kind} of {len(state)}" if isinstance(state, tuple | list) and not _is_named(state) else kind

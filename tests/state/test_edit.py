@@ -91,7 +91,7 @@ def test_errors_say_what_is_allowed():
             call(state, lambda path: False)
         with pytest.raises(TypeError, match=r"select must return True or False, got 1 for"):
             call(state, lambda path: 1)
-    with pytest.raises(ValueError, match=r"fresh must be .* 2/velocity must be a Float32Velocity, got a Int8Velocity"):
+    with pytest.raises(ValueError, match=r"fresh must be .* 2/velocity must be a Float32Velocity, got an Int8Velocity"):
         mo.reset(state, mo.sgd(0.1, 0.9, storage="int8").init(PARAMS))
     with pytest.raises(ValueError, match=r"opt_state must hold a state of scale_by_momentum or compress, got none"):
         mo.reset(*[optax.adam(0.1).init(PARAMS)] * 2)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 import jax
 import jax.numpy as jnp
 
+from ... import _checks
 from ..._typing import JSON, KeyPath, Leaf, PyTree, TreeDef
 from .checksums import checksum, dtype_name, has_checksum
 
@@ -88,7 +89,7 @@ def clipped(x: object) -> str:
 
 
 def _text(entry: Mapping[str, JSON]) -> str:
-    return f"a {entry['type']}" if "type" in entry else f"{entry['dtype']}{list(entry['shape'])}"
+    return _checks.with_article(entry["type"]) if "type" in entry else f"{entry['dtype']}{list(entry['shape'])}"
 
 
 def _nodes(node: PyTree, path: KeyPath = ()) -> Iterator[tuple[str, PyTree]]:

@@ -28,11 +28,11 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_the_name_of_its_field():
     assert list(layout["fields"])[:3] == ["0", "1", "2"]
     momentum = "2/velocity"
     for tx, params, message in (
-        (mo.sgd(0.1, 0.9), PARAMS, f"{momentum} must be a Float32Velocity, got a Int8Velocity"),
+        (mo.sgd(0.1, 0.9), PARAMS, f"{momentum} must be a Float32Velocity, got an Int8Velocity"),
         (mo.sgd(0.1, mo.ema(0.9), storage=BYTES), PARAMS, None),
-        (optax.sgd(0.1, 0.9), PARAMS, "0 must be a TraceState, got a EmptyState"),
+        (optax.sgd(0.1, 0.9), PARAMS, "0 must be a TraceState, got an EmptyState"),
         (mo.sgd(0.1, mo.aggregated((0.5, 0.9)), storage=BYTES), PARAMS, f"{momentum}/codes/1/b must be int8[64], got"),
-        (mo.sgd(lambda t: 0.1, 0.9, storage=BYTES), PARAMS, "3 must be a ScaleByScheduleState, got a EmptyState"),
+        (mo.sgd(lambda t: 0.1, 0.9, storage=BYTES), PARAMS, "3 must be a ScaleByScheduleState, got an EmptyState"),
         (
             mo.sgd(0.1, 0.9, storage=BYTES),
             PARAMS | {"x": PARAMS["b"]},

@@ -96,7 +96,7 @@ def test_another_optimizer_and_another_storage_become_ours_on_a_mesh(tmp_path):
     def from_optax(leaves):
         return fields(to_bytes(mo.interop.from_optax(ours.init(PARAMS), from_fields(leaves, abstract(theirs)))))
 
-    with pytest.raises(CheckpointError, match=r"^0 must be a EmptyState, got a TraceState"):
+    with pytest.raises(CheckpointError, match=r"^0 must be an EmptyState, got a TraceState"):
         check(layout, target)
     state = migrate(plain, layout, target, {0: from_optax})
     assert_bit_equal(state, to_bytes(mo.interop.from_optax(ours.init(PARAMS), old)))
