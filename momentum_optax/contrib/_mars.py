@@ -1,35 +1,35 @@
 """MARS: momentum with a variance-reduced gradient."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from .. import _checks
+from .._typing import Number, PyTree
 from ..filters.coefficients import Scalar, lift, value_at
-from ..optimizers.arguments import weight_decay_of
-from ..optimizers.gradient_dtype import in_gradient_dtype
-from ..optimizers.sgd import _of_steady_types
+from ..optimizers.arguments import Mask, weight_decay_of
+from ..optimizers.gradient_dtype import in_gradient_dtype, keeping_state_dtypes
 from ..rules.sums_and_averages import ema
-from ..state.mismatch import check_state
+from ..state.mismatch import ANYTHING, check_state
 from ..storage import Storage
 from ..transform import scale_by_momentum
 from ..wrappers.directions import by_norm
-from ..wrappers.leaves import SCOPES
-from ._storm import combined, like
+from ..wrappers.leaves import SCOPES, Scope
+from ._gradients import combined, like
 
 
 def mars_adamw(
     learning_rate: optax.ScalarOrSchedule,
-    decay: Any = 0.95,
-    b2: Any = 0.99,
+    decay: Number = 0.95,
+    b2: Number = 0.99,
     *,
     gamma: Scalar = 0.025,
-    eps: Any = 1e-8,
+    eps: Number = 1e-8,
     weight_decay: "Scalar | None" = None,
-    mask: Any = None,
-    scope: str = "tree",
+    mask: Mask | None = None,
+    scope: Scope = "tree",
 ) -> optax.GradientTransformationExtraArgs:
     r"""MARS-AdamW: AdamW of the corrected and clipped gradient; see `mars_correction`.
 
@@ -65,7 +65,7 @@ def mars_adamw(
     return in_gradient_dtype(
         optax.chain(
             mars_correction(decay, gamma, scope),
-            _of_steady_types(optax.scale_by_adam(decay, b2, eps)),
+            keeping_state_dtypes(optax.scale_by_adam(decay, b2, eps)),
             weight_decay_of(weight_decay, mask),
             optax.scale_by_learning_rate(learning_rate),
         )
@@ -78,8 +78,8 @@ def mars_lion(
     *,
     gamma: Scalar = 0.025,
     weight_decay: "Scalar | None" = None,
-    mask: Any = None,
-    scope: str = "tree",
+    mask: Mask | None = None,
+    scope: Scope = "tree",
     storage: str | Storage = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     r"""MARS-Lion: the sign of the averaged, corrected and clipped gradient; see `mars_correction`.
@@ -123,11 +123,11 @@ class MarsState(NamedTuple):
       step: int32 scalar, the number of updates made; None unless an argument is scheduled.
     """
 
-    step: Any
+    step: jax.Array | None
 
 
 def mars_correction(
-    decay: Scalar = 0.95, gamma: Scalar = 0.025, scope: str = "tree"
+    decay: Scalar = 0.95, gamma: Scalar = 0.025, scope: Scope = "tree"
 ) -> optax.GradientTransformationExtraArgs:
     r"""Exact MARS: the gradient, corrected by a second one of the same batch, and clipped to norm 1.
 
@@ -169,14 +169,19 @@ def mars_correction(
         del params
         return MarsState(jnp.zeros([], jnp.int32) if callable(extra_weight) else None)
 
-    def clipped(x: Any, largest: Any, root: Any) -> Any:
+    def clipped(x: jax.Array, largest: jax.Array, root: jax.Array) -> jax.Array:
         return jnp.where(largest * root > 1, x / largest / root, x)
 
     def update(
-        updates: optax.Updates, state: MarsState, params: Any = None, *, previous_gradient: Any = None, **extra: Any
+        updates: optax.Updates,
+        state: MarsState,
+        params: optax.Params | None = None,
+        *,
+        previous_gradient: PyTree = None,
+        **extra: PyTree,
     ) -> tuple[optax.Updates, MarsState]:
         del params, extra
-        check_state(state, MarsState(... if callable(extra_weight) else None))
+        check_state(state, MarsState(ANYTHING if callable(extra_weight) else None))
         weight = value_at(extra_weight, state.step)
         moved = combined(updates, previous_gradient, lambda g, p, _: g + like(weight, g) * (g - p))
         out = by_norm(clipped, moved, scope)

@@ -1,12 +1,12 @@
 """Stochastic gradient descent with momentum."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import optax
 
 from .. import _checks
+from .._typing import DType
 from ..filters import Filter
 from ..filters.coefficients import Scalar, is_zero
 from ..rules.look_ahead import nesterov, torch_nesterov
@@ -16,7 +16,7 @@ from ..state.mismatch import without_momentum
 from ..storage import Storage
 from ..storage._float32 import Float32
 from ..transform import scale_by_momentum
-from .arguments import storage_of, weight_decay_of
+from .arguments import Mask, storage_of, weight_decay_of
 from .gradient_dtype import in_gradient_dtype
 
 
@@ -24,11 +24,11 @@ def sgd(
     learning_rate: optax.ScalarOrSchedule,
     momentum: "Scalar | Filter | None" = None,
     nesterov: bool = False,
-    accumulator_dtype: Any = None,
+    accumulator_dtype: DType | None = None,
     *,
     dampening: "Scalar | None" = None,
     weight_decay: "Scalar | None" = None,
-    mask: Any = None,
+    mask: Mask | None = None,
     maximize: bool = False,
     storage: str | Storage = "float32",
 ) -> optax.GradientTransformationExtraArgs:
@@ -117,16 +117,6 @@ def srsgd(
             optax.scale_by_learning_rate(learning_rate),
         )
     )
-
-
-def _of_steady_types(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`tx` with a state that keeps its dtypes: injected decays of a wider one would widen Optax's moments."""
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        updates, new = tx.update(updates, state, params)
-        return updates, jax.tree.map(lambda x, old: x.astype(old.dtype), new, state)
-
-    return optax.GradientTransformation(tx.init, update)
 
 
 def _sgd_rule(momentum: "Scalar | Filter | None", nesterov: bool, dampening: "Scalar | None") -> Filter | None:

@@ -1,16 +1,15 @@
 """Optimizers that follow the sign of a momentum."""
 
-from typing import Any
-
 import optax
 
 from .. import _checks
+from .._typing import DType
 from ..filters.coefficients import Scalar
 from ..rules.mixes import lion_mix
 from ..rules.sums_and_averages import ema
 from ..storage import Storage
 from ..transform import scale_by_momentum
-from .arguments import storage_of, weight_decay_of
+from .arguments import Mask, storage_of, weight_decay_of
 from .gradient_dtype import in_gradient_dtype
 
 
@@ -18,9 +17,9 @@ def lion(  # noqa: PLR0917  the order of `optax.lion`
     learning_rate: optax.ScalarOrSchedule,
     b1: Scalar = 0.9,
     b2: Scalar = 0.99,
-    mu_dtype: Any = None,
+    mu_dtype: DType | None = None,
     weight_decay: "Scalar | None" = 1e-3,
-    mask: Any = None,
+    mask: Mask | None = None,
     *,
     storage: str | Storage = "float32",
 ) -> optax.GradientTransformationExtraArgs:
@@ -60,10 +59,10 @@ def lion(  # noqa: PLR0917  the order of `optax.lion`
 def signum(
     learning_rate: optax.ScalarOrSchedule,
     beta: Scalar = 0.9,
-    accumulator_dtype: Any = None,
+    accumulator_dtype: DType | None = None,
     *,
     weight_decay: "Scalar | None" = None,
-    mask: Any = None,
+    mask: Mask | None = None,
     storage: str | Storage = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Signum: the sign of the average gradient, `optax.signum`, with decoupled weight decay if asked for.

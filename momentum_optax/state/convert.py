@@ -8,24 +8,21 @@ import jax.numpy as jnp
 import optax
 
 from .. import _checks
-from .._tree import boxes_of, in_box, is_live, layout_of, live, reboxed, to_slots, to_trees, unboxed
+from .._tree import boxes_of, flatten_with_path, in_box, is_live, layout_of, live, reboxed, to_slots, to_trees, unboxed
 from ..storage import Storage, resolve
 from ..transform import MomentumState
-from ..wrappers.compress import (
-    SECOND_MOMENTS,
-    SIGNED,
-    CompressedState,
-    Kept,
-    check_fit,
+from ..wrappers.compress import CompressedState
+from ..wrappers.fields import (
+    CompressedField,
+    compress_field,
+    decompress_field,
     field_name,
-    flattened,
-    is_kept,
-    is_plain,
-    packed,
-    seeded,
-    slots_of,
-    unpacked,
+    is_compressed,
+    is_uncompressed,
+    leaf_states,
 )
+from ..wrappers.initial import encode_initial
+from ..wrappers.selection import SECOND_MOMENTS, SIGNED, check_fit
 from .fitting import cast, fitted, forms
 
 # What a mapping calls the velocities of `scale_by_momentum`.
@@ -105,16 +102,16 @@ def _flat(tree: Any, is_leaf: Any = None) -> tuple[list[Any], Any]:
 
 
 def _is_ours(x: Any) -> bool:
-    return isinstance(x, MomentumState | CompressedState | Kept)
+    return isinstance(x, MomentumState | CompressedState | CompressedField)
 
 
 def _fields_of(state: Any) -> set[str]:
     """The fields that could be converted."""
     names: set[str] = set()
-    for path, x in flattened(state, _is_ours)[0]:
+    for path, x in flatten_with_path(state, _is_ours)[0]:
         if isinstance(x, CompressedState):
             names |= _fields_of(x.inner)
-        elif isinstance(x, MomentumState | Kept):
+        elif isinstance(x, MomentumState | CompressedField):
             names.add(_VELOCITY if isinstance(x, MomentumState) else field_name(path) or "")
     return names
 
@@ -128,21 +125,21 @@ def _check_fit(state: Any, wanted: Any, second_moments: Collection[str]) -> None
         if name == _VELOCITY:
             check_fit(keep, name, squares=False)
         for path, x in optax.tree.get_all_with_path(state, name):
-            if is_kept(x):
+            if is_compressed(x):
                 owner = getattr(path[-1], "tuple_name", "")
                 check_fit(keep, name, name in second_moments and (owner, name) not in SIGNED)
 
 
 def _converted(state: Any, wanted: Any, found: set[str]) -> Any:
     """`state` with every velocity in the storage that `wanted` has for it; notes in `found` which there were."""
-    pairs, treedef = flattened(state, _is_ours)
+    pairs, treedef = flatten_with_path(state, _is_ours)
     new: list[Any] = []
     for i, (path, x) in enumerate(pairs):
         name = _VELOCITY if isinstance(x, MomentumState) else field_name(path) or ""
         keep = wanted.get(name) if isinstance(wanted, dict) else wanted
         if isinstance(x, CompressedState):
             new.append(_compressed(x, wanted, found))
-        elif isinstance(x, MomentumState | Kept) and keep is not None:
+        elif isinstance(x, MomentumState | CompressedField) and keep is not None:
             found.add(name)
             new.append(_momentum(x, keep, i) if isinstance(x, MomentumState) else _field(x, keep, i))
         else:
@@ -168,7 +165,7 @@ def _written(storage: Storage, velocity: Any, number: int) -> Any:
     old = unboxed(velocity)
     treedef: Any = jax.tree.structure(old[0][0])
     rows = map(type(old).decode, to_slots(old, treedef, layout_of(old)))
-    written = [seeded(storage, row, number, i) for i, row in enumerate(rows)]
+    written = [encode_initial(storage, row, number, i) for i, row in enumerate(rows)]
     boxed = [in_box(box, parts) for box, parts in zip(boxes_of(velocity[0][0]), written, strict=True)]
     some = jax.eval_shape(lambda: storage.init(jax.ShapeDtypeStruct((1,), jnp.float32), len(old[0])))
     return to_trees(boxed, treedef, jax.tree.structure(some))
@@ -178,8 +175,9 @@ def _compressed(state: CompressedState, wanted: Any, found: set[str]) -> Compres
     """The state of `compress` with its fields in other storages."""
     inner = _converted(state.inner, wanted, found)
     keeps = list(wanted.values()) if isinstance(wanted, dict) else [wanted]
+    step = state.step
     if any(keep.reads_step for keep in keeps):
-        step = jnp.zeros([], jnp.int32) if state.step is None else state.step
+        step = jnp.zeros([], jnp.int32) if step is None else step
     else:
         # What a mapping does not name may need the step still.
         names = _fields_of(state.inner) - {_VELOCITY}
@@ -187,13 +185,13 @@ def _compressed(state: CompressedState, wanted: Any, found: set[str]) -> Compres
     return CompressedState(step, inner)
 
 
-def _field(kept: Kept, storage: Storage, number: int) -> Kept:
+def _field(kept: CompressedField, storage: Storage, number: int) -> CompressedField:
     """A field of `compress` in `storage`."""
-    chosen = [not is_plain(slot) for slot in slots_of(kept)[0]]
-    tree = unpacked(kept)
-    if forms(kept) == forms(jax.eval_shape(lambda: packed(storage, tree, chosen, number))):
+    chosen = [not is_uncompressed(slot) for slot in leaf_states(kept)[0]]
+    tree = decompress_field(kept)
+    if forms(kept) == forms(jax.eval_shape(lambda: compress_field(storage, tree, chosen, number))):
         return kept
-    return packed(storage, tree, chosen, number)
+    return compress_field(storage, tree, chosen, number)
 
 
 def _in_variables(bare: Any, old: Any) -> Any:
@@ -211,18 +209,18 @@ class _Refield:
 
     def __call__(self, owner: str, name: str, old: Any, new: Any) -> Any:
         """The field `old` of a state of class `owner` in the form of `new`; one of them at least is compressed."""
-        tree = unpacked(old) if is_kept(old) else old
-        if not is_kept(new):
+        tree = decompress_field(old) if is_compressed(old) else old
+        if not is_compressed(new):
             return cast(tree, new, name)
-        if is_kept(old) and forms(old) == forms(new):
+        if is_compressed(old) and forms(old) == forms(new):
             return old
-        chosen = [not is_plain(slot) for slot in slots_of(new)[0]]
+        chosen = [not is_uncompressed(slot) for slot in leaf_states(new)[0]]
         self._found.add(name)
         if not any(chosen):
-            return Kept(new.parts, cast(tree, new.plain, name))
+            return CompressedField(new.parts, cast(tree, new.plain, name))
         storage = self._wanted.get(name) if isinstance(self._wanted, dict) else self._wanted
         if storage is None:
             raise ValueError(f"storage must say how to keep {name!r}, which like compresses, got none for it")
         check_fit(storage, name, name in self._second_moments and (owner, name) not in SIGNED)
         # Fields are told apart by their noise.
-        return cast(packed(storage, tree, chosen, len(self._found)), new, name)
+        return cast(compress_field(storage, tree, chosen, len(self._found)), new, name)

@@ -9,10 +9,12 @@ import numpy as np
 import optax
 
 from .. import _checks
-from .._tree import layout_of, reboxed, to_slots, to_trees, unboxed
+from .._tree import flatten_with_path, layout_of, reboxed, to_slots, to_trees, unboxed
 from ..storage.protocol import times
 from ..transform import MomentumState
-from ..wrappers.compress import SECOND_MOMENTS, SIGNED, CompressedState, Kept, field_name, flattened, is_plain, slots_of
+from ..wrappers.compress import CompressedState
+from ..wrappers.fields import CompressedField, field_name, is_uncompressed, leaf_states
+from ..wrappers.selection import SECOND_MOMENTS, SIGNED
 from .checkpoint import CheckpointError, check, describe
 
 Select = Callable[[str], Any]
@@ -104,14 +106,14 @@ def rescale(opt_state: Any, factor: Any, select: Select | None = None) -> Any:
         if isinstance(x, MomentumState) or name not in factors:
             return x
         found.add(name)
-        if isinstance(x, Kept):
+        if isinstance(x, CompressedField):
             return choice.note(_rescaled_field(x, factors[name], choice))
         by = _times(choice, _below_field(path), factors[name])
         if not jnp.issubdtype(x.dtype, jnp.inexact):
             raise ValueError(f"factor must name fields of floats, got {name!r} of {x.dtype}")
         return choice.note(x if by is None else times(x, by))
 
-    pairs, treedef = flattened(bare, _is_kept)
+    pairs, treedef = flatten_with_path(bare, _is_kept)
     result = treedef.unflatten([scaled(path, x) for path, x in pairs])
     if set(factors) - found:
         raise ValueError(f"factor must name fields of floats in opt_state, got {_listed(set(factors) - found)}")
@@ -158,7 +160,7 @@ def _is_ours(x: Any) -> bool:
 
 
 def _is_kept(x: Any) -> bool:
-    return isinstance(x, MomentumState | Kept)
+    return isinstance(x, MomentumState | CompressedField)
 
 
 def _one(choice: _Choice, path: Any, old: Any, new: Any) -> Any:
@@ -182,12 +184,12 @@ def _renewed(old: Any, new: Any, choice: _Choice) -> Any:
             _pick(choice, old.age, new.age, 0),
             _pick(choice, old.gain, new.gain, 1),
         )
-    fields = [x for x in jax.tree.leaves(old.inner, is_leaf=_is_kept) if isinstance(x, Kept)]
+    fields = [x for x in jax.tree.leaves(old.inner, is_leaf=_is_kept) if isinstance(x, CompressedField)]
     known = {path for x in fields for path, _ in jax.tree_util.tree_leaves_with_path(x.plain)}
 
     def renew(path: Any, a: Any, b: Any) -> Any:
-        if isinstance(a, Kept):
-            return Kept(_pick(choice, a.parts, b.parts, 2), _pick(choice, a.plain, b.plain, 0))
+        if isinstance(a, CompressedField):
+            return CompressedField(_pick(choice, a.parts, b.parts, 2), _pick(choice, a.plain, b.plain, 0))
         if isinstance(a, MomentumState):
             return _renewed(a, b, choice)
         # What a field has under the name of a parameter belongs to it; counters belong to all.
@@ -216,7 +218,7 @@ def _rescaled(parts: Any, factor: Any, choice: _Choice) -> Any:
     layout = layout_of(parts)
     if not layout.num_leaves:
         return parts
-    pairs, treedef = flattened(parts[0][0], None)
+    pairs, treedef = flatten_with_path(parts[0][0], None)
     slots = to_slots(parts, treedef, layout)
     for i, (path, _) in enumerate(pairs):
         by = _times(choice, path, factor)
@@ -224,19 +226,19 @@ def _rescaled(parts: Any, factor: Any, choice: _Choice) -> Any:
     return to_trees(slots, treedef, layout)
 
 
-def _rescaled_field(kept: Kept, factor: Any, choice: _Choice) -> Kept:
+def _rescaled_field(kept: CompressedField, factor: Any, choice: _Choice) -> CompressedField:
     """A field of `compress` times a number."""
-    slots, layout, treedef = slots_of(kept)
-    paths = [path for path, _ in flattened(kept.plain, None)[0]]
+    slots, layout, treedef = leaf_states(kept)
+    paths = [path for path, _ in flatten_with_path(kept.plain, None)[0]]
     for i, (path, slot) in enumerate(zip(paths, slots, strict=True)):
         by = _times(choice, path, factor)
         if by is None:
             continue
-        if not is_plain(slot):
+        if not is_uncompressed(slot):
             slots[i] = slot._replace(parts=_scaler(slot.parts)(slot.parts, by))
         elif jnp.issubdtype(slot.plain.dtype, jnp.inexact):
             slots[i] = slot._replace(plain=times(slot.plain, by))
-    scaled: Kept = to_trees(slots, treedef, layout)
+    scaled: CompressedField = to_trees(slots, treedef, layout)
     return scaled
 
 
@@ -250,14 +252,14 @@ def _factors(opt_state: Any, factor: Any) -> dict[str, Any]:
     """A factor for each field."""
     names: set[str] = set()
     squares: set[str] = set()
-    for path, x in flattened(opt_state, _is_kept)[0]:
+    for path, x in flatten_with_path(opt_state, _is_kept)[0]:
         if isinstance(x, MomentumState):
             names.add(_VELOCITY)
-        elif isinstance(x, Kept):
+        elif isinstance(x, CompressedField):
             names.add(field_name(path) or "")
     for name in names & SECOND_MOMENTS:
         for path, x in optax.tree.get_all_with_path(opt_state, name):
-            if isinstance(x, Kept) and (getattr(path[-1], "tuple_name", ""), name) not in SIGNED:
+            if isinstance(x, CompressedField) and (getattr(path[-1], "tuple_name", ""), name) not in SIGNED:
                 squares.add(name)
     if squares and not isinstance(factor, Mapping):
         raise ValueError(

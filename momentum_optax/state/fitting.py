@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from ..transform import MomentumState
-from ..wrappers.compress import CompressedState, is_kept
+from ..wrappers.compress import CompressedState
+from ..wrappers.fields import is_compressed
 from .velocity import velocity
 
 # Fields that hold the states of transformations inside. A field with a state of ours in it does too.
@@ -94,7 +95,7 @@ class _Fit:
         """What a part keeps for itself."""
         if old is None or new is None:
             return new
-        if is_kept(old) or is_kept(new):
+        if is_compressed(old) or is_compressed(new):
             return self._field(owner, name, old, new)
         if owner in _NOTES and forms(old) != forms(new):
             return new
@@ -204,7 +205,7 @@ def _is_part(x: Any) -> bool:
 
 
 def _is_inner(name: str, value: Any) -> bool:
-    if is_kept(value):
+    if is_compressed(value):
         return False
 
     def is_ours(x: Any) -> bool:

@@ -7,6 +7,10 @@ import jax
 import numpy as np
 import optax
 
+# In the state that is expected, for what is not looked at.
+ANYTHING: Any = ...
+
+
 _CONVERT = "mo.convert(opt_state, storage, like=tx.init(params)) makes it fit"
 
 

@@ -11,12 +11,12 @@ from conformance import assert_bit_equal, avals, gradients, own_jit, pointers
 from flax import nnx
 
 import momentum_optax as mo
-from momentum_optax.wrappers.compress import is_kept, unpacked
+from momentum_optax.wrappers.fields import CompressedField, decompress_field, is_compressed
+from momentum_optax.wrappers.selection import SECOND_MOMENTS
 
 # By way of importlib, since the package may give the functions the names of their modules.
 compress = importlib.import_module("momentum_optax.wrappers.compress").compress
 convert = importlib.import_module("momentum_optax.state.convert").convert
-KEPT = importlib.import_module("momentum_optax.wrappers.compress").Kept
 STATE = importlib.import_module("momentum_optax.wrappers.compress").CompressedState
 
 BYTES = mo.storage.int8(min_size=32)  # of the leaves below, w is compressed and b is not
@@ -68,9 +68,10 @@ def run(tx, steps, params=PARAMS):
 
 def opened(state):
     """The state of the optimizer inside, every field decoded."""
-    unpacked = importlib.import_module("momentum_optax.wrappers.compress").unpacked
     return jax.tree.map(
-        lambda x: unpacked(x) if isinstance(x, KEPT) else x, state.inner, is_leaf=lambda x: isinstance(x, KEPT)
+        lambda x: decompress_field(x) if isinstance(x, CompressedField) else x,
+        state.inner,
+        is_leaf=lambda x: isinstance(x, CompressedField),
     )
 
 
@@ -234,7 +235,7 @@ def test_squares_are_refused_by_a_storage_that_is_not_fit(storage):
 def test_the_names_of_squares_are_fields_of_optax():
     known = [optax.ScaleByAdamState, optax.ScaleByAmsgradState, optax.ScaleByRssState, optax.FactoredState]
     named = {name for state in known for name in state._fields} - {"count", "mu"}
-    assert named <= importlib.import_module("momentum_optax.wrappers.compress").SECOND_MOMENTS
+    assert named <= SECOND_MOMENTS
 
 
 def test_errors_say_what_is_allowed():
@@ -327,7 +328,7 @@ def test_every_part_is_a_tree_like_the_parameters(select, storage):
 def test_fields_are_found_by_name():
     _, state = run(compress(optax.adamw(1e-2), {"mu"}, BYTES), 2)
     assert int(optax.tree.get(state, "step")) == 2
-    assert isinstance(optax.tree.get(state, "mu"), KEPT)
+    assert isinstance(optax.tree.get(state, "mu"), CompressedField)
     assert compress(optax.adamw(1e-2), {"mu"}, "float32").init(PARAMS).step is None
 
 
@@ -554,6 +555,6 @@ def test_what_starts_elsewhere_than_at_zero_is_still_written_with_a_scale():
     params = {"w": jax.random.normal(jax.random.key(0), (64, 128))}
     tx = mo.compress(optax.contrib.schedule_free_sgd(0.1), {"z"}, mo.storage.int8(min_size=1))
     for state in (tx.init(params), jax.jit(tx.init)(params)):
-        (kept,) = [x for x in jax.tree.leaves(state, is_leaf=is_kept) if is_kept(x)]
-        error = jnp.linalg.norm(unpacked(kept)["w"] - params["w"]) / jnp.linalg.norm(params["w"])
+        (kept,) = [x for x in jax.tree.leaves(state, is_leaf=is_compressed) if is_compressed(x)]
+        error = jnp.linalg.norm(decompress_field(kept)["w"] - params["w"]) / jnp.linalg.norm(params["w"])
         assert error < 0.02

@@ -16,7 +16,8 @@ import pytest
 from conformance import RULES, assert_bit_equal, gradients, own_jit
 
 import momentum_optax as mo
-from momentum_optax.wrappers.compress import flattened, is_kept, unpacked
+from momentum_optax._tree import flatten_with_path
+from momentum_optax.wrappers.fields import decompress_field, is_compressed
 
 LIKE = {"a": jnp.zeros((3, 40)), "b": jnp.zeros((4,), jnp.bfloat16)}
 SIGNAL = [gradients(LIKE, seed) for seed in range(6)]
@@ -327,7 +328,9 @@ def test_a_bad_gradient_spoils_the_figures_of_its_step_alone():
 def test_the_fields_of_compress_have_figures_by_name():
     keep = {"mu": "bfloat16", "nu": mo.storage.uint8(min_size=8)}
     tx = mo.monitor(mo.compress(optax.adam(1e-3, b1=0.9, b2=0.99), keep))
-    read = jax.jit(lambda state: [unpacked(x) for _, x in flattened(state, is_kept)[0] if is_kept(x)])
+    read = jax.jit(
+        lambda state: [decompress_field(x) for _, x in flatten_with_path(state, is_compressed)[0] if is_compressed(x)]
+    )
     # Of float32 alone: for half-precision parameters Adam's own arithmetic rounds besides.
     for before, gradient, update, after in run(tx, [{"a": g["a"]} for g in SIGNAL[:4]], {"a": LIKE["a"]}):
         got, g = mo.telemetry(after), flat(gradient)
