@@ -42,7 +42,7 @@ def mars_adamw(
       b2: beta_2 of `optax.scale_by_adam`.
       gamma: The weight of the correction, finite.
       eps: See `optax.scale_by_adam`.
-      weight_decay: lambda in [0, inf), decoupled; `update` then needs `params`. None for none.
+      weight_decay: lambda in [0, inf), decoupled; `update` then needs `params`. None for no decay.
       mask: Which parameters decay, see `sgd`.
       scope: Of the clip: `"tree"`, the paper's, or `"leaf"`, the authors' code's.
 
@@ -90,7 +90,7 @@ def mars_lion(
       learning_rate: eta.
       decay: beta in [0, 1).
       gamma: The weight of the correction, finite.
-      weight_decay: lambda in [0, inf), decoupled; `update` then needs `params`. None for none.
+      weight_decay: lambda in [0, inf), decoupled; `update` then needs `params`. None for no decay.
       mask: Which parameters decay, see `sgd`.
       scope: Of the clip: `"tree"`, the paper's, or `"leaf"`, the authors' code's.
       storage: How the velocity is kept, see `scale_by_momentum`.
@@ -134,9 +134,9 @@ def mars_correction(
     $$ c_t = g_t(x_t) + \gamma_t \frac{\beta}{1 - \beta} (g_t(x_t) - g_t(x_{t-1})), \qquad
        c_t \leftarrow c_t / \max(1, \|c_t\|) $$
 
-    What follows in the chain takes c for its gradient: `mo.ema(beta)` and a sign make MARS-Lion, AdamW makes MARS-AdamW
-    (`mars_lion`, `mars_adamw`). With gamma 1 and no clip the average of c would be, but for its start, the d of
-    `scale_by_storm` with $a = 1 - \beta$. `mo.mars_mix` is the form for one gradient a step,
+    The rest of the chain uses c as its gradient: `mo.ema(beta)` and a sign make MARS-Lion, AdamW makes MARS-AdamW
+    (`mars_lion`, `mars_adamw`). With gamma 1 and no clip the average of c would be the d of
+    `scale_by_storm` with $a = 1 - \beta$, up to its start. `mo.mars_mix` is the form for one gradient a step,
     which takes that of the last batch instead.
 
     `update` takes the second gradient, `previous_gradient=`, through `optax.chain` too. In the first step the previous
@@ -152,7 +152,7 @@ def mars_correction(
       A transformation whose state is a `MarsState`. Updates keep their dtypes; None stays None.
 
     Raises:
-      TypeError: If an argument is no coefficient; at `update` without `previous_gradient`.
+      TypeError: If an argument is not a coefficient; at `update` without `previous_gradient`.
       ValueError: If a number is out of range or there is no such scope; at `update` if `previous_gradient` has another
         tree, shape or None than the gradients.
 

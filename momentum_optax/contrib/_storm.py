@@ -57,8 +57,8 @@ def scale_by_storm(a: Scalar, *, storage: str | Storage = "float32") -> optax.Gr
     through `optax.chain` too. Each step needs twice the work for gradients, and the previous parameters.
 
     The first gradient that a leaf receives becomes its d; `previous_gradient` of that leaf then has no effect, and may
-    be the gradient itself. What stands before it in a chain sees the first gradient alone, and `optax.MultiSteps`
-    accumulates that alone.
+    be the gradient itself. Transformations before it in a chain see only the first gradient, and `optax.MultiSteps`
+    accumulates only that one.
 
     Args:
       a: In [0, 1]: a number, a scalar array or a schedule of the step; 1 is plain SGD.
@@ -69,7 +69,7 @@ def scale_by_storm(a: Scalar, *, storage: str | Storage = "float32") -> optax.Gr
       None where the gradient is.
 
     Raises:
-      TypeError: If `a` is no coefficient; at `update` without `previous_gradient`; as `scale_by_momentum` does.
+      TypeError: If `a` is not a coefficient; at `update` without `previous_gradient`; as `scale_by_momentum` does.
       ValueError: If `a` is out of range or there is no such storage; at `update` if `previous_gradient` has another
         tree, shape or None than the gradients; as `scale_by_momentum` does.
 
@@ -129,7 +129,7 @@ def scale_by_adaptive_storm(
       A transformation whose state is a `StormState`; see `scale_by_storm` for its `update`.
 
     Raises:
-      TypeError: If an argument is no number or scalar array; at `update` as `scale_by_storm` does.
+      TypeError: If an argument is neither a number nor a scalar array; at `update` as `scale_by_storm` does.
       ValueError: If a number is out of range or there is no such storage; at `update` as `scale_by_storm` does.
 
     Reference:

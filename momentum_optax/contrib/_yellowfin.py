@@ -202,7 +202,7 @@ def _mean_gradient(updates: optax.Updates, mean: PyTree, share: jax.Array) -> li
 
 
 def _statistics(state: YellowFinState, square: jax.Array, silent: jax.Array, share: jax.Array) -> YellowFinState:
-    """The state with the averages of what the squared norm shows."""
+    """The state with the averages that the squared norm enters."""
     h = jnp.where(silent, 1, square)
     count = optax.safe_increment(state.count)
     window = jnp.roll(state.window, 1).at[0].set(h)

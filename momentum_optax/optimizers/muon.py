@@ -38,13 +38,13 @@ def muon(
       learning_rate: eta; the reference code has 0.02.
       momentum: The decay of `muon_mix` in [0, 1), or a rule.
       steps: Newton-Schulz iterations, at least 1, known now; None for the reference code's 5.
-      weight_decay: lambda in [0, inf), decoupled; `update` then needs `params`. None for none.
+      weight_decay: lambda in [0, inf), decoupled; `update` then needs `params`. None for no decay.
       mask: Which parameters decay, see `sgd`.
       storage: How the velocity is kept, see `scale_by_momentum`.
 
     Raises:
-      ValueError: If a number is out of range; for `mask` without `weight_decay`; at `init` if a leaf is no matrix; at
-        `update` without `params` if there is a weight decay.
+      ValueError: If a number is out of range; for `mask` without `weight_decay`; at `init` if a leaf is not a matrix;
+        at `update` without `params` if there is a weight decay.
       TypeError: If an argument is of the wrong type.
 
     Reference:

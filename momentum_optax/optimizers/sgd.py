@@ -40,23 +40,22 @@ def sgd(
     The first gradient that a leaf receives enters its velocity undampened.
 
     The first four arguments have the order, the defaults and the meaning of `optax.sgd`. Every numeric argument takes a
-    number, a scalar array or a schedule, and `optax.inject_hyperparams` works without `static_args`: what is left at
-    None stays out of the injected hyperparameters. Updates have the gradients' dtypes, also where an injected
-    hyperparameter is of a wider one.
+    number, a scalar array or a schedule, and `optax.inject_hyperparams` works without `static_args`: arguments left at
+    None are not injected. Updates have the gradients' dtypes even where an injected hyperparameter has a wider one.
 
     Args:
       learning_rate: eta.
       momentum: mu in [0, 1], with PyTorch's meaning; or a rule, such as `mo.nesterov(schedule)`, which then takes no
-        `nesterov` and no `dampening`; None or the number 0 for none, without state.
-      nesterov: The Nesterov form of PyTorch and Optax (`torch_nesterov`). As in Optax, nothing without a momentum.
-      accumulator_dtype: Optax's way to say `storage`: None or float32 for "float32", bfloat16 for
-        `mo.storage.bfloat16("nearest")`. As in Optax, nothing without a momentum.
+        `nesterov` and no `dampening`; None or the number 0 for no momentum and no state.
+      nesterov: The Nesterov form of PyTorch and Optax (`torch_nesterov`). As in Optax, ignored without a momentum.
+      accumulator_dtype: Optax's name for `storage`: None or float32 for "float32", bfloat16 for
+        `mo.storage.bfloat16("nearest")`. As in Optax, ignored without a momentum.
       dampening: tau in [0, 1); None for 0.
       weight_decay: lambda in [0, inf): L2, coupled, that is through the momentum as in PyTorch; `update` then needs
-        `params`. None for none.
+        `params`. None for no decay.
       mask: Which parameters decay: a tree of bools, or a function from the parameters to one, as in
         `optax.add_decayed_weights`.
-      maximize: Ascend. As in PyTorch the sign is turned before the weight decay is added, which still shrinks.
+      maximize: Ascend. As in PyTorch the gradient is negated before the weight decay is added, which still shrinks.
       storage: How the velocity is kept, see `scale_by_momentum`.
 
     Raises:
@@ -127,7 +126,7 @@ def _sgd_rule(momentum: "Scalar | Filter | None", nesterov: bool, dampening: "Sc
     _checks.within("dampening", dampening, "[0, 1)")
     if isinstance(momentum, Filter):
         if nesterov or damped:
-            raise ValueError("nesterov and dampening must be left out when momentum is a rule: it says what they would")
+            raise ValueError("nesterov and dampening must be left out when momentum is a rule, which includes both")
         return momentum
     if momentum is None or is_zero(momentum):
         if damped:

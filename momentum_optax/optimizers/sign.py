@@ -32,8 +32,8 @@ def lion(  # noqa: PLR0917  the order of `optax.lion`
       learning_rate: eta.
       b1: beta_1 in [0, 1), the mix.
       b2: beta_2 in [0, 1), the memory.
-      mu_dtype: Optax's way to say `storage`, see `accumulator_dtype` of `sgd`.
-      weight_decay: lambda in [0, inf), Optax's default; `update` then needs `params`. None for none.
+      mu_dtype: Optax's name for `storage`, see `accumulator_dtype` of `sgd`.
+      weight_decay: lambda in [0, inf), Optax's default; `update` then needs `params`. None for no decay.
       mask: Which parameters decay, see `sgd`.
       storage: How the velocity is kept, see `scale_by_momentum`.
 
@@ -72,8 +72,8 @@ def signum(
     Args:
       learning_rate: eta.
       beta: In [0, 1).
-      accumulator_dtype: Optax's way to say `storage`, see `sgd`.
-      weight_decay: lambda in [0, inf); `update` then needs `params`. None for none, as in Optax.
+      accumulator_dtype: Optax's name for `storage`, see `sgd`.
+      weight_decay: lambda in [0, inf); `update` then needs `params`. None for no decay, as in Optax.
       mask: Which parameters decay, see `sgd`.
       storage: How the velocity is kept, see `scale_by_momentum`.
 

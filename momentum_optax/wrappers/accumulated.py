@@ -24,7 +24,7 @@ class AccumulatedState(NamedTuple):
     Attributes:
       mini_step: int32 scalar, the number of micro-batches of this cycle so far, as in `optax.MultiSteps`.
       gradient_step: int32 scalar, the number of cycles finished: the step that schedules read.
-      momentum: The velocities, with what has come in so far. Its `age` is, for each leaf, twice the number of cycles
+      momentum: The velocities, with the micro-gradients so far. Its `age` is, for each leaf, twice the number of cycles
         that the leaf has finished, plus 1 while it holds gradients of a cycle that it has not.
       rest: The state of `inner`.
     """

@@ -17,7 +17,7 @@ from .leaves import checked_transformation
 
 
 def cautious(tx: optax.GradientTransformation, scaling: str) -> optax.GradientTransformationExtraArgs:
-    r"""Let through only the elements of an update that agree with the gradient, and enlarge the rest to make up.
+    r"""Keep only the elements of an update that agree with the gradient, rescaled to make up for the others.
 
     With $m = 1$ where update and gradient agree and 0 elsewhere, per leaf of n elements, $u \leftarrow \alpha m u$:
 
@@ -33,17 +33,18 @@ def cautious(tx: optax.GradientTransformation, scaling: str) -> optax.GradientTr
         lion = optax.chain(mo.scale_by_momentum(mo.lion_mix()), optax.scale_by_sign())
         optax.chain(mo.cautious(lion, "count"), optax.scale_by_learning_rate(1e-4))
 
-    The authors' Muon masks what is orthogonalised: `chain(cautious(scale_by_momentum(rule), "mean"), orthogonalize())`.
+    The authors' Muon masks the input of the orthogonalization:
+    `chain(cautious(scale_by_momentum(rule), "mean"), orthogonalize())`.
 
     Args:
       tx: Any transformation.
-      scaling: `"count"`, `"mean"` or `"sign_bit"`. They differ in published results, so that there is no default.
+      scaling: `"count"`, `"mean"` or `"sign_bit"`. Published results differ between them, so there is no default.
 
     Returns:
       A transformation with the state of `tx`. Updates keep their dtypes; None stays None.
 
     Raises:
-      TypeError: If `tx` is no transformation; at `update` if a leaf is complex, whose elements have no sign.
+      TypeError: If `tx` is not a transformation; at `update` if a leaf is complex, whose elements have no sign.
       ValueError: If there is no such scaling.
 
     Reference:
@@ -123,7 +124,7 @@ def add_cautious_weight_decay(weight_decay: Scalar, agreement: str) -> optax.Gra
       A transformation whose `update` needs `params`. Updates keep their dtypes; None stays None.
 
     Raises:
-      TypeError: If `weight_decay` is no coefficient; at `update` if a leaf is complex.
+      TypeError: If `weight_decay` is not a coefficient; at `update` if a leaf is complex.
       ValueError: If a number is out of range or there is no such agreement; at `update` without `params`.
 
     Reference:

@@ -49,23 +49,23 @@ def compress(
         mo.compress(optax.adamw(1e-3), {"mu"})                          # Adam's momentum in one byte
         mo.compress(optax.adamw(1e-3), {"mu": "int8", "nu": "uint8"})   # and its squares in another
 
-    A field is what a NamedTuple in the state of `tx` calls so, at any depth in chains, masks, partitions and injected
-    hyperparameters, if it has the parameters' structure. Its float and complex leaves of more than one element are
-    kept in the storage; other leaves stay as they are. `tx` sees them in the dtypes that they had at `init`.
+    A field is an attribute of a NamedTuple in the state of `tx` with the parameters' structure, at any depth in chains,
+    masks, partitions and injected hyperparameters. Its float and complex leaves of more than one element are kept in
+    the storage, other leaves without compression. `tx` sees them in the dtypes that they had at `init`.
 
     Types: the state keeps the structure and dtypes of `init` even where that of `tx` alone would not. A leaf of the
-    state that `tx` replaces by None, as `optax.ema` does where the gradient is None, stays as it is.
+    state that `tx` replaces by None, as `optax.ema` does where the gradient is None, keeps its value.
 
-    Memory: `init` makes the state of `tx` and then compresses it. Under `jax.jit` the compiler leaves the former out
-    where fields start at zero.
+    Memory: `init` makes the state of `tx` and then compresses it. Under `jax.jit` the compiler removes the former where
+    fields start at zero.
 
     Args:
       tx: Any optimizer.
       select: Names of fields; or a mapping from names to storages, one for each field; or a predicate `(path, leaf)`,
         asked at `init` of each leaf that can be kept, with its key path in the state of `tx`.
-      storage: How the chosen fields are kept: a name or an object, as for `scale_by_momentum`. A mapping has its own.
+      storage: How the chosen fields are kept: a name or an object, as for `scale_by_momentum`. Not used with a mapping.
       second_moments: The names of fields that hold squares. They need relative accuracy, so that a storage must be
-        fit for them (its `nonnegative` is true). Adan's `v` has either sign and is not meant by its name.
+        fit for them (its `nonnegative` is true). Adan's `v`, which has either sign, is not among them.
 
     Returns:
       A transformation whose state is a `CompressedState`.
@@ -182,7 +182,7 @@ def _check_found(
       chosen: The selection.
       found: The names of fields that could be compressed.
       compressed: Those of fields that were.
-      asked: What the selection said of each leaf that can be compressed.
+      asked: Whether the selection includes each leaf that can be compressed.
       state: The state of the optimizer.
     """
     fields = ", ".join(repr(name) for name in dict.fromkeys(found)) or "none"

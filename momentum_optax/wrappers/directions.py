@@ -58,8 +58,8 @@ def orthogonalize(steps: int | None = None) -> optax.GradientTransformation:
       A transformation without state, for matrices; the arithmetic is in the update's dtype. None stays None.
 
     Raises:
-      TypeError: If `steps` is no whole number.
-      ValueError: If `steps` is out of range; at `init` and `update` if a leaf is no matrix: give others to
+      TypeError: If `steps` is not a whole number.
+      ValueError: If `steps` is out of range; at `init` and `update` if a leaf is not a matrix: give others to
         `optax.partition`, or leave them out by `optax.masked`.
 
     Reference:
@@ -71,7 +71,7 @@ def orthogonalize(steps: int | None = None) -> optax.GradientTransformation:
     def matrices(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(), tree)
 
-    # Without memory of its own, Optax's Muon is the map that it applies to its average.
+    # With a decay of 0, Optax's Muon is the map that it applies to its average.
     tx = optax.contrib.scale_by_muon(ns_steps=int(steps), beta=0.0, nesterov=False, weight_dimension_numbers=matrices)
 
     def init(params: optax.Params) -> optax.EmptyState:

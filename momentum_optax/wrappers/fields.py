@@ -30,7 +30,7 @@ class CompressedField(NamedTuple):
 
 
 class LeafStates(NamedTuple):
-    """The leaves of a `CompressedField`, each a `CompressedField` of arrays, and what puts them together again.
+    """The leaves of a `CompressedField`, each a `CompressedField` of arrays, and the structures that join them.
 
     Attributes:
       leaves: One `CompressedField` of arrays for each leaf.
@@ -42,7 +42,7 @@ class LeafStates(NamedTuple):
     leaf_treedef: TreeDef
     treedef: TreeDef
 
-    def together(self) -> CompressedField:
+    def joined(self) -> CompressedField:
         """The inverse of `leaf_states`, without boxes."""
         field: CompressedField = to_trees(self.leaves, self.treedef, self.leaf_treedef)
         return field
@@ -98,7 +98,7 @@ def compress_field(
         else:
             state = CompressedField(jax.tree.map(lambda _, one=one: jnp.zeros(one, bool), parts), leaf)
         leaves.append(in_box(box, state))
-    return LeafStates(leaves, jax.tree.structure(CompressedField(parts, 0)), treedef).together()
+    return LeafStates(leaves, jax.tree.structure(CompressedField(parts, 0)), treedef).joined()
 
 
 def decompress_field(field: CompressedField) -> PyTree:
@@ -132,7 +132,7 @@ def recompress_field(
             leaves[i] = leaf._replace(plain=in_dtype_of(leaf.plain, new))
         else:
             leaves[i] = _encoded(storage, leaf, new, write_for(storage, new, (step, number, i), (1.0,)))
-    field: CompressedField = reboxed(states.together(), old)
+    field: CompressedField = reboxed(states.joined(), old)
     return field
 
 

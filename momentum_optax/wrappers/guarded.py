@@ -55,7 +55,7 @@ def guarded(
     warmup: Count = DEFAULTS.warmup,
     max_consecutive: Count = DEFAULTS.max_consecutive,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Skip steps whose gradients hold NaN or infinity: the update is zero and the state stays as it was, to the bit.
+    r"""Skip steps whose gradients hold NaN or infinity: the update is zero and the state is unchanged, to the bit.
 
     $$ (u, s') = \begin{cases} \mathrm{tx}(g, s) & \text{if every element of } g \text{ is finite} \\
        (0, s) & \text{otherwise} \end{cases} $$
@@ -64,12 +64,12 @@ def guarded(
     can be fused with the step. XLA's CPU backend still makes temporary copies of what the selection reads and replaces.
     Unlike `optax.apply_if_finite` it never gives up on NaN.
 
-    Under float16 loss scaling, guard what receives the unscaled gradients, and halve the scale where `finite` of the
-    state is False: a division by a finite scale leaves infinity infinite. Only what is inside skips: around the whole
-    optimizer also the weight decay and the learning-rate schedule stand still.
+    Under float16 loss scaling, put it around the part of the chain that receives the unscaled gradients, and halve the
+    scale where `finite` of the state is False: infinity divided by a finite scale is still infinite. Only the guarded
+    transformation skips: around the whole optimizer that includes the weight decay and the learning-rate schedule.
 
-    With `max_ratio` $\rho$ a spike is skipped likewise, before it enters the velocity, where a clipped one would stay
-    for $1 / (1 - \mu)$ steps. With $n_t$ the norm of the gradient (or the loss) and $m_t$ its average over the steps
+    With `max_ratio` $\rho$ a spike is skipped too, before it enters the velocity, where a clipped one would remain for
+    $1 / (1 - \mu)$ steps. With $n_t$ the norm of the gradient (or the loss) and $m_t$ its average over the steps
     that were taken,
 
     $$ \text{skip if } n_t > \rho\, m_t, \qquad
@@ -77,8 +77,8 @@ def guarded(
        \quad \text{if not}, \qquad m_0 = w_0 = 0. $$
 
     Nothing is a spike while fewer than `warmup` steps are in the average or while it is 0. After `max_consecutive`
-    spikes in a row the next one is taken for a change of level: its step is made, and the average begins anew with it.
-    A step that is skipped for NaN neither ends such a row nor counts in it.
+    consecutive spikes the next one counts as a change of level: its step is taken, and the average restarts from it.
+    A step that is skipped for NaN neither ends such a sequence nor counts in it.
 
         tx = mo.guarded(mo.sgd(0.1, 0.9), max_ratio=10.0)
         u, state = tx.update(gradients, state)          # state.spikes.count says how many were skipped
@@ -86,16 +86,16 @@ def guarded(
     Args:
       tx: Any transformation, such as `scale_by_momentum(rule)` or a finished optimizer.
       scope: `"tree"`: one bad element anywhere skips the step, with every counter in the state. `"leaf"`: only the
-        leaves that hold one skip it, as if their gradient were None; what the leaves share, such as the step that
-        schedules read or a norm over all of them, goes on, with zeros for their gradients. Each leaf has its own
+        leaves that hold one skip it, as if their gradient were None; state that the leaves share, such as the step that
+        schedules read or a norm over all of them, is updated, with zeros for their gradients. Each leaf has its own
         average size.
-      max_ratio: rho, above 1: a number or a scalar array. None skips no spikes, and the state has no place for them.
+      max_ratio: rho, above 1: a number or a scalar array. With None no spike is skipped, and the state has no `spikes`.
       measure: `"norm"`: n is the norm of the gradient, taken in float32 or wider; one that overflows is a spike, and
         does not enter the average. `"value"`: n is the loss, given to `update` as `value=`, which must be positive to
         be compared; a step whose loss is not finite is skipped. For `scope="tree"` alone.
       decay: beta in [0, 1), of the average: a number or a scalar array.
-      warmup: How many steps must be in the average before one can be a spike: a whole number from 1 or a scalar array.
-      max_consecutive: How many spikes in a row are skipped at most: a whole number from 1 or a scalar array.
+      warmup: The number of steps in the average before one can be a spike: a whole number from 1 or a scalar array.
+      max_consecutive: The most consecutive spikes that are skipped: a whole number from 1 or a scalar array.
 
     Returns:
       A transformation whose state is a `GuardedState`, with `inner`, `skipped` and `finite`. With `max_ratio` it is a
@@ -103,8 +103,8 @@ def guarded(
       of None counts as finite, and in no norm.
 
     Raises:
-      TypeError: If `tx` is no transformation, or an argument has the wrong type; at `update` if `measure="value"` gets
-        no `value`.
+      TypeError: If `tx` is not a transformation, or an argument has the wrong type; at `update` if `measure="value"`
+        gets no `value`.
       ValueError: If there is no such scope or measure, a number is out of range, or another argument for spikes is
         given without `max_ratio`; with `scope="leaf"` at `update` if the state of `tx` has an array with axes that
         belongs to no single leaf, as after `optax.flatten`.
@@ -173,7 +173,7 @@ def _judged(
 
 
 def _zero_unless(each: list[Condition], leaves: list[Entry]) -> list[Entry]:
-    """The leaves, zero where their conditions are false; what is absent stays."""
+    """The leaves, zero where their conditions are false; absent ones stay absent."""
     return [
         x if absent(x) else where(ok, jnp.asarray(x), jnp.zeros_like(x)) for ok, x in zip(each, leaves, strict=True)
     ]

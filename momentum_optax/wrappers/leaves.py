@@ -45,7 +45,7 @@ class Leaves:
         return self.treedef.unflatten([jnp.zeros([]) if g is None else g for g in self.values])
 
     def broadcast(self, each: list[Condition], like: PyTree) -> PyTree:
-        """The entries of `each` in the shapes of the tree `like`; what is absent there stays."""
+        """The entries of `each` in the shapes of the tree `like`; absent entries stay absent."""
         pairs = zip(each, self.of(like), strict=True)
         return self.to_tree([x if absent(x) else jnp.broadcast_to(e, x.shape) for e, x in pairs], like)
 

@@ -36,28 +36,28 @@ class MonitorState(NamedTuple):
 def monitor(
     tx: optax.GradientTransformation, rule: Filter | None = None, *, every: int = 1
 ) -> optax.GradientTransformationExtraArgs:
-    r"""The updates and velocities of `tx`, with a few numbers about its momentum in the state; `telemetry` reads them.
+    r"""Run `tx` unchanged and keep a few numbers about its momentum in the state; `telemetry` reads them.
 
-    Stored codes are those without a monitor to the bit, and so are float32 numbers unless XLA joins the float
-    operations of the larger program in another way.
+    Stored codes are bit-equal to those without a monitor, and so are float32 numbers unless XLA fuses the float
+    operations of the larger program differently.
 
         tx = mo.monitor(optax.chain(optax.clip_by_global_norm(1.0), mo.sgd(0.1, rule, storage="int8")), rule, every=10)
         ...
         mo.telemetry(opt_state)      # {"velocity_norm": 3.2, "cosine": 0.41, "stalled": 0.02, ...}
 
-    With g the gradients that the monitor is given, u the updates that it returns, $v \to v'$ a stored velocity before
-    and after the step as it is read, and $\hat v$ what $v'$ would be without compression (the same step of `tx` from v
-    in float32), all over every leaf with a gradient:
+    Let g be the gradients that the monitor is given, u the updates that it returns, $v \to v'$ a decoded velocity
+    before and after the step, and $\hat v$ the $v'$ of a step without compression (the same step of `tx` from v in
+    float32). Over all leaves with a gradient:
 
     * `gradient_norm`: $\|g\|$;
-    * `effective_learning_rate`: $\|u\| / \|g\|$, the rate at which plain descent makes a step of this length. Around
-      a whole optimizer its learning rate is part of it, around `scale_by_momentum` alone it is the factor before;
+    * `effective_learning_rate`: $\|u\| / \|g\|$, the learning rate at which plain descent makes a step of this length.
+      Around a whole optimizer it includes the learning rate; around `scale_by_momentum` alone it is the factor before;
     * `velocity_norm`: $\|v'\|$;
-    * `cosine`: $\langle g, v \rangle / (\|g\| \|v\|)$, how far the gradient agrees with those before it;
-    * `quantization_error`: $\|v' - \hat v\| / \|\hat v\|$, what storing the velocity lost in this step;
-    * `stalled`: the share of elements whose code (for bfloat16, its value) stayed as it was although
-      $\hat v \ne v$. Rounded at random, as by default, a velocity still moves on average; rounded to nearest, an
-      element that stalls again and again has stopped.
+    * `cosine`: $\langle g, v \rangle / (\|g\| \|v\|)$, the agreement of the gradient with those before it;
+    * `quantization_error`: $\|v' - \hat v\| / \|\hat v\|$, the relative error of storing the velocity in this step;
+    * `stalled`: the share of elements whose code (in bfloat16, whose value) did not change although $\hat v \ne v$.
+      With stochastic rounding, the default, a velocity still moves on average; rounded to nearest, an element that
+      stalls repeatedly has stopped.
 
     From the rule's coefficients, its response to a gradient that is always 1 since the first update: with weights w and
     moments m of K entries, $w' = A w + B$ and $m' = A (m + w) + B$,
@@ -68,16 +68,17 @@ def monitor(
     * `age`: $m'/w' - 1$, the mean age of the gradients in each velocity after the step, 0 being that of the newest.
 
     Weights keep their signs, so that a mean age can be negative or beyond the oldest gradient. These three are exact
-    under schedules. They follow a leaf that received a gradient at every step; the memory begins anew where a measured
-    step starts from velocities of zero, as after a restart. A quotient by zero is 0.
+    under schedules. They describe a leaf that received a gradient at every step; the sums restart where a measured step
+    starts from velocities of zero, as after a restart. A quotient by zero is 0.
 
     Squares are summed in float32 (a norm beyond 1e19 is infinite, one below 1e-23 may be 0). A NaN in the gradients
-    makes NaN of that step's figures alone; put `guarded` around the monitor rather than into it. With `scope="leaf"`
+    affects that step's figures only; put `guarded` around the monitor rather than inside it. With `scope="leaf"`
     the figures of a step then count a leaf that skips it as one whose gradient is zero.
 
-    Cost: a step that is not measured moves no byte more, but gradients that are made within a chain, by weight decay
-    for example, are written out before the monitor: put it around the whole optimizer. A measured step is computed
-    twice, once for the figures. On a CPU measure seldom: XLA copies the velocities at each step, and sums slowly.
+    Cost: a step that is not measured moves no additional bytes, but gradients that are computed within a chain, by
+    weight decay for example, are written to memory before the monitor: put it around the whole optimizer. A measured
+    step is computed twice, once for the figures. On CPU measure rarely: XLA copies the velocities at each step, and
+    sums slowly.
 
     Args:
       tx: Any transformation with states of `scale_by_momentum` or `compress` in it. The figures of `compress` are those
@@ -92,8 +93,8 @@ def monitor(
     Raises:
       TypeError: If an argument is of the wrong type.
       ValueError: If `every` is out of range; at `init` if `tx` has no such state, or `rule` is not its rule, or the
-        velocities are not like the parameters, as after `optax.flatten`; at `update` if a storage of your own cannot
-        keep a leaf in full (see law 7 of `storage.protocol`).
+        velocities are not like the parameters, as after `optax.flatten`; at `update` if a custom storage cannot keep a
+        leaf in full precision (see law 7 of `storage.protocol`).
     """
     _checks.transformation("tx", tx)
     if rule is not None and not isinstance(rule, Filter):
@@ -130,7 +131,7 @@ def _monitor(
             figures, empty = _measured_when_due(step, updates, state, every)
             if rule is not None and memory is not None:
                 memory = advance(rule, memory, empty, only_momentum(inner), state.step)
-        # What is measured reads what the step overwrites, and must not change how the step is compiled.
+        # The figures read buffers that the step overwrites, and must not change how the step is compiled.
         updates, inner, figures = jax.lax.optimization_barrier((updates, inner, figures))
         out, inner = step(inner, updates)
         return out, MonitorState(inner, optax.safe_increment(state.step), figures, memory)

@@ -104,7 +104,7 @@ def _decoded(node: "MomentumState | CompressedField") -> PyTree:
     for i, leaf in enumerate(states.leaves):
         if not is_uncompressed(leaf):
             states.leaves[i] = leaf._replace(parts=_with_first(leaf.parts, leaf.parts.decode(leaf.parts)))
-    return reboxed(states.together(), node)
+    return reboxed(states.joined(), node)
 
 
 def _with_first(parts: PyTree, values: tuple[PyTree, ...]) -> PyTree:

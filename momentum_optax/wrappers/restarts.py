@@ -62,15 +62,15 @@ def adaptive_restart(
       `init` before the gradient is used. The paper's loss is that at x, `loss(eval_params(...))`; at the stored
       parameters it is the usual approximation.
 
-    The state of `init` also means step 0, so that `nesterov(schedules.fista())` begins anew. The test assumes that the
+    The state of `init` also means step 0, so that `nesterov(schedules.fista())` starts again. The test assumes that the
     learning rate follows in the chain.
 
     Args:
       rule: A `Filter`.
       test: `"gradient"` or `"function"`.
       scope: `"tree"`: one test for all parameters. `"leaf"`, for the gradient test: each leaf has its own and restarts
-        alone; the step that schedules read is shared and goes on.
-      storage: How velocities are kept, see `scale_by_momentum`. One in few bits learns its scale anew after a restart,
+        alone; the step that schedules read is shared and not reset.
+      storage: How velocities are kept, see `scale_by_momentum`. In few bits it learns its scale again after a restart,
         as at the start.
 
     Returns:
@@ -95,10 +95,10 @@ def adaptive_restart(
 def scheduled_restart(
     tx: optax.GradientTransformation, at: int | Sequence[int]
 ) -> optax.GradientTransformationExtraArgs:
-    """Begin `tx` anew at given steps: from there it goes on as if it had just been made.
+    """Reset `tx` at given steps: from there it continues as if it had just been initialized.
 
-    Everything in the state of `tx` begins anew, the counters of its schedules too. To restart a schedule of the
-    momentum alone, see `schedules.restarted`.
+    Everything in the state of `tx` is reset, including the counters of its schedules. To restart only a schedule of the
+    momentum, see `schedules.restarted`.
 
     Args:
       tx: Any transformation.
@@ -108,7 +108,7 @@ def scheduled_restart(
       A transformation whose state is a `RestartState`. A leaf whose gradient is None at a restart keeps its velocity.
 
     Raises:
-      TypeError: If `tx` is no transformation or `at` holds something else than whole numbers.
+      TypeError: If `tx` is not a transformation or `at` holds anything but whole numbers.
       ValueError: If `at` is out of range, empty or not increasing.
 
     Reference:

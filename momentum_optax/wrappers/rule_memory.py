@@ -35,7 +35,7 @@ def no_memory(order: int) -> Memory:
 
 
 def advance(rule: Filter, memory: Memory, empty: Condition, state: MomentumState, count: Count) -> Memory:
-    """The memory one step later; where the velocities are `empty` it begins anew.
+    """The memory one step later; where the velocities are `empty` it restarts from zero.
 
     Args:
       rule: The rule, with K velocities.

@@ -18,7 +18,7 @@ class Spikes(NamedTuple):
 
     Attributes:
       count: int32: the number of steps skipped as spikes.
-      consecutive: int32: how many of them since a step was last taken.
+      consecutive: int32: the number of them since a step was last taken.
       accepted: int32: the number of steps in the average.
       weight: float32, or float64 for leaves of that: the sum of the weights in the average, for its debiasing.
       mean: Of the dtype of `weight`: the debiased average size of the steps taken.
