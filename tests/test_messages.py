@@ -1,6 +1,6 @@
-"""What an error says of a wrong kind of value: argument, allowed set, value got and the way out, in few characters.
+"""Errors for a wrong kind of value: argument, allowed set, value got and the way out, in few characters.
 
-The tables are made from the signatures of the public functions: a new one is tested as soon as it is there.
+The tables are made from the signatures of the public functions: a new one is tested without a new row.
 """
 
 import copy

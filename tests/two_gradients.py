@@ -1,4 +1,4 @@
-"""Two gradients for every step, and compiled runs of what takes both: STORM and MARS."""
+"""Two gradients for every step, and compiled runs of the optimizers that take both: STORM and MARS."""
 
 import jax
 import jax.numpy as jnp

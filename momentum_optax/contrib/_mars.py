@@ -39,9 +39,9 @@ def mars_adamw(
     Args:
       learning_rate: eta; the authors' code has 3e-3.
       decay: beta_1 in [0, 1), a number or a scalar array.
-      b2: beta_2 of `optax.scale_by_adam`.
+      b2: beta_2 of `optax.scale_by_adam`, a number or a scalar array.
       gamma: The weight of the correction, finite.
-      eps: See `optax.scale_by_adam`.
+      eps: See `optax.scale_by_adam`; a number or a scalar array.
       weight_decay: lambda in [0, inf), decoupled; `update` then needs `params`. None for no decay.
       mask: Which parameters decay, see `sgd`.
       scope: Of the clip: `"tree"`, the paper's, or `"leaf"`, the authors' code's.
@@ -56,12 +56,9 @@ def mars_adamw(
       arXiv:2411.10438.
     """
     _checks.within("learning_rate", learning_rate, "[0, inf)")
+    # `optax.scale_by_adam` takes no schedules.
     for name, value in (("decay", decay), ("b2", b2), ("eps", eps)):
-        if not (_checks.is_number(value) or _checks.is_scalar_array(value)):
-            raise TypeError(
-                f"{name} must be a number or a scalar array, as optax.scale_by_adam wants it, "
-                f"got {_checks.shown(value)}"
-            )
+        _checks.constant(name, value, "(-inf, inf)")
     return in_gradient_dtype(
         optax.chain(
             mars_correction(decay, gamma, scope),

@@ -72,9 +72,7 @@ def saturate(delta: Scalar, scope: Scope = "tree") -> optax.GradientTransformati
       Franca, Sulam, Robinson and Vidal, "Conformal symplectic and relativistic optimization", NeurIPS 2020,
       arXiv:1903.04100.
     """
-    if _checks.is_schedule(delta):
-        raise TypeError(f"delta must be a number or a scalar array, got the schedule {delta!r}")
-    _checks.within("delta", delta, "[0, inf)")
+    _checks.constant("delta", delta, "[0, inf)")
     _checks.choice("scope", scope, SCOPES)
 
     def slowed(x: jax.Array, largest: jax.Array, root: jax.Array) -> jax.Array:

@@ -136,9 +136,7 @@ def scale_by_adaptive_storm(
       Cutkosky and Orabona, NeurIPS 2019, arXiv:1905.10018, algorithm 1.
     """
     for name, value, interval in (("c", c, "[0, inf)"), ("k", k, "(0, inf)"), ("w", w, "(0, inf)")):
-        if _checks.is_schedule(value):
-            raise TypeError(f"{name} must be a number or a scalar array, got the schedule {value!r}")
-        _checks.within(name, value, interval)
+        _checks.constant(name, value, interval)
     # Any number makes the same state.
     start = scale_by_momentum(_storm_rule(0.5), storage=storage)
     expected = jax.eval_shape(start.init, jax.ShapeDtypeStruct((), jnp.float32))

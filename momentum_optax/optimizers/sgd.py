@@ -70,14 +70,14 @@ def sgd(
     _checks.within("learning_rate", learning_rate, "[0, inf)")
     _checks.flag("maximize", maximize)
     rule = _sgd_rule(momentum, nesterov, dampening)
-    kept = storage_of(storage, "accumulator_dtype", accumulator_dtype)
-    if rule is None and not isinstance(kept, Float32) and accumulator_dtype is None:
+    velocity_storage = storage_of(storage, "accumulator_dtype", accumulator_dtype)
+    if rule is None and not isinstance(velocity_storage, Float32) and accumulator_dtype is None:
         raise ValueError(f"storage needs a momentum to keep, got {storage!r} and momentum {momentum!r}")
     return in_gradient_dtype(
         optax.chain(
             optax.scale(-1.0) if maximize else optax.identity(),
             weight_decay_of(weight_decay, mask),
-            without_momentum() if rule is None else scale_by_momentum(rule, storage=kept),
+            without_momentum() if rule is None else scale_by_momentum(rule, storage=velocity_storage),
             optax.scale_by_learning_rate(learning_rate),
         )
     )

@@ -52,10 +52,9 @@ def checked_limits(limits: Limits, scope: Scope) -> Limits | None:
       ValueError: If one is out of range, or given without `max_ratio`.
     """
     _checks.choice("measure", limits.measure, ("norm", "value") if scope == "tree" else ("norm",))
-    for name, interval in (("max_ratio", "(1, inf)"), ("decay", "[0, 1)")):
-        value = getattr(limits, name)
-        if not _checks.is_scalar_array(value) and not (name == "max_ratio" and value is None):
-            _checks.number(name, value, interval)
+    if limits.max_ratio is not None:
+        _checks.constant("max_ratio", limits.max_ratio, "(1, inf)")
+    _checks.constant("decay", limits.decay, "[0, 1)")
     for name in ("warmup", "max_consecutive"):
         if not _checks.is_scalar_array(getattr(limits, name)):
             _checks.integer(name, getattr(limits, name), 1)

@@ -1,4 +1,4 @@
-"""Optimizers that take a second gradient: types, replays, batches, and what is refused."""
+"""Optimizers that take a second gradient: types, replays, batches, and errors."""
 
 import functools
 
@@ -24,7 +24,7 @@ def like():
     return {"x": jnp.zeros((4, 8), jnp.bfloat16), "y": jnp.zeros((3, 2)), "z": jnp.zeros((2,))}
 
 
-# A rule's velocity meets its storage in one place, so that one row of each is enough for every day.
+# A rule's velocity meets its storage in one place, so that one row of each is enough for the fast tests.
 FAST = {("storm", "float32"), ("storm", "bfloat16"), ("adaptive storm", "float32"), ("mars", "float32")}
 
 ROWS = [

@@ -110,7 +110,7 @@ def test_the_error_of_storm_has_the_variance_of_theory_and_that_of_an_average_is
     P = np.linalg.solve(np.eye(4) - np.kron(M, M), np.kron(N, N)).reshape(2, 2)
     # m - y at a step is (1 - a) (m_before - y) - a xi.
     lagging = (1 - a) ** 2 * (P[0, 0] + P[1, 1] - 2 * P[0, 1]) + a**2
-    # Four standard errors of the variance of so many independent normal copies.
+    # Four standard errors of the variance of that number of independent normal copies.
     margin = 4 * np.sqrt(2 / copies)
     assert storm_s == pytest.approx(a / (2 - a), rel=margin)
     assert average_s == pytest.approx(lagging, rel=margin)
@@ -143,7 +143,7 @@ def test_what_is_no_argument_is_refused():
         mo.contrib.storm(-1)
     with pytest.raises(ValueError, match=r"w must be in \(0, inf\), got 0"):
         mo.contrib.storm(1, w=0)
-    with pytest.raises(TypeError, match="k must be a number or a scalar array, got the schedule"):
+    with pytest.raises(TypeError, match="k must be a number or a scalar array, got <function"):
         mo.contrib.storm(1, k=optax.constant_schedule(0.1))
     tx, g = mo.contrib.scale_by_storm(0.1), {"a": SIGNAL[0]["a"]}
     with pytest.raises(ValueError, match=r"the parameters of init must have one tree, got .* in params\['b'\]"):

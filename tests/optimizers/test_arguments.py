@@ -1,4 +1,4 @@
-"""Arguments that finished optimizers share: masks of the weight decay, and what would do nothing or two things."""
+"""Arguments that finished optimizers share: masks of the weight decay, and arguments that would do nothing or two things."""
 
 import inspect
 
@@ -49,7 +49,7 @@ def test_a_mask_without_what_it_masks_is_refused(name):
     for mask in (True, False, jnp.array(True)):
         with pytest.raises(TypeError, match="mask must be a tree of bools or a function of the parameters"):
             make(weight_decay=0.1, mask=mask)
-    # A weight decay that a sweep sets to 0 is none, whatever the mask.
+    # A weight decay that a sweep sets to 0 does nothing, whatever the mask.
     tx = make(weight_decay=0.0, mask={"w": True, "b": False})
     extra = {"previous_gradient": ONES} if name.startswith("mars") else {}
     tx.update(ONES, tx.init(ONES), **extra)

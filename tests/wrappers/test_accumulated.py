@@ -44,7 +44,7 @@ def scheduled_row(row):
 
 
 def reference(row, sizes, h):
-    """The updates of the paper's loop, each for the mean of the next so many gradients of SIGNAL."""
+    """The updates of the paper's loop, each for the mean of the next gradients of SIGNAL."""
     ends = np.cumsum(sizes)
     means = iter([SIGNAL[end - size : end].mean(0) for size, end in zip(sizes, ends, strict=True)])
     points, _ = row.run(lambda _: next(means), np.zeros_like(START), len(sizes), h, rate=1.0)
@@ -180,7 +180,7 @@ def test_types_never_drift(storage, debias):
 
 
 class Told(NamedTuple):
-    """Velocities as they are, and how large their storage was told that they become."""
+    """Velocities without compression, and a record of the sizes that their storage was told to expect."""
 
     values: tuple[Any, ...]
     sizes: tuple[Any, ...]

@@ -33,7 +33,7 @@ CAUTIOUS = {"count": c_optim_lion, "mean": timm, "sign_bit": heavyball}
 @pytest.mark.parametrize("scaling", CAUTIOUS)
 def test_cautious_updates_are_those_of_the_published_code(scaling):
     rule = mo.heavy_ball(0.9)
-    # Leaves of their own scale; zeros of either sign; one leaf with little or no agreement.
+    # Leaves of different scales; zeros of either sign; one leaf with little or no agreement.
     turned = [
         {**g, "none": jnp.full(2000, float(s))} for g, s in zip(TURNING, (1, -0.1, 0.1, 1, -0.1, 1, 1, -1), strict=True)
     ]

@@ -16,7 +16,7 @@ from wrapped import WRAPPERS
 
 import momentum_optax as mo
 
-# What looks like a wrapper, and has its contracts elsewhere.
+# These look like wrappers, and have their contracts elsewhere.
 ELSEWHERE = {mo.scale_by_momentum: "test_transform.py", mo.compress: "test_compress.py"}
 every_wrapper = pytest.mark.parametrize("wrapper", WRAPPERS)
 
@@ -25,7 +25,7 @@ LIKE = {"a": jnp.zeros((2, 3)), "b": jnp.zeros((), jnp.bfloat16)}
 SIGNAL = [gradients(LIKE, seed) for seed in range(5)]
 LOSSES = [jnp.float32(x) for x in (3.0, 2.0, 2.5, 1.0, 0.5)]  # rises once, which restarts
 
-# Every wrapper once, every storage, and rules of every order: 1, 2 and 4, with ages, schedules and none.
+# Every wrapper once, every storage, and rules of every order: 1, 2 and 4, with ages, with schedules, and with neither.
 THIN = [
     ("accumulated", "float32", "heavy_ball"),
     ("guarded", "int8", "nesterov"),

@@ -1,4 +1,4 @@
-"""`monitor` leaves the step as it would be without it: its bits, its program and its bytes."""
+"""`monitor` does not change the step: its bits, its compiled program and the bytes that it moves."""
 
 import importlib.util
 import json
@@ -97,7 +97,7 @@ def test_what_cannot_be_monitored_is_refused():
 
 
 class AlwaysBytes(type(mo.storage.int8())):
-    """A storage of one's own that breaks law 7."""
+    """A custom storage that breaks law 7."""
 
     def encode(self, velocities, previous, write):
         return super().encode(velocities, self.init(velocities[0], len(velocities)), write)
