@@ -114,9 +114,9 @@ def scale_by_yellowfin(
     The clip of the authors' code, at a norm of $\sqrt{h_{max}}$, is left out; `optax.clip_by_global_norm` may stand
     before it.
 
-    It uses squared gradients as curvatures, which holds for the log-likelihood of a model that fits. It is not invariant
-    to a factor on the loss, and the first step has the length
-    $1 / (10\,\mathrm{window}\,\|g\|)$, which is long where the loss is flat.
+    It uses squared gradients as curvatures, which holds for the log-likelihood of a model that fits. It is not
+    invariant to a factor on the loss, and the first step has the length $1 / (10\,\mathrm{window}\,\|g\|)$, which is
+    long where the loss is flat.
 
     A step whose gradients are all None, zero or too small to square leaves the statistics unchanged. A leaf whose
     gradient is None counts nowhere in that step. A gradient that is not finite, or whose squared norm is not, makes the

@@ -1,4 +1,4 @@
-"""Arguments that finished optimizers share: masks of the weight decay, and arguments that would do nothing or two things."""
+"""Shared arguments: masks of the weight decay, and combinations that would do nothing or two things."""
 
 import inspect
 
