@@ -29,7 +29,8 @@ from momentum_optax.rules.look_ahead import nesterov
 from momentum_optax.rules.several_velocities import aggregated
 from momentum_optax.rules.sums_and_averages import heavy_ball, quasi_hyperbolic
 from momentum_optax.transform import scale_by_momentum
-from momentum_optax.wrappers.monitor import monitor, telemetry
+from momentum_optax.wrappers.monitor import monitor
+from momentum_optax.wrappers.telemetry import telemetry
 
 # Decays as published, not tuned; SGD is the heavy ball of decay zero, which stores no velocity.
 RULES: dict[str, Filter] = {

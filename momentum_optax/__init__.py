@@ -59,8 +59,8 @@ from .wrappers.directions import orthogonalize as orthogonalize
 from .wrappers.directions import scale_to_unit_norm as scale_to_unit_norm
 from .wrappers.guarded import guarded as guarded
 from .wrappers.monitor import monitor as monitor
-from .wrappers.monitor import telemetry as telemetry
 from .wrappers.restarts import adaptive_restart as adaptive_restart
 from .wrappers.restarts import scheduled_restart as scheduled_restart
+from .wrappers.telemetry import telemetry as telemetry
 
 __version__ = "0.2.0"

@@ -69,7 +69,7 @@ def finite(name: str, value: Any) -> None:
 def constant(name: str, value: Any, interval: str) -> None:
     """Raise unless `value` is a scalar array or a number in `interval`; for what takes no schedule."""
     if not (is_number(value) or is_scalar_array(value)):
-        raise TypeError(f"{name} must be a number or a scalar array, got {value!r}")
+        raise TypeError(f"{name} must be a number or a scalar array, got {shown(value)}")
     within(name, value, interval)
 
 

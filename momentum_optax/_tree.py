@@ -23,6 +23,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
+from ._typing import KeyPath, PyTree, TreeDef
+
 # Metadata of `nnx.Variable` that names the mesh axes of each axis; the last two in older versions of Flax.
 _NNX_NAMES = ("out_sharding", "optimizer_sharding", "sharding", "sharding_names")
 
@@ -35,6 +37,13 @@ def absent(x: Any) -> bool:
 def path_name(path: Any) -> str:
     """A key path as errors name it: `params['dense']['kernel']`."""
     return "params" + jax.tree_util.keystr(path)
+
+
+def flatten_with_path(
+    tree: PyTree, is_leaf: Callable[[PyTree], bool] | None = None
+) -> tuple[list[tuple[KeyPath, PyTree]], TreeDef]:
+    """Pairs of path and leaf, and the structure; `jax.tree_util.tree_flatten_with_path` with types."""
+    return jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
 
 
 def find_all(tree: Any, *kinds: type) -> list[tuple[Any, Any]]:

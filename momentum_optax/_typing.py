@@ -12,11 +12,15 @@ TreeDef: TypeAlias = Any
 # The keys that lead to a leaf, as `jax.tree_util.tree_leaves_with_path` gives them.
 KeyPath: TypeAlias = tuple[Any, ...]
 # What a tree holds where an array is, or will be.
-Leaf: TypeAlias = "jax.Array | np.ndarray | jax.ShapeDtypeStruct"
+Leaf: TypeAlias = jax.Array | np.ndarray | jax.ShapeDtypeStruct
+# What a tree of gradients or updates holds for one parameter: an array, None or `optax.MaskedNode`.
+Entry: TypeAlias = Any
+# A condition: known when the program is traced, or computed by it.
+Condition: TypeAlias = bool | jax.Array
 # A real number: Python's or NumPy's, or a scalar array, traced or not.
-Number: TypeAlias = "float | np.ndarray | jax.Array"
+Number: TypeAlias = float | np.ndarray | jax.Array
 # The number of a step or of a leaf's gradients.
-Count: TypeAlias = "int | jax.Array"
+Count: TypeAlias = int | jax.Array
 DType: TypeAlias = Any
 # The axis of `shard_map` or `vmap` along which workers are, or several; None for a single worker.
 AxisName: TypeAlias = "str | tuple[str, ...] | None"

@@ -1,6 +1,6 @@
-"""What an error says of a wrong kind of value: argument, allowed set, value got and the way out, in few characters.
+"""Errors for a wrong kind of value: argument, allowed set, value got and the way out, in few characters.
 
-The tables are made from the signatures of the public functions: a new one is tested as soon as it is there.
+The tables are made from the signatures of the public functions: a new one is tested without a new row.
 """
 
 import copy
@@ -34,7 +34,7 @@ WHOLE = jax.NamedSharding(MESH, jax.sharding.PartitionSpec())
 GOOD = {
     "rule": mo.heavy_ball(0.9), "f": mo.ema(0.9), "g": mo.ema(0.9), "old": mo.ema(0.9), "new": mo.ema(0.5), "tx": TX,
     "opt_state": STATE, "learning_rate": 0.1, "lr": 0.1, "base_lr": 0.1, "momentum": 0.9, "decay": 0.9, "L": 10.0,
-    "mu": 1.0, "beta": 0.5, "nu": 0.5, "c": 1.0, "a": 0.5, "angle": 0.1, "at": 3, "weight_decay": 0.1, "every": 2,
+    "mu": 1.0, "beta": 0.5, "nu": 0.5, "c": 1.0, "a": 0.5, "angle": 0.1, "at": 3, "weight_decay": 0.1, "every_k": 2,
     "agreement": "product", "scaling": "mean", "select": {"trace"}, "storage": "int8", "factor": 2.0, "fresh": STATE,
     "params": PARAMS, "updates": PARAMS, "mesh": MESH, "axis": "data", "shardings": dict.fromkeys(PARAMS, WHOLE),
     "restarts": 5, "low": 0.5, "high": 0.9, "period": 4, "total_steps": 9, "start": 1.0, "end": 5.0, "steps": 5,
@@ -77,7 +77,7 @@ def public():
 
 
 RULES = ("rule", "f", "g", "old", "new")
-TRANSFORMATIONS = ("tx", "then")
+TRANSFORMATIONS = ("tx", "inner")
 # What must be the whole of a coefficient; counts and the like have no schedules.
 COEFFICIENTS = (
     "learning_rate",

@@ -10,7 +10,7 @@ import optax
 import pytest
 from conformance import NOT_DEBIASABLE, RULES, STORAGES, assert_bit_equal, gradients
 from finished import OPTIMIZERS, without_a_row
-from test_wrapper_conformance import WRAPPERS
+from wrapped import WRAPPERS
 
 import momentum_optax as mo
 

@@ -1,4 +1,11 @@
-"""Published methods that few will use, tested like all others."""
+"""Published methods that few need. They are tested as strictly as the rest, but may change between minor versions.
+
+* MARS, `mars_adamw` and `mars_lion`: momentum of a gradient that a second one of the same batch corrects.
+* STORM, `storm`: momentum whose error does not lag behind the parameters, also with a second gradient of each batch.
+* YellowFin, `yellowfin`: a heavy ball that tunes its learning rate and momentum from the gradients.
+* `relativistic`: a heavy ball with a limit on the length of a step.
+* `recht_pid` and `grokfast_average`: rules that other rules of the package supersede.
+"""
 
 from ._mars import MarsState as MarsState
 from ._mars import mars_adamw as mars_adamw

@@ -1,35 +1,35 @@
 """MARS: momentum with a variance-reduced gradient."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from .. import _checks
+from .._typing import Number, PyTree
 from ..filters.coefficients import Scalar, lift, value_at
-from ..optimizers.arguments import weight_decay_of
-from ..optimizers.gradient_dtype import in_gradient_dtype
-from ..optimizers.sgd import _of_steady_types
+from ..optimizers.arguments import Mask, weight_decay_of
+from ..optimizers.gradient_dtype import in_gradient_dtype, keeping_state_dtypes
 from ..rules.sums_and_averages import ema
-from ..state.mismatch import check_state
+from ..state.mismatch import ANYTHING, check_state
 from ..storage import Storage
 from ..transform import scale_by_momentum
 from ..wrappers.directions import by_norm
-from ..wrappers.leaves import SCOPES
-from ._storm import combined, like
+from ..wrappers.leaves import SCOPES, Scope
+from ._gradients import combined, like
 
 
 def mars_adamw(
     learning_rate: optax.ScalarOrSchedule,
-    decay: Any = 0.95,
-    b2: Any = 0.99,
+    decay: Number = 0.95,
+    b2: Number = 0.99,
     *,
     gamma: Scalar = 0.025,
-    eps: Any = 1e-8,
+    eps: Number = 1e-8,
     weight_decay: "Scalar | None" = None,
-    mask: Any = None,
-    scope: str = "tree",
+    mask: Mask | None = None,
+    scope: Scope = "tree",
 ) -> optax.GradientTransformationExtraArgs:
     r"""MARS-AdamW: AdamW of the corrected and clipped gradient; see `mars_correction`.
 
@@ -39,10 +39,10 @@ def mars_adamw(
     Args:
       learning_rate: eta; the authors' code has 3e-3.
       decay: beta_1 in [0, 1), a number or a scalar array.
-      b2: beta_2 of `optax.scale_by_adam`.
+      b2: beta_2 of `optax.scale_by_adam`, a number or a scalar array.
       gamma: The weight of the correction, finite.
-      eps: See `optax.scale_by_adam`.
-      weight_decay: lambda in [0, inf), decoupled; `update` then needs `params`. None for none.
+      eps: See `optax.scale_by_adam`; a number or a scalar array.
+      weight_decay: lambda in [0, inf), decoupled; `update` then needs `params`. None for no decay.
       mask: Which parameters decay, see `sgd`.
       scope: Of the clip: `"tree"`, the paper's, or `"leaf"`, the authors' code's.
 
@@ -56,16 +56,13 @@ def mars_adamw(
       arXiv:2411.10438.
     """
     _checks.within("learning_rate", learning_rate, "[0, inf)")
+    # `optax.scale_by_adam` takes no schedules.
     for name, value in (("decay", decay), ("b2", b2), ("eps", eps)):
-        if not (_checks.is_number(value) or _checks.is_scalar_array(value)):
-            raise TypeError(
-                f"{name} must be a number or a scalar array, as optax.scale_by_adam wants it, "
-                f"got {_checks.shown(value)}"
-            )
+        _checks.constant(name, value, "(-inf, inf)")
     return in_gradient_dtype(
         optax.chain(
             mars_correction(decay, gamma, scope),
-            _of_steady_types(optax.scale_by_adam(decay, b2, eps)),
+            keeping_state_dtypes(optax.scale_by_adam(decay, b2, eps)),
             weight_decay_of(weight_decay, mask),
             optax.scale_by_learning_rate(learning_rate),
         )
@@ -78,8 +75,8 @@ def mars_lion(
     *,
     gamma: Scalar = 0.025,
     weight_decay: "Scalar | None" = None,
-    mask: Any = None,
-    scope: str = "tree",
+    mask: Mask | None = None,
+    scope: Scope = "tree",
     storage: str | Storage = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     r"""MARS-Lion: the sign of the averaged, corrected and clipped gradient; see `mars_correction`.
@@ -90,7 +87,7 @@ def mars_lion(
       learning_rate: eta.
       decay: beta in [0, 1).
       gamma: The weight of the correction, finite.
-      weight_decay: lambda in [0, inf), decoupled; `update` then needs `params`. None for none.
+      weight_decay: lambda in [0, inf), decoupled; `update` then needs `params`. None for no decay.
       mask: Which parameters decay, see `sgd`.
       scope: Of the clip: `"tree"`, the paper's, or `"leaf"`, the authors' code's.
       storage: How the velocity is kept, see `scale_by_momentum`.
@@ -123,20 +120,20 @@ class MarsState(NamedTuple):
       step: int32 scalar, the number of updates made; None unless an argument is scheduled.
     """
 
-    step: Any
+    step: jax.Array | None
 
 
 def mars_correction(
-    decay: Scalar = 0.95, gamma: Scalar = 0.025, scope: str = "tree"
+    decay: Scalar = 0.95, gamma: Scalar = 0.025, scope: Scope = "tree"
 ) -> optax.GradientTransformationExtraArgs:
     r"""Exact MARS: the gradient, corrected by a second one of the same batch, and clipped to norm 1.
 
     $$ c_t = g_t(x_t) + \gamma_t \frac{\beta}{1 - \beta} (g_t(x_t) - g_t(x_{t-1})), \qquad
        c_t \leftarrow c_t / \max(1, \|c_t\|) $$
 
-    What follows in the chain takes c for its gradient: `mo.ema(beta)` and a sign make MARS-Lion, AdamW makes MARS-AdamW
-    (`mars_lion`, `mars_adamw`). With gamma 1 and no clip the average of c would be, but for its start, the d of
-    `scale_by_storm` with $a = 1 - \beta$. `mo.mars_mix` is the form for one gradient a step,
+    The rest of the chain uses c as its gradient: `mo.ema(beta)` and a sign make MARS-Lion, AdamW makes MARS-AdamW
+    (`mars_lion`, `mars_adamw`). With gamma 1 and no clip the average of c would be the d of
+    `scale_by_storm` with $a = 1 - \beta$, up to its start. `mo.mars_mix` is the form for one gradient a step,
     which takes that of the last batch instead.
 
     `update` takes the second gradient, `previous_gradient=`, through `optax.chain` too. In the first step the previous
@@ -152,7 +149,7 @@ def mars_correction(
       A transformation whose state is a `MarsState`. Updates keep their dtypes; None stays None.
 
     Raises:
-      TypeError: If an argument is no coefficient; at `update` without `previous_gradient`.
+      TypeError: If an argument is not a coefficient; at `update` without `previous_gradient`.
       ValueError: If a number is out of range or there is no such scope; at `update` if `previous_gradient` has another
         tree, shape or None than the gradients.
 
@@ -169,14 +166,19 @@ def mars_correction(
         del params
         return MarsState(jnp.zeros([], jnp.int32) if callable(extra_weight) else None)
 
-    def clipped(x: Any, largest: Any, root: Any) -> Any:
+    def clipped(x: jax.Array, largest: jax.Array, root: jax.Array) -> jax.Array:
         return jnp.where(largest * root > 1, x / largest / root, x)
 
     def update(
-        updates: optax.Updates, state: MarsState, params: Any = None, *, previous_gradient: Any = None, **extra: Any
+        updates: optax.Updates,
+        state: MarsState,
+        params: optax.Params | None = None,
+        *,
+        previous_gradient: PyTree = None,
+        **extra: PyTree,
     ) -> tuple[optax.Updates, MarsState]:
         del params, extra
-        check_state(state, MarsState(... if callable(extra_weight) else None))
+        check_state(state, MarsState(ANYTHING if callable(extra_weight) else None))
         weight = value_at(extra_weight, state.step)
         moved = combined(updates, previous_gradient, lambda g, p, _: g + like(weight, g) * (g - p))
         out = by_norm(clipped, moved, scope)

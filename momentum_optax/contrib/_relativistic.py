@@ -1,7 +1,6 @@
 """The relativistic heavy ball: steps with a speed limit."""
 
-from typing import Any
-
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -12,7 +11,7 @@ from ..rules.sums_and_averages import heavy_ball
 from ..storage import Storage
 from ..transform import scale_by_momentum
 from ..wrappers.directions import by_norm
-from ..wrappers.leaves import SCOPES
+from ..wrappers.leaves import SCOPES, Scope
 
 
 def relativistic(
@@ -53,7 +52,7 @@ def relativistic(
     )
 
 
-def saturate(delta: Scalar, scope: str = "tree") -> optax.GradientTransformation:
+def saturate(delta: Scalar, scope: Scope = "tree") -> optax.GradientTransformation:
     r"""The relativistic velocity of a momentum: $u \leftarrow u / \sqrt{1 + \delta \|u\|^2}$.
 
     Its norm stays below $1/\sqrt\delta$; it is taken as in `scale_to_unit_norm`.
@@ -73,15 +72,13 @@ def saturate(delta: Scalar, scope: str = "tree") -> optax.GradientTransformation
       Franca, Sulam, Robinson and Vidal, "Conformal symplectic and relativistic optimization", NeurIPS 2020,
       arXiv:1903.04100.
     """
-    if _checks.is_schedule(delta):
-        raise TypeError(f"delta must be a number or a scalar array, got the schedule {delta!r}")
-    _checks.within("delta", delta, "[0, inf)")
+    _checks.constant("delta", delta, "[0, inf)")
     _checks.choice("scope", scope, SCOPES)
 
-    def slowed(x: Any, largest: Any, root: Any) -> Any:
+    def slowed(x: jax.Array, largest: jax.Array, root: jax.Array) -> jax.Array:
         return x / jnp.hypot(1.0, jnp.sqrt(jnp.asarray(delta, largest.dtype)) * largest * root)
 
-    def update(updates: optax.Updates, params: Any = None) -> optax.Updates:
+    def update(updates: optax.Updates, params: optax.Params | None = None) -> optax.Updates:
         del params
         return by_norm(slowed, updates, scope)
 

@@ -43,7 +43,7 @@ def grokfast_average(window: int = 100, amplification: Scalar = 5.0) -> Filter:
 
     Raises:
       ValueError: If a number is out of range.
-      TypeError: If `window` is no whole number.
+      TypeError: If `window` is not a whole number.
 
     Reference:
       Lee et al., 2024, arXiv:2405.20233 (the moving-average form, with its warm-up).

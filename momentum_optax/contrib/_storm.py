@@ -1,13 +1,13 @@
 """STORM: momentum from two gradients of one batch."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from .. import _checks
-from .._tree import absent, reboxed, unboxed
+from .._typing import Number, PyTree
 from ..filters import Filter
 from ..filters.coefficients import Scalar, lift, on_first_step, value_at
 from ..optimizers.gradient_dtype import in_gradient_dtype
@@ -15,11 +15,12 @@ from ..state.mismatch import check_kind, check_state
 from ..storage import Storage
 from ..storage.protocol import arithmetic_dtype
 from ..transform import MomentumState, scale_by_momentum
-from ..wrappers.leaves import check_shape, matched, squared_norm
+from ..wrappers.leaves import squared_norm
+from ._gradients import combined, like, matching_leaves, times
 
 
 def storm(
-    c: Any, k: Any = 0.1, w: Any = 0.1, *, storage: str | Storage = "float32"
+    c: Number, k: Number = 0.1, w: Number = 0.1, *, storage: str | Storage = "float32"
 ) -> optax.GradientTransformationExtraArgs:
     r"""STORM with its adaptive rate: $\theta' = \theta - \eta_t d_t$; see `scale_by_adaptive_storm`.
 
@@ -56,8 +57,8 @@ def scale_by_storm(a: Scalar, *, storage: str | Storage = "float32") -> optax.Gr
     through `optax.chain` too. Each step needs twice the work for gradients, and the previous parameters.
 
     The first gradient that a leaf receives becomes its d; `previous_gradient` of that leaf then has no effect, and may
-    be the gradient itself. What stands before it in a chain sees the first gradient alone, and `optax.MultiSteps`
-    accumulates that alone.
+    be the gradient itself. Transformations before it in a chain see only the first gradient, and `optax.MultiSteps`
+    accumulates only that one.
 
     Args:
       a: In [0, 1]: a number, a scalar array or a schedule of the step; 1 is plain SGD.
@@ -68,7 +69,7 @@ def scale_by_storm(a: Scalar, *, storage: str | Storage = "float32") -> optax.Gr
       None where the gradient is.
 
     Raises:
-      TypeError: If `a` is no coefficient; at `update` without `previous_gradient`; as `scale_by_momentum` does.
+      TypeError: If `a` is not a coefficient; at `update` without `previous_gradient`; as `scale_by_momentum` does.
       ValueError: If `a` is out of range or there is no such storage; at `update` if `previous_gradient` has another
         tree, shape or None than the gradients; as `scale_by_momentum` does.
 
@@ -81,7 +82,12 @@ def scale_by_storm(a: Scalar, *, storage: str | Storage = "float32") -> optax.Gr
     expected = jax.eval_shape(tx.init, jax.ShapeDtypeStruct((), jnp.float32))
 
     def update(
-        updates: optax.Updates, state: MomentumState, params: Any = None, *, previous_gradient: Any = None, **extra: Any
+        updates: optax.Updates,
+        state: MomentumState,
+        params: optax.Params | None = None,
+        *,
+        previous_gradient: PyTree = None,
+        **extra: PyTree,
     ) -> tuple[optax.Updates, MomentumState]:
         del params, extra
         check_state(state, expected)
@@ -98,12 +104,12 @@ class StormState(NamedTuple):
       sum_of_squares: float32 scalar, or float64 if a leaf is so: the sum of the gradients' squared norms.
     """
 
-    inner: Any
-    sum_of_squares: Any
+    inner: MomentumState
+    sum_of_squares: jax.Array
 
 
 def scale_by_adaptive_storm(
-    c: Any, k: Any = 0.1, w: Any = 0.1, *, storage: str | Storage = "float32"
+    c: Number, k: Number = 0.1, w: Number = 0.1, *, storage: str | Storage = "float32"
 ) -> optax.GradientTransformationExtraArgs:
     r"""STORM with its published adaptive rate, which is part of the update.
 
@@ -123,21 +129,19 @@ def scale_by_adaptive_storm(
       A transformation whose state is a `StormState`; see `scale_by_storm` for its `update`.
 
     Raises:
-      TypeError: If an argument is no number or scalar array; at `update` as `scale_by_storm` does.
+      TypeError: If an argument is neither a number nor a scalar array; at `update` as `scale_by_storm` does.
       ValueError: If a number is out of range or there is no such storage; at `update` as `scale_by_storm` does.
 
     Reference:
       Cutkosky and Orabona, NeurIPS 2019, arXiv:1905.10018, algorithm 1.
     """
     for name, value, interval in (("c", c, "[0, inf)"), ("k", k, "(0, inf)"), ("w", w, "(0, inf)")):
-        if _checks.is_schedule(value):
-            raise TypeError(f"{name} must be a number or a scalar array, got the schedule {value!r}")
-        _checks.within(name, value, interval)
+        _checks.constant(name, value, interval)
     # Any number makes the same state.
     start = scale_by_momentum(_storm_rule(0.5), storage=storage)
     expected = jax.eval_shape(start.init, jax.ShapeDtypeStruct((), jnp.float32))
 
-    def rate(total: Any) -> Any:
+    def rate(total: jax.Array) -> Number:
         return k / jnp.cbrt(w + total)
 
     def init(params: optax.Params) -> StormState:
@@ -146,7 +150,12 @@ def scale_by_adaptive_storm(
         return StormState(inner, jnp.zeros([], jnp.finfo(arithmetic_dtype(*dtypes)).dtype))
 
     def update(
-        updates: optax.Updates, state: StormState, params: Any = None, *, previous_gradient: Any = None, **extra: Any
+        updates: optax.Updates,
+        state: StormState,
+        params: optax.Params | None = None,
+        *,
+        previous_gradient: PyTree = None,
+        **extra: PyTree,
     ) -> tuple[optax.Updates, StormState]:
         del params, extra
         check_kind(state, StormState)
@@ -156,47 +165,30 @@ def scale_by_adaptive_storm(
         tx = scale_by_momentum(rule, storage=storage)
         out, inner = _storm_step(tx, rule, updates, state.inner, previous_gradient)
         total = total + squared_norm(jax.tree.leaves(updates), total.dtype)
-        out = jax.tree.map(lambda u: _in_wide(lambda x: like(rate(total), x) * x, u).astype(u.dtype), out)
+        out = jax.tree.map(lambda u: times(rate(total), u).astype(u.dtype), out)
         return out, StormState(inner, total)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _storm_rule(a: Any) -> Filter:
+def _storm_rule(a: Scalar) -> Filter:
     """The heavy ball of d. Its decay is 0 at the first gradient of a leaf, where there is nothing to correct either."""
     decay = on_first_step(0.0, lift(lambda x: 1 - x, a))
     return Filter(A=decay, B=1.0, C=decay, D=1.0)
 
 
-def _storm_step(tx: Any, rule: Filter, updates: Any, state: MomentumState, previous: Any) -> tuple[Any, MomentumState]:
-    ages = matched("the parameters of init", state.age, updates)
+def _storm_step(
+    tx: optax.GradientTransformationExtraArgs,
+    rule: Filter,
+    updates: optax.Updates,
+    state: MomentumState,
+    previous_gradient: PyTree,
+) -> tuple[optax.Updates, MomentumState]:
+    """One step of `tx`, the runner of `rule`, on the corrected gradient."""
+    ages = matching_leaves("the parameters of init", state.age, updates)
+    decay = rule.A[0][0]
     corrected = combined(
-        updates, previous, lambda g, p, i: g - like(value_at(rule.A[0][0], state.step, ages[i]), g) * p
+        updates, previous_gradient, lambda g, p, i: g - like(value_at(decay, state.step, ages[i]), g) * p
     )
     out, state = tx.update(corrected, state)
     return jax.tree.map(lambda u, g: u.astype(jnp.result_type(g)), out, updates), state
-
-
-def combined(updates: Any, previous: Any, function: Any) -> Any:
-    """`function(gradient, previous gradient, index of the leaf)` for each leaf that is there, in float32 or wider."""
-    if previous is None:
-        raise TypeError(
-            "previous_gradient must be given to update, the gradient of this batch at the parameters before"
-        )
-    before = matched("previous_gradient", previous, updates)
-    treedef: Any
-    paths, treedef = jax.tree_util.tree_flatten_with_path(unboxed(updates), is_leaf=absent)
-    out = []
-    for i, ((path, g), p) in enumerate(zip(paths, before, strict=True)):
-        check_shape(path, "previous_gradient", p, g)
-        out.append(g if absent(g) else _in_wide(lambda g, p, i=i: function(g, p, i), g, p))
-    return reboxed(treedef.unflatten(out), updates)
-
-
-def _in_wide(function: Any, *arrays: Any) -> Any:
-    dtype = arithmetic_dtype(*(x.dtype for x in arrays))
-    return function(*(x.astype(dtype) for x in arrays))
-
-
-def like(coefficient: Any, x: Any) -> Any:
-    return jnp.asarray(coefficient, jnp.finfo(x.dtype).dtype)

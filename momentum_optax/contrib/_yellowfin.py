@@ -1,13 +1,14 @@
-"""Finished optimizers: each body is one visible `optax.chain`."""
+"""YellowFin: the heavy ball with a learning rate and a momentum tuned from the gradients."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from .. import _checks
-from .._tree import absent, unboxed
+from .._tree import absent, flatten_with_path, unboxed
+from .._typing import Entry, Leaf, Number, PyTree
 from ..filters.coefficients import Scalar, value_at
 from ..optimizers.gradient_dtype import in_gradient_dtype
 from ..rules.sums_and_averages import heavy_ball
@@ -15,7 +16,9 @@ from ..state.mismatch import check_kind
 from ..storage import Storage
 from ..storage.protocol import arithmetic_dtype
 from ..transform import scale_by_momentum
-from ..wrappers.leaves import Leaves, check_shape, matched, squared_norm
+from ..wrappers.leaves import Leaves, squared_norm
+from ._gradients import check_shape, matching_leaves, times
+from ._single_step import single_step
 
 
 def yellowfin(
@@ -25,10 +28,10 @@ def yellowfin(
     window: int | None = None,
     storage: str | Storage = "float32",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""YellowFin: the heavy ball with a learning rate and a momentum that it finds itself; see `scale_by_yellowfin`.
+    r"""YellowFin: the heavy ball with learning rate and momentum tuned from the gradients; see `scale_by_yellowfin`.
 
     Args:
-      learning_rate: A factor on the rate that it finds, or a schedule of it, to decay by.
+      learning_rate: A factor on the tuned learning rate, or a schedule of one.
       decay: beta in [0, 1), of the averages.
       window: How many gradients the curvature range looks back at, known now; 20 if None.
       storage: How the velocity is kept, see `scale_by_momentum`.
@@ -56,10 +59,10 @@ class YellowFinState(NamedTuple):
 
     Attributes:
       inner: The `MomentumState` of the heavy ball, whose velocity is the displacement without its sign.
-      learning_rate: real scalar, the rate of the last step, smoothed.
+      learning_rate: real scalar, the learning rate of the last step, smoothed.
       momentum: real scalar, the momentum of the last step, smoothed.
       count: int32 scalar, the number of gradients that counted: those that were not zero everywhere.
-      weight: real scalar, what an average of ones would be without its debiasing: 1 - decay^count.
+      weight: real scalar, an average of ones before debiasing: 1 - decay^count.
       window: real, shape (window,), the last squared norms of gradients, the youngest first.
       log_h_min: real scalar, average of the logarithm of the least squared norm in the window.
       log_h_max: real scalar, average of the logarithm of the largest.
@@ -69,28 +72,28 @@ class YellowFinState(NamedTuple):
       distance: real scalar, average of `mean_norm` / `mean_square`: the distance to the optimum.
     """
 
-    inner: Any
-    learning_rate: Any
-    momentum: Any
-    count: Any
-    weight: Any
-    window: Any
-    log_h_min: Any
-    log_h_max: Any
-    mean: Any
-    mean_square: Any
-    mean_norm: Any
-    distance: Any
+    inner: optax.OptState
+    learning_rate: jax.Array
+    momentum: jax.Array
+    count: Entry
+    weight: jax.Array
+    window: jax.Array
+    log_h_min: jax.Array
+    log_h_max: jax.Array
+    mean: PyTree
+    mean_square: jax.Array
+    mean_norm: jax.Array
+    distance: jax.Array
 
 
 def scale_by_yellowfin(
     decay: Scalar = 0.999, window: int | None = None, *, storage: str | Storage = "float32"
 ) -> optax.GradientTransformationExtraArgs:
-    r"""YellowFin: the heavy ball, its rate and momentum tuned from the gradients while it runs.
+    r"""YellowFin: the heavy ball, with learning rate and momentum tuned from the gradients during the run.
 
     $$ x_{t+1} = x_t - \alpha_t g_t + \mu_t (x_t - x_{t-1}) $$
 
-    From averages (`decay` beta, zero-debiased, with an overline) of what the gradients show,
+    From debiased averages with `decay` beta, written with an overline,
 
     * curvature range: $h_t = \|g_t\|^2$; $\log h_{min}$ and $\log h_{max}$ are averages of the logarithm of the least
       and the largest of the last `window` of them;
@@ -103,18 +106,19 @@ def scale_by_yellowfin(
     $$ 1 - \sqrt\mu = \tfrac{2}{r} \sinh\!\left(\tfrac13 \sinh^{-1} \tfrac{3r}{2}\right), \qquad
        r = \sqrt{6 C} / (D h_{min}) $$
 
-    The rate is multiplied by $\min(1, t / (10\,\mathrm{window}))$ in the first steps (slow start). What is applied are
-    the averages of rate and momentum. The authors' PyTorch code computes them but applies the last values, and begins
-    them with values that the user gives; here nothing has to be given.
+    The learning rate is multiplied by $\min(1, t / (10\,\mathrm{window}))$ in the first steps (slow start). The step
+    applies the averages of both. The authors' PyTorch code computes them but applies the last values, and starts them
+    from values that the user gives; here nothing has to be given.
 
-    The update holds the rate, but not its sign: chain `optax.scale(-1.0)` after it, or take `yellowfin`. The clip of
-    the authors' code, at a norm of $\sqrt{h_{max}}$, is left out; `optax.clip_by_global_norm` may stand before it.
+    The update includes the learning rate, but is not negated: chain `optax.scale(-1.0)` after it, or take `yellowfin`.
+    The clip of the authors' code, at a norm of $\sqrt{h_{max}}$, is left out; `optax.clip_by_global_norm` may stand
+    before it.
 
-    It takes squared gradients for curvatures, as they are for the log-likelihood of a model that fits. A loss
-    multiplied by a number is another problem to it, and the first step has the length
-    $1 / (10\,\mathrm{window}\,\|g\|)$, which is long where the loss is flat.
+    It uses squared gradients as curvatures, which holds for the log-likelihood of a model that fits. It is not
+    invariant to a factor on the loss, and the first step has the length $1 / (10\,\mathrm{window}\,\|g\|)$, which is
+    long where the loss is flat.
 
-    A step whose gradients are all None, zero or too small to square leaves the statistics as they are. A leaf whose
+    A step whose gradients are all None, zero or too small to square leaves the statistics unchanged. A leaf whose
     gradient is None counts nowhere in that step. A gradient that is not finite, or whose squared norm is not, makes the
     state non-finite; put `guarded` around it. Norms are over all that `update` gets: under `shard_map`, over a device's
     part alone.
@@ -146,7 +150,7 @@ def scale_by_yellowfin(
         inner = ball.init(params)
         mean = jax.tree.map(_zeros, params)
         real = jnp.finfo(arithmetic_dtype(*(x.dtype for x in jax.tree.leaves(mean)))).dtype
-        scalars = {name: jnp.zeros([], real) for name in YellowFinState._fields}
+        scalars: dict[str, PyTree] = {name: jnp.zeros([], real) for name in YellowFinState._fields}
         return YellowFinState(**scalars)._replace(
             inner=inner,
             count=jnp.zeros([], jnp.int32),
@@ -155,12 +159,12 @@ def scale_by_yellowfin(
         )
 
     def update(
-        updates: optax.Updates, state: YellowFinState, params: Any = None, **extra: Any
+        updates: optax.Updates, state: YellowFinState, params: optax.Params | None = None, **extra: PyTree
     ) -> tuple[optax.Updates, YellowFinState]:
         del params, extra
         check_kind(state, YellowFinState)
         state = _measured(updates, state, value_at(decay, state.count))
-        scaled = jax.tree.map(lambda g: _times(state.learning_rate, g), updates)
+        scaled = jax.tree.map(lambda g: times(state.learning_rate, g), updates)
         run = scale_by_momentum(heavy_ball(state.momentum), storage=storage)
         out, inner = run.update(scaled, state.inner)
         out = jax.tree.map(lambda u, g: u.astype(jnp.result_type(g)), out, updates)
@@ -169,89 +173,67 @@ def scale_by_yellowfin(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def single_step(log_h_min: Any, log_h_max: Any, variance: Any, distance: Any) -> tuple[Any, Any]:
-    """Rate and momentum that solve SingleStep.
-
-    Args:
-      log_h_min: Logarithm of the least curvature.
-      log_h_max: Logarithm of the largest.
-      variance: C, not negative.
-      distance: D, positive.
-
-    Returns:
-      Two scalars.
-    """
-    # Both terms are 1 - sqrt(mu): of the cubic, and of the range.
-    gap = jnp.minimum(_root(variance, jnp.exp(-log_h_min) / distance), 2 / (1 + jnp.exp((log_h_max - log_h_min) / 2)))
-    return gap**2 * jnp.exp(-log_h_min), (1 - gap) ** 2
-
-
-@jax.custom_jvp
-def _root(variance: Any, unit: Any) -> Any:
-    """The y between 0 and 1 with $y + r^2 y^3 / 3 = 1$, where $r^2$ is 6 times `variance` times `unit` squared."""
-    # The smallest r leaves a root of 1, without 0/0.
-    r = jnp.maximum(jnp.sqrt(6 * variance) * unit, 1e-12)
-    return 2 / r * jnp.sinh(jnp.arcsinh(1.5 * r) / 3)
-
-
-@_root.defjvp
-def _slope_of_the_root(primals: Any, tangents: Any) -> tuple[Any, Any]:
-    """By the implicit function theorem: the closed form has a root of 0 and differences of large numbers."""
-    (variance, unit), (variance_dot, unit_dot) = primals, tangents
-    y = _root(variance, unit)
-    square = 6 * variance * unit**2
-    square_dot = 6 * unit**2 * variance_dot + 12 * variance * unit * unit_dot
-    return y, -(y**3) / 3 / (1 + square * y**2) * square_dot
-
-
-def _measured(updates: Any, state: YellowFinState, decay: Any) -> YellowFinState:
-    """The state with its statistics, rate and momentum after these gradients."""
+def _measured(updates: optax.Updates, state: YellowFinState, decay: Number) -> YellowFinState:
+    """The state with its statistics, learning rate and momentum after these gradients."""
     leaves = Leaves(updates)
     real = state.weight.dtype
     square = squared_norm(leaves.values, real)
     silent = square == 0
+    weight = jnp.asarray(decay, real) * state.weight + jnp.asarray(1 - decay, real)
+    # Of the new value in a debiased average; 1 at first.
+    share = jnp.where(silent, 0, jnp.asarray(1 - decay, real) / weight)
+    mean = _mean_gradient(updates, state.mean, share)
+    square_of_mean = squared_norm([g if absent(g) else m for g, m in zip(leaves.values, mean, strict=True)], real)
+    new = _statistics(state._replace(weight=weight), square, silent, share)
+    new = _tuned(new, square_of_mean, silent, share)
+    scalars = (x._replace(inner=None, mean=None) for x in (state, new))
+    kept: YellowFinState = jax.tree.map(lambda a, b: jnp.where(silent, a, b), *scalars)
+    return kept._replace(inner=state.inner, mean=leaves.to_tree(mean, state.mean))
+
+
+def _mean_gradient(updates: optax.Updates, mean: PyTree, share: jax.Array) -> list[jax.Array]:
+    """The leaves of the averaged gradients."""
+    means = matching_leaves("the parameters of init", mean, updates)
+    for i, (path, g) in enumerate(flatten_with_path(unboxed(updates), is_leaf=absent)[0]):
+        if not absent(g):
+            check_shape(path, "the parameter of init", means[i], g)
+            means[i] += share.astype(jnp.finfo(means[i].dtype).dtype) * (g.astype(means[i].dtype) - means[i])
+    return means
+
+
+def _statistics(state: YellowFinState, square: jax.Array, silent: jax.Array, share: jax.Array) -> YellowFinState:
+    """The state with the averages that the squared norm enters."""
     h = jnp.where(silent, 1, square)
     count = optax.safe_increment(state.count)
-    weight = jnp.asarray(decay, real) * state.weight + jnp.asarray(1 - decay, real)
-    # Of the new value in an average that is debiased already; 1 at first.
-    share = jnp.where(silent, 0, jnp.asarray(1 - decay, real) / weight)
-
-    def average(old: Any, new: Any) -> Any:
-        return old + share * (new - old)
-
     window = jnp.roll(state.window, 1).at[0].set(h)
     seen = jnp.arange(len(window)) < count
     least, largest = jnp.min(window, where=seen, initial=jnp.inf), jnp.max(window, where=seen, initial=0)
-    mean = matched("the parameters of init", state.mean, updates)
-    for i, (path, g) in enumerate(jax.tree_util.tree_leaves_with_path(unboxed(updates), is_leaf=absent)):
-        if not absent(g):
-            check_shape(path, "the parameter of init", mean[i], g)
-            mean[i] += share.astype(jnp.finfo(mean[i].dtype).dtype) * (g.astype(mean[i].dtype) - mean[i])
-    square_of_mean = squared_norm([g if absent(g) else m for g, m in zip(leaves.values, mean, strict=True)], real)
     new = state._replace(
         count=count,
-        weight=weight,
         window=window,
-        log_h_min=average(state.log_h_min, jnp.log(least)),
-        log_h_max=average(state.log_h_max, jnp.log(largest)),
-        mean_square=average(state.mean_square, h),
-        mean_norm=average(state.mean_norm, jnp.sqrt(h)),
+        log_h_min=_average(state.log_h_min, jnp.log(least), share),
+        log_h_max=_average(state.log_h_max, jnp.log(largest), share),
+        mean_square=_average(state.mean_square, h, share),
+        mean_norm=_average(state.mean_norm, jnp.sqrt(h), share),
     )
-    new = new._replace(distance=average(state.distance, new.mean_norm / jnp.where(silent, 1, new.mean_square)))
-    variance = jnp.maximum(new.mean_square - square_of_mean, 0)
-    rate, momentum = single_step(new.log_h_min, new.log_h_max, variance, jnp.where(silent, 1, new.distance))
-    rate *= jnp.minimum(1, count.astype(real) / (10 * len(window)))
-    new = new._replace(learning_rate=average(state.learning_rate, rate), momentum=average(state.momentum, momentum))
-    scalars = (x._replace(inner=None, mean=None) for x in (state, new))
-    kept: YellowFinState = jax.tree.map(lambda a, b: jnp.where(silent, a, b), *scalars)
-    return kept._replace(inner=state.inner, mean=leaves.joined(mean, state.mean))
+    distance = new.mean_norm / jnp.where(silent, 1, new.mean_square)
+    return new._replace(distance=_average(state.distance, distance, share))
 
 
-def _zeros(leaf: Any) -> jax.Array:
+def _tuned(state: YellowFinState, square_of_mean: jax.Array, silent: jax.Array, share: jax.Array) -> YellowFinState:
+    """The state with the learning rate and the momentum that its averages give."""
+    variance = jnp.maximum(state.mean_square - square_of_mean, 0)
+    rate, momentum = single_step(state.log_h_min, state.log_h_max, variance, jnp.where(silent, 1, state.distance))
+    rate *= jnp.minimum(1, state.count.astype(rate.dtype) / (10 * len(state.window)))
+    return state._replace(
+        learning_rate=_average(state.learning_rate, rate, share), momentum=_average(state.momentum, momentum, share)
+    )
+
+
+def _average(old: jax.Array, new: jax.Array, share: jax.Array) -> jax.Array:
+    return old + share * (new - old)
+
+
+def _zeros(leaf: Leaf) -> jax.Array:
     leaf = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
     return jnp.zeros_like(leaf, dtype=arithmetic_dtype(leaf.dtype))
-
-
-def _times(rate: Any, g: Any) -> Any:
-    wide = g.astype(arithmetic_dtype(g.dtype))
-    return rate.astype(jnp.finfo(wide.dtype).dtype) * wide

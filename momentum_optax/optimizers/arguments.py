@@ -1,58 +1,67 @@
 """Arguments that finished optimizers share: a decay or a rule, a dtype or a storage, a weight decay and its mask."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from .. import _checks
+from .._typing import DType, PyTree
 from ..filters import Filter
 from ..filters.coefficients import Scalar, is_zero
 from ..storage import Storage, bfloat16, resolve
 from ..storage._float32 import Float32
 
+# A tree of bools, or a function from the parameters to one.
+Mask: TypeAlias = PyTree | Callable[[optax.Params], PyTree]
 
-def rule_of(momentum: "Scalar | Filter", make: Callable[[Any], Filter]) -> Filter:
-    """The rule, or what `make` makes of a decay."""
+
+def rule_of(momentum: "Scalar | Filter", make: Callable[[Scalar], Filter]) -> Filter:
+    """`momentum` itself if it is a rule, else `make(momentum)` of a decay."""
     if isinstance(momentum, Filter):
         return momentum
     _checks.within("momentum", momentum, "[0, 1)")
     return make(momentum)
 
 
-def storage_of(storage: str | Storage, name: str, dtype: Any) -> Storage:
-    """The storage that `storage` or Optax's argument `name`, a dtype, asks for."""
-    asked = resolve(storage)
+def storage_of(storage: str | Storage, name: str, dtype: DType | None) -> Storage:
+    """The storage for the argument `storage`, or for Optax's argument `name`, a dtype."""
+    resolved = resolve(storage)
     if dtype is None:
-        return asked
+        return resolved
     if hasattr(dtype, "shape") and not isinstance(dtype, type | np.dtype):
         # A dtype that can be called, such as jnp.bfloat16, is a schedule to Optax.
         raise TypeError(f"{name} must be a dtype, got {dtype!r}{_checks.static(name, dtype)}")
-    if not isinstance(asked, Float32):
+    if not isinstance(resolved, Float32):
         raise ValueError(f"{name} and storage say the same: give one of them, got {dtype!r} and {storage!r}")
-    kinds: dict[Any, Storage] = {np.dtype(jnp.float32): asked, np.dtype(jnp.bfloat16): bfloat16("nearest")}
+    return _storage_of_dtype(name, dtype, resolved)
+
+
+def _storage_of_dtype(name: str, dtype: DType, float32: Storage) -> Storage:
+    """The storage that keeps a velocity in `dtype`, rounded to nearest as Optax does."""
+    storages: dict[DType, Storage] = {np.dtype(jnp.float32): float32, np.dtype(jnp.bfloat16): bfloat16("nearest")}
     try:
-        kept = kinds.get(jnp.dtype(dtype))
+        found = storages.get(jnp.dtype(dtype))
     except TypeError:
-        kept = None
-    if kept is None:
+        found = None
+    if found is None:
         raise ValueError(
             f"{name} must be None, float32 (float64 where a parameter is) or bfloat16, got {dtype!r}; storage= has more"
         )
-    return kept
+    return found
 
 
-def weight_decay_of(weight_decay: "Scalar | None", mask: Any) -> optax.GradientTransformation:
-    """`add_decayed_weights` of checked arguments; nothing for None."""
+def weight_decay_of(weight_decay: "Scalar | None", mask: Mask | None) -> optax.GradientTransformation:
+    """`add_decayed_weights` of checked arguments; the identity for None."""
     if weight_decay is None:
         if mask is not None:
             raise ValueError("mask needs a weight_decay to act on, got weight_decay None")
         return optax.identity()
     _checks.within("weight_decay", weight_decay, "[0, inf)")
     if isinstance(mask, bool) or getattr(mask, "shape", None) == ():
-        # What Optax makes of a function that it takes for a schedule.
+        # The result of a function that `optax.inject_hyperparams` takes for a schedule.
         raise TypeError(
             f"mask must be a tree of bools or a function of the parameters, got {mask!r}; "
             "a function must be named in optax.inject_hyperparams(..., static_args='mask')"
@@ -60,16 +69,18 @@ def weight_decay_of(weight_decay: "Scalar | None", mask: Any) -> optax.GradientT
     return add_decayed_weights(weight_decay, mask)
 
 
-def add_decayed_weights(weight_decay: Scalar, mask: Any = None) -> optax.GradientTransformation:
-    """`optax.add_decayed_weights`; nothing for the number 0, and an error that names it without parameters."""
+def add_decayed_weights(weight_decay: Scalar, mask: Mask | None = None) -> optax.GradientTransformation:
+    """`optax.add_decayed_weights`; the identity for the number 0, and without parameters an error that names it."""
     if is_zero(weight_decay):
         return optax.identity()
     tx = optax.add_decayed_weights(weight_decay, mask)
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
         if params is None:
             raise ValueError("weight_decay needs the parameters: update(gradients, state, params), got None")
-        decayed: tuple[Any, Any] = tx.update(updates, state, params)
+        decayed: tuple[optax.Updates, optax.OptState] = tx.update(updates, state, params)
         return decayed
 
     return optax.GradientTransformation(tx.init, update)

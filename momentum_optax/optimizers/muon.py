@@ -1,7 +1,5 @@
 """Muon: orthogonalised momentum for matrices."""
 
-from typing import Any
-
 import jax
 import optax
 
@@ -12,7 +10,7 @@ from ..rules.mixes import muon_mix
 from ..storage import Storage
 from ..transform import scale_by_momentum
 from ..wrappers.directions import orthogonalize
-from .arguments import rule_of, weight_decay_of
+from .arguments import Mask, rule_of, weight_decay_of
 from .gradient_dtype import in_gradient_dtype
 
 
@@ -22,7 +20,7 @@ def muon(
     *,
     steps: int | None = None,
     weight_decay: "Scalar | None" = None,
-    mask: Any = None,
+    mask: Mask | None = None,
     storage: str | Storage = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Muon, for matrices: the orthogonalised momentum, scaled by their shape.
@@ -40,13 +38,13 @@ def muon(
       learning_rate: eta; the reference code has 0.02.
       momentum: The decay of `muon_mix` in [0, 1), or a rule.
       steps: Newton-Schulz iterations, at least 1, known now; None for the reference code's 5.
-      weight_decay: lambda in [0, inf), decoupled; `update` then needs `params`. None for none.
+      weight_decay: lambda in [0, inf), decoupled; `update` then needs `params`. None for no decay.
       mask: Which parameters decay, see `sgd`.
       storage: How the velocity is kept, see `scale_by_momentum`.
 
     Raises:
-      ValueError: If a number is out of range; for `mask` without `weight_decay`; at `init` if a leaf is no matrix; at
-        `update` without `params` if there is a weight decay.
+      ValueError: If a number is out of range; for `mask` without `weight_decay`; at `init` if a leaf is not a matrix;
+        at `update` without `params` if there is a weight decay.
       TypeError: If an argument is of the wrong type.
 
     Reference:
@@ -57,14 +55,14 @@ def muon(
         optax.chain(
             scale_by_momentum(rule_of(momentum, muon_mix), storage=storage),
             orthogonalize(steps),
-            optax.stateless(_widened),
+            optax.stateless(_scaled_by_shape),
             weight_decay_of(weight_decay, mask),
             optax.scale_by_learning_rate(learning_rate),
         )
     )
 
 
-def _widened(updates: Any, params: Any = None) -> Any:
+def _scaled_by_shape(updates: optax.Updates, params: optax.Params | None = None) -> optax.Updates:
     """Each matrix times the square root of its outputs over its inputs, where they are more."""
     del params
     return jax.tree.map(lambda u: max(1.0, u.shape[1] / u.shape[0]) ** 0.5 * u, updates)

@@ -9,6 +9,7 @@ from ..rules.sums_and_averages import ema
 from ..storage import Storage
 from ..transform import scale_by_momentum
 from ..wrappers.directions import scale_to_unit_norm
+from ..wrappers.leaves import Scope
 from .arguments import rule_of
 from .gradient_dtype import in_gradient_dtype
 
@@ -17,7 +18,7 @@ def normalized_sgd(
     learning_rate: optax.ScalarOrSchedule,
     momentum: "Scalar | Filter" = 0.9,
     *,
-    scope: str = "tree",
+    scope: Scope = "tree",
     storage: str | Storage = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Normalised SGD with momentum: steps of length eta along the average gradient.

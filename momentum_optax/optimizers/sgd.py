@@ -1,12 +1,12 @@
 """Stochastic gradient descent with momentum."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import optax
 
 from .. import _checks
+from .._typing import DType
 from ..filters import Filter
 from ..filters.coefficients import Scalar, is_zero
 from ..rules.look_ahead import nesterov, torch_nesterov
@@ -16,7 +16,7 @@ from ..state.mismatch import without_momentum
 from ..storage import Storage
 from ..storage._float32 import Float32
 from ..transform import scale_by_momentum
-from .arguments import storage_of, weight_decay_of
+from .arguments import Mask, storage_of, weight_decay_of
 from .gradient_dtype import in_gradient_dtype
 
 
@@ -24,11 +24,11 @@ def sgd(
     learning_rate: optax.ScalarOrSchedule,
     momentum: "Scalar | Filter | None" = None,
     nesterov: bool = False,
-    accumulator_dtype: Any = None,
+    accumulator_dtype: DType | None = None,
     *,
     dampening: "Scalar | None" = None,
     weight_decay: "Scalar | None" = None,
-    mask: Any = None,
+    mask: Mask | None = None,
     maximize: bool = False,
     storage: str | Storage = "float32",
 ) -> optax.GradientTransformationExtraArgs:
@@ -40,23 +40,22 @@ def sgd(
     The first gradient that a leaf receives enters its velocity undampened.
 
     The first four arguments have the order, the defaults and the meaning of `optax.sgd`. Every numeric argument takes a
-    number, a scalar array or a schedule, and `optax.inject_hyperparams` works without `static_args`: what is left at
-    None stays out of the injected hyperparameters. Updates have the gradients' dtypes, also where an injected
-    hyperparameter is of a wider one.
+    number, a scalar array or a schedule, and `optax.inject_hyperparams` works without `static_args`: arguments left at
+    None are not injected. Updates have the gradients' dtypes even where an injected hyperparameter has a wider one.
 
     Args:
       learning_rate: eta.
       momentum: mu in [0, 1], with PyTorch's meaning; or a rule, such as `mo.nesterov(schedule)`, which then takes no
-        `nesterov` and no `dampening`; None or the number 0 for none, without state.
-      nesterov: The Nesterov form of PyTorch and Optax (`torch_nesterov`). As in Optax, nothing without a momentum.
-      accumulator_dtype: Optax's way to say `storage`: None or float32 for "float32", bfloat16 for
-        `mo.storage.bfloat16("nearest")`. As in Optax, nothing without a momentum.
+        `nesterov` and no `dampening`; None or the number 0 for no momentum and no state.
+      nesterov: The Nesterov form of PyTorch and Optax (`torch_nesterov`). As in Optax, ignored without a momentum.
+      accumulator_dtype: Optax's name for `storage`: None or float32 for "float32", bfloat16 for
+        `mo.storage.bfloat16("nearest")`. As in Optax, ignored without a momentum.
       dampening: tau in [0, 1); None for 0.
       weight_decay: lambda in [0, inf): L2, coupled, that is through the momentum as in PyTorch; `update` then needs
-        `params`. None for none.
+        `params`. None for no decay.
       mask: Which parameters decay: a tree of bools, or a function from the parameters to one, as in
         `optax.add_decayed_weights`.
-      maximize: Ascend. As in PyTorch the sign is turned before the weight decay is added, which still shrinks.
+      maximize: Ascend. As in PyTorch the gradient is negated before the weight decay is added, which still shrinks.
       storage: How the velocity is kept, see `scale_by_momentum`.
 
     Raises:
@@ -71,14 +70,14 @@ def sgd(
     _checks.within("learning_rate", learning_rate, "[0, inf)")
     _checks.flag("maximize", maximize)
     rule = _sgd_rule(momentum, nesterov, dampening)
-    kept = storage_of(storage, "accumulator_dtype", accumulator_dtype)
-    if rule is None and not isinstance(kept, Float32) and accumulator_dtype is None:
+    velocity_storage = storage_of(storage, "accumulator_dtype", accumulator_dtype)
+    if rule is None and not isinstance(velocity_storage, Float32) and accumulator_dtype is None:
         raise ValueError(f"storage needs a momentum to keep, got {storage!r} and momentum {momentum!r}")
     return in_gradient_dtype(
         optax.chain(
             optax.scale(-1.0) if maximize else optax.identity(),
             weight_decay_of(weight_decay, mask),
-            without_momentum() if rule is None else scale_by_momentum(rule, storage=kept),
+            without_momentum() if rule is None else scale_by_momentum(rule, storage=velocity_storage),
             optax.scale_by_learning_rate(learning_rate),
         )
     )
@@ -119,16 +118,6 @@ def srsgd(
     )
 
 
-def _of_steady_types(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`tx` with a state that keeps its dtypes: injected decays of a wider one would widen Optax's moments."""
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        updates, new = tx.update(updates, state, params)
-        return updates, jax.tree.map(lambda x, old: x.astype(old.dtype), new, state)
-
-    return optax.GradientTransformation(tx.init, update)
-
-
 def _sgd_rule(momentum: "Scalar | Filter | None", nesterov: bool, dampening: "Scalar | None") -> Filter | None:
     """The rule of PyTorch's options; None for no momentum."""
     _checks.flag("nesterov", nesterov)
@@ -137,7 +126,7 @@ def _sgd_rule(momentum: "Scalar | Filter | None", nesterov: bool, dampening: "Sc
     _checks.within("dampening", dampening, "[0, 1)")
     if isinstance(momentum, Filter):
         if nesterov or damped:
-            raise ValueError("nesterov and dampening must be left out when momentum is a rule: it says what they would")
+            raise ValueError("nesterov and dampening must be left out when momentum is a rule, which includes both")
         return momentum
     if momentum is None or is_zero(momentum):
         if damped:

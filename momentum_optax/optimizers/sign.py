@@ -1,16 +1,15 @@
 """Optimizers that follow the sign of a momentum."""
 
-from typing import Any
-
 import optax
 
 from .. import _checks
+from .._typing import DType
 from ..filters.coefficients import Scalar
 from ..rules.mixes import lion_mix
 from ..rules.sums_and_averages import ema
 from ..storage import Storage
 from ..transform import scale_by_momentum
-from .arguments import storage_of, weight_decay_of
+from .arguments import Mask, storage_of, weight_decay_of
 from .gradient_dtype import in_gradient_dtype
 
 
@@ -18,9 +17,9 @@ def lion(  # noqa: PLR0917  the order of `optax.lion`
     learning_rate: optax.ScalarOrSchedule,
     b1: Scalar = 0.9,
     b2: Scalar = 0.99,
-    mu_dtype: Any = None,
+    mu_dtype: DType | None = None,
     weight_decay: "Scalar | None" = 1e-3,
-    mask: Any = None,
+    mask: Mask | None = None,
     *,
     storage: str | Storage = "float32",
 ) -> optax.GradientTransformationExtraArgs:
@@ -33,8 +32,8 @@ def lion(  # noqa: PLR0917  the order of `optax.lion`
       learning_rate: eta.
       b1: beta_1 in [0, 1), the mix.
       b2: beta_2 in [0, 1), the memory.
-      mu_dtype: Optax's way to say `storage`, see `accumulator_dtype` of `sgd`.
-      weight_decay: lambda in [0, inf), Optax's default; `update` then needs `params`. None for none.
+      mu_dtype: Optax's name for `storage`, see `accumulator_dtype` of `sgd`.
+      weight_decay: lambda in [0, inf), Optax's default; `update` then needs `params`. None for no decay.
       mask: Which parameters decay, see `sgd`.
       storage: How the velocity is kept, see `scale_by_momentum`.
 
@@ -60,10 +59,10 @@ def lion(  # noqa: PLR0917  the order of `optax.lion`
 def signum(
     learning_rate: optax.ScalarOrSchedule,
     beta: Scalar = 0.9,
-    accumulator_dtype: Any = None,
+    accumulator_dtype: DType | None = None,
     *,
     weight_decay: "Scalar | None" = None,
-    mask: Any = None,
+    mask: Mask | None = None,
     storage: str | Storage = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Signum: the sign of the average gradient, `optax.signum`, with decoupled weight decay if asked for.
@@ -73,8 +72,8 @@ def signum(
     Args:
       learning_rate: eta.
       beta: In [0, 1).
-      accumulator_dtype: Optax's way to say `storage`, see `sgd`.
-      weight_decay: lambda in [0, inf); `update` then needs `params`. None for none, as in Optax.
+      accumulator_dtype: Optax's name for `storage`, see `sgd`.
+      weight_decay: lambda in [0, inf); `update` then needs `params`. None for no decay, as in Optax.
       mask: Which parameters decay, see `sgd`.
       storage: How the velocity is kept, see `scale_by_momentum`.
 

@@ -10,7 +10,7 @@ from .. import _checks
 from .._tree import boxes_of, in_box, is_live, live, reboxed, unboxed
 from .._typing import PyTree
 from ..storage import Storage
-from ..wrappers.compress import SECOND_MOMENTS
+from ..wrappers.selection import SECOND_MOMENTS
 from .fitting import fitted
 from .reencoding import Targets, check_storages, fields_of, reencoded, refitted
 

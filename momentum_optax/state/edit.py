@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import optax
 
 from .. import _checks
-from .._tree import reboxed, unboxed
+from .._tree import flatten_with_path, reboxed, unboxed
 from .._typing import KeyPath, Number, PyTree
 from ..storage.protocol import times
 from ..transform import MomentumState
-from ..wrappers.compress import CompressedState, Kept, flattened
+from ..wrappers.compress import CompressedState
+from ..wrappers.fields import CompressedField
 from .checkpoint import CheckpointError, check, describe
 from .rescaling import factors_of, rescaled_field, rescaled_velocity
 from .selection import Select, Selection, listed
@@ -91,7 +92,7 @@ def rescale(
     _checks.state("opt_state", opt_state)
     selection, bare = Selection(select), unboxed(opt_state)
     factors = factors_of(bare, factor)
-    pairs, treedef = flattened(bare, is_momentum_or_field)
+    pairs, treedef = flatten_with_path(bare, is_momentum_or_field)
     found = {name_of(path, x) for path, x in pairs} & factors.keys()
     nodes = [_rescaled(path, x, factors, selection) if name_of(path, x) in found else x for path, x in pairs]
     result = treedef.unflatten(nodes)
@@ -107,7 +108,7 @@ def _rescaled(path: KeyPath, x: PyTree, factors: Mapping[str, Number], selection
     factor = factors[name_of(path, x)]
     if isinstance(x, MomentumState):
         return x._replace(velocity=rescaled_velocity(x.velocity, factor, selection))
-    if isinstance(x, Kept):
+    if isinstance(x, CompressedField):
         return rescaled_field(x, factor, selection)
     by = selection.factor(below_field(path), factor)
     if not jnp.issubdtype(x.dtype, jnp.inexact):
@@ -125,12 +126,14 @@ def _renewed(old: PyTree, new: PyTree, selection: Selection) -> PyTree:
             selection.pick_leaves(old.age, new.age, 0),
             selection.pick_leaves(old.gain, new.gain, 1),
         )
-    fields = [x for x in jax.tree.leaves(old.inner, is_leaf=is_momentum_or_field) if isinstance(x, Kept)]
+    fields = [x for x in jax.tree.leaves(old.inner, is_leaf=is_momentum_or_field) if isinstance(x, CompressedField)]
     parameters = {path for x in fields for path, _ in jax.tree_util.tree_leaves_with_path(x.plain)}
 
     def renew(path: KeyPath, a: PyTree, b: PyTree) -> PyTree:
-        if isinstance(a, Kept):
-            return Kept(selection.pick_leaves(a.parts, b.parts, 2), selection.pick_leaves(a.plain, b.plain, 0))
+        if isinstance(a, CompressedField):
+            return CompressedField(
+                selection.pick_leaves(a.parts, b.parts, 2), selection.pick_leaves(a.plain, b.plain, 0)
+            )
         if isinstance(a, MomentumState):
             return _renewed(a, b, selection)
         # What a field has under the name of a parameter belongs to it; counters belong to all.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from .._typing import Count, PyTree, TreeDef
 from ..transform import MomentumState
-from ..wrappers.compress import is_kept
+from ..wrappers.fields import is_compressed
 from .casting import STRUCTURE, cast, forms
 from .parts import ARRAY, RESTARTING, check_counts, children_of, is_inner, is_part, part_name, parts_of
 from .velocity import velocity
@@ -79,7 +79,7 @@ class _Fit:
         """A field that holds no other parts."""
         if old is None or new is None:
             return new
-        if is_kept(old) or is_kept(new):
+        if is_compressed(old) or is_compressed(new):
             return self._field(owner, name, old, new)
         if owner in RESTARTING and forms(old) != forms(new):
             return new

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from .._typing import PyTree, TreeDef
 from ..transform import MomentumState
-from ..wrappers.compress import is_kept
+from ..wrappers.fields import is_compressed
 from .casting import STRUCTURE
 from .stored import is_momentum_or_compressed
 
@@ -44,7 +44,7 @@ def is_part(x: object) -> bool:
 
 def is_inner(name: str, value: PyTree) -> bool:
     """Whether a field of a part holds other parts."""
-    if is_kept(value):
+    if is_compressed(value):
         return False
     named = name in _INNER and not jax.tree_util.all_leaves([value])
     leaves = jax.tree.leaves(value, is_leaf=is_momentum_or_compressed)

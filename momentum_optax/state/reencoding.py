@@ -6,22 +6,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .._tree import boxes_of, in_box, layout_of, to_slots, to_trees, unboxed
+from .._tree import boxes_of, flatten_with_path, in_box, layout_of, to_slots, to_trees, unboxed
 from .._typing import PyTree, TreeDef
 from ..storage import Storage, resolve
 from ..transform import MomentumState
-from ..wrappers.compress import (
-    CompressedState,
-    Kept,
-    check_fit,
-    flattened,
-    is_kept,
-    is_plain,
-    packed,
-    seeded,
-    slots_of,
-    unpacked,
+from ..wrappers.compress import CompressedState
+from ..wrappers.fields import (
+    CompressedField,
+    compress_field,
+    decompress_field,
+    is_compressed,
+    is_uncompressed,
+    leaf_states,
 )
+from ..wrappers.initial import encode_initial
+from ..wrappers.selection import check_fit
 from .casting import cast, forms
 from .stored import VELOCITY, holds_squares, is_momentum_or_compressed, name_of, owner_of
 
@@ -67,7 +66,7 @@ class Targets:
 def fields_of(state: PyTree) -> set[str]:
     """The names of what could be converted."""
     names: set[str] = set()
-    for path, x in flattened(state, _is_convertible)[0]:
+    for path, x in flatten_with_path(state, _is_convertible)[0]:
         if isinstance(x, CompressedState):
             names |= fields_of(x.inner)
         elif _is_convertible(x):
@@ -82,13 +81,13 @@ def check_storages(state: PyTree, targets: Targets) -> None:
         if velocities is not None:
             check_fit(velocities, name, squares=False)
         for path, x in optax.tree.get_all_with_path(state, name):
-            if is_kept(x):
+            if is_compressed(x):
                 targets.checked(owner_of(path), name)
 
 
 def reencoded(state: PyTree, targets: Targets) -> PyTree:
     """`state` with every velocity in its storage of `targets`, which notes what was found."""
-    pairs, treedef = flattened(state, _is_convertible)
+    pairs, treedef = flatten_with_path(state, _is_convertible)
     new: list[PyTree] = []
     for i, (path, x) in enumerate(pairs):
         if isinstance(x, CompressedState):
@@ -105,24 +104,24 @@ def reencoded(state: PyTree, targets: Targets) -> PyTree:
 
 def refitted(targets: Targets, owner: str, name: str, old: PyTree, new: PyTree) -> PyTree:
     """The field `old` of a state of class `owner` in the form of `new`; at least one of them is compressed."""
-    tree = unpacked(old) if is_kept(old) else old
-    if not is_kept(new):
+    tree = decompress_field(old) if is_compressed(old) else old
+    if not is_compressed(new):
         return cast(tree, new, name)
-    if is_kept(old) and forms(old) == forms(new):
+    if is_compressed(old) and forms(old) == forms(new):
         return old
-    chosen = [not is_plain(slot) for slot in slots_of(new)[0]]
+    chosen = [not is_uncompressed(slot) for slot in leaf_states(new)[0]]
     targets.found.add(name)
     if not any(chosen):
-        return Kept(new.parts, cast(tree, new.plain, name))
+        return CompressedField(new.parts, cast(tree, new.plain, name))
     storage = targets.checked(owner, name)
     if storage is None:
         raise ValueError(f"storage must say how to keep {name!r}, which like compresses, got none for it")
     # Fields differ in their noise.
-    return cast(packed(storage, tree, chosen, len(targets.found)), new, name)
+    return cast(compress_field(storage, tree, chosen, len(targets.found)), new, name)
 
 
 def _is_convertible(x: object) -> bool:
-    return is_momentum_or_compressed(x) or is_kept(x)
+    return is_momentum_or_compressed(x) or is_compressed(x)
 
 
 def _momentum(state: MomentumState, storage: Storage, number: int) -> MomentumState:
@@ -143,7 +142,7 @@ def _written(storage: Storage, velocity: PyTree, number: int) -> PyTree:
     old = unboxed(velocity)
     treedef: TreeDef = jax.tree.structure(old[0][0])
     rows = map(type(old).decode, to_slots(old, treedef, layout_of(old)))
-    written = [seeded(storage, row, number, i) for i, row in enumerate(rows)]
+    written = [encode_initial(storage, row, number, i) for i, row in enumerate(rows)]
     boxed = [in_box(box, parts) for box, parts in zip(boxes_of(velocity[0][0]), written, strict=True)]
     some = jax.eval_shape(lambda: storage.init(jax.ShapeDtypeStruct((1,), jnp.float32), len(old[0])))
     return to_trees(boxed, treedef, jax.tree.structure(some))
@@ -161,10 +160,10 @@ def _compressed(state: CompressedState, targets: Targets) -> CompressedState:
     return CompressedState(step, inner)
 
 
-def _field(field: Kept, storage: Storage, number: int) -> Kept:
+def _field(field: CompressedField, storage: Storage, number: int) -> CompressedField:
     """A field of `compress` in `storage`."""
-    chosen = [not is_plain(slot) for slot in slots_of(field)[0]]
-    tree = unpacked(field)
-    if forms(field) == forms(jax.eval_shape(lambda: packed(storage, tree, chosen, number))):
+    chosen = [not is_uncompressed(slot) for slot in leaf_states(field)[0]]
+    tree = decompress_field(field)
+    if forms(field) == forms(jax.eval_shape(lambda: compress_field(storage, tree, chosen, number))):
         return field
-    return packed(storage, tree, chosen, number)
+    return compress_field(storage, tree, chosen, number)

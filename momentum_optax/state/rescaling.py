@@ -7,10 +7,11 @@ import numpy as np
 import optax
 
 from .. import _checks
-from .._tree import layout_of, to_slots, to_trees
+from .._tree import flatten_with_path, layout_of, to_slots, to_trees
 from .._typing import Number, PyTree
 from ..storage.protocol import times
-from ..wrappers.compress import SECOND_MOMENTS, Kept, flattened, is_plain, slots_of
+from ..wrappers.fields import CompressedField, is_uncompressed, leaf_states
+from ..wrappers.selection import SECOND_MOMENTS
 from .selection import Selection, listed
 from .stored import holds_squares, is_momentum_or_field, name_of, owner_of
 
@@ -20,7 +21,7 @@ def rescaled_velocity(velocity: PyTree, factor: Number, selection: Selection) ->
     layout = layout_of(velocity)
     if not layout.num_leaves:
         return velocity
-    pairs, treedef = flattened(velocity[0][0], None)
+    pairs, treedef = flatten_with_path(velocity[0][0], None)
     slots = to_slots(velocity, treedef, layout)
     for i, (path, _) in enumerate(pairs):
         by = selection.factor(path, factor)
@@ -28,15 +29,15 @@ def rescaled_velocity(velocity: PyTree, factor: Number, selection: Selection) ->
     return to_trees(slots, treedef, layout)
 
 
-def rescaled_field(field: Kept, factor: Number, selection: Selection) -> PyTree:
+def rescaled_field(field: CompressedField, factor: Number, selection: Selection) -> PyTree:
     """A field of `compress` times a number."""
-    slots, layout, treedef = slots_of(field)
-    paths = [path for path, _ in flattened(field.plain, None)[0]]
+    slots, layout, treedef = leaf_states(field)
+    paths = [path for path, _ in flatten_with_path(field.plain, None)[0]]
     for i, (path, slot) in enumerate(zip(paths, slots, strict=True)):
         by = selection.factor(path, factor)
         if by is None:
             continue
-        if not is_plain(slot):
+        if not is_uncompressed(slot):
             slots[i] = slot._replace(parts=_rescale_of(slot.parts)(slot.parts, by))
         elif jnp.issubdtype(slot.plain.dtype, jnp.inexact):
             slots[i] = slot._replace(plain=times(slot.plain, by))
@@ -45,7 +46,9 @@ def rescaled_field(field: Kept, factor: Number, selection: Selection) -> PyTree:
 
 def factors_of(opt_state: PyTree, factor: "Number | Mapping[str, Number]") -> dict[str, Number]:
     """The factor of each field, checked."""
-    names = {name_of(path, x) for path, x in flattened(opt_state, is_momentum_or_field)[0] if is_momentum_or_field(x)}
+    names = {
+        name_of(path, x) for path, x in flatten_with_path(opt_state, is_momentum_or_field)[0] if is_momentum_or_field(x)
+    }
     squares = {name for name in names & SECOND_MOMENTS if _is_squares(opt_state, name)}
     if squares and not isinstance(factor, Mapping):
         raise ValueError(
@@ -63,7 +66,7 @@ def factors_of(opt_state: PyTree, factor: "Number | Mapping[str, Number]") -> di
 def _is_squares(opt_state: PyTree, name: str) -> bool:
     """Whether a compressed field of this name holds squares."""
     return any(
-        isinstance(x, Kept) and holds_squares(owner_of(path), name, SECOND_MOMENTS)
+        isinstance(x, CompressedField) and holds_squares(owner_of(path), name, SECOND_MOMENTS)
         for path, x in optax.tree.get_all_with_path(opt_state, name)
     )
 

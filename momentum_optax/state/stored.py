@@ -6,7 +6,9 @@ from jax.tree_util import GetAttrKey
 
 from .._typing import KeyPath, PyTree
 from ..transform import MomentumState
-from ..wrappers.compress import SIGNED, CompressedState, Kept, field_name
+from ..wrappers.compress import CompressedState
+from ..wrappers.fields import CompressedField, field_name
+from ..wrappers.selection import SIGNED
 
 # What a mapping calls the velocities of `scale_by_momentum`.
 VELOCITY = "velocity"
@@ -19,7 +21,7 @@ def is_momentum_or_compressed(x: object) -> bool:
 
 def is_momentum_or_field(x: object) -> bool:
     """Whether `x` is the state of `scale_by_momentum` or a field of `compress`."""
-    return isinstance(x, MomentumState | Kept)
+    return isinstance(x, MomentumState | CompressedField)
 
 
 def name_of(path: KeyPath, x: PyTree) -> str:

@@ -1,7 +1,7 @@
 """`accumulated`: micro-batches go straight into the velocity, without a buffer for their gradients."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,9 @@ import optax
 
 from .. import _checks
 from .._tree import absent
+from .._typing import Count, Number, PyTree
 from ..filters import Filter, velocity_only_readout
-from ..filters.coefficients import PerLeafSchedule, is_zero, value_at
+from ..filters.coefficients import Coefficient, PerLeafSchedule, Scalar, is_zero, value_at
 from ..state.mismatch import check_kind
 from ..storage import Storage, resolve
 from ..transform import MomentumState, gains_of, run_filter, scale_by_momentum
@@ -23,21 +24,21 @@ class AccumulatedState(NamedTuple):
     Attributes:
       mini_step: int32 scalar, the number of micro-batches of this cycle so far, as in `optax.MultiSteps`.
       gradient_step: int32 scalar, the number of cycles finished: the step that schedules read.
-      momentum: The velocities, with what has come in so far. Its `age` is, for each leaf, twice the number of cycles
+      momentum: The velocities, with the micro-gradients so far. Its `age` is, for each leaf, twice the number of cycles
         that the leaf has finished, plus 1 while it holds gradients of a cycle that it has not.
-      rest: The state of `then`.
+      rest: The state of `inner`.
     """
 
-    mini_step: Any
-    gradient_step: Any
+    mini_step: jax.Array
+    gradient_step: jax.Array
     momentum: MomentumState
-    rest: Any
+    rest: optax.OptState
 
 
 def accumulated(
     rule: Filter,
-    every: Any,
-    then: optax.GradientTransformation | None = None,
+    every_k: Scalar,
+    inner: optax.GradientTransformation | None = None,
     *,
     storage: str | Storage = "float32",
     debias: bool = False,
@@ -46,41 +47,41 @@ def accumulated(
 
     $$ v \leftarrow A v + B g_1 / k, \qquad v \leftarrow v + B g_j / k \quad (j = 2, \ldots, k), \qquad u = p v $$
 
-    After k micro-batches v is what the rule makes of their mean gradient; up to then the update is zero. The same
-    numbers as of MultiSteps to rounding, with a state smaller by 4 bytes per parameter:
+    After k micro-batches v is the rule's velocity for their mean gradient; before that the update is zero. The numbers
+    are those of MultiSteps up to rounding, with a state smaller by 4 bytes per parameter:
 
-        optax.MultiSteps(optax.chain(mo.scale_by_momentum(rule), rest), k)
-        mo.accumulated(rule, k, rest)
+        optax.MultiSteps(optax.chain(mo.scale_by_momentum(rule), inner), k)
+        mo.accumulated(rule, k, inner)
 
-    `then`, the rest of the optimizer, moves its counters with the last micro-batch only: learning rates, decoupled
-    weight decay, signs, clipping of the update. In a chain before `accumulated` stands what may see each micro-batch on
-    its own, being linear in the gradient: `optax.add_decayed_weights` for coupled weight decay. Clipping the mean
-    gradient needs the mean gradient, and so does a rule whose update is no function of its new velocities:
-    $C = p A$ and $D = p B$ must hold for numbers p, since there is no place for a (K+1)-th number per parameter. These
-    rules do: `heavy_ball` of every kind, `ema`, `chebyshev`, `complex_heavy_ball`; and with numbers as arguments
-    `aggregated` without a decay of 0. Nesterov's and other mixes with the raw gradient do not.
+    `inner`, the rest of the optimizer, updates its state with the last micro-batch only: learning rates, decoupled
+    weight decay, signs, clipping of the update. Put transformations that are linear in the gradient before
+    `accumulated`, such as `optax.add_decayed_weights` for coupled weight decay. Clipping the mean gradient needs the
+    mean gradient, and so does a rule whose update is not a function of its new velocities: $C = p A$ and $D = p B$ must
+    hold for numbers p, since there is no place for a (K+1)-th number per parameter. They hold for `heavy_ball` of every
+    kind, `ema`, `chebyshev`, `complex_heavy_ball`; and with numbers as arguments for `aggregated` without a decay of 0.
+    They do not hold for Nesterov's and other mixes with the raw gradient.
 
-    A narrow storage rounds at every micro-batch, k times for a step; stochastic rounding stays without bias.
+    A narrow storage rounds at every micro-batch, k times a step; stochastic rounding remains unbiased.
 
-    A gradient of None leaves its leaf as it is; a leaf that has taken micro-gradients and gets None with the last one
-    of a cycle moves with the last one of the next. Put `guarded` around to leave out micro-batches that are not finite:
-    a cycle then waits for as many others.
+    A gradient of None leaves its leaf unchanged; a leaf that has received micro-gradients and gets None with the last
+    one of a cycle moves with the last one of the next. `guarded(accumulated(...))` leaves out micro-batches that are
+    not finite: the cycle then takes other micro-batches in their place.
 
     Args:
       rule: A `Filter` of the kind above.
-      every: k, a whole number of at least 1, a scalar array (traced too) or a schedule of `gradient_step`. It must not
-        change within a cycle.
-      then: What follows the rule in the chain; nothing if None.
+      every_k: k, a whole number of at least 1, a scalar array (traced too) or a schedule of `gradient_step`. It must
+        not change within a cycle.
+      inner: The transformation that follows the rule in the chain; the identity if None.
       storage: How velocities are kept, see `scale_by_momentum`.
       debias: As in `scale_by_momentum`.
 
     Returns:
       A transformation whose state is an `AccumulatedState`. Arithmetic is in float32 or wider whatever the gradients'
-      dtype; updates have the dtypes of `then`, by default the gradients'.
+      dtype; updates have the dtypes of `inner`, by default the gradients'.
 
     Raises:
       TypeError: If an argument has the wrong type.
-      ValueError: If `every` is below 1, the rule is not of that kind, or `scale_by_momentum` would refuse the others.
+      ValueError: If `every_k` is below 1, the rule is not of that kind, or `scale_by_momentum` would refuse the others.
 
     Reference:
       Zhang et al., "Adam Accumulation to reduce memory footprints of both activations and gradients for large-scale
@@ -88,9 +89,51 @@ def accumulated(
       same. `optax.MultiSteps`.
     """
     scale_by_momentum(rule, storage=storage, debias=debias)  # checks the arguments
-    if not _checks.is_schedule(every) and not _checks.is_scalar_array(every):
-        _checks.integer("every", every, 1)
-    rule, keep = rule.pruned(), resolve(storage)
+    if not _checks.is_schedule(every_k) and not _checks.is_scalar_array(every_k):
+        _checks.integer("every_k", every_k, 1)
+    micro = _micro_steps(rule.pruned(), resolve(storage), debias)
+    return _accumulated(micro, every_k, checked_transformation("inner", optax.identity() if inner is None else inner))
+
+
+def _accumulated(
+    micro: "_MicroSteps", every_k: Scalar, rest: optax.GradientTransformationExtraArgs
+) -> optax.GradientTransformationExtraArgs:
+    """`accumulated` of checked arguments."""
+
+    def init(params: optax.Params) -> AccumulatedState:
+        zero = jnp.zeros([], jnp.int32)
+        return AccumulatedState(zero, jnp.zeros([], jnp.int32), micro(zero, 1).init(params), rest.init(params))
+
+    def update(
+        updates: optax.Updates, state: AccumulatedState, params: optax.Params | None = None, **extra: PyTree
+    ) -> tuple[optax.Updates, AccumulatedState]:
+        check_kind(state, AccumulatedState)
+        step, count = state.gradient_step, optax.safe_increment(state.mini_step)
+        k = value_at(every_k, step)
+        last = count >= k
+        u, momentum = micro(step, k).update(updates, state.momentum)
+        leaves = Leaves(updates)
+        # Odd while a cycle is open.
+        ages = zip(leaves.values, leaves.of(state.momentum.age), strict=True)
+        age = [a if absent(g) else (a | 1) + last.astype(a.dtype) for g, a in ages]
+        out, after = rest.update(u, state.rest, params, **extra)
+        out = jax.tree.map(lambda x: jnp.where(last, x, jnp.zeros_like(x)), out)
+        return out, AccumulatedState(
+            jnp.where(last, 0, count),
+            jnp.where(last, optax.safe_increment(step), step),
+            momentum._replace(age=leaves.to_tree(age, momentum.age)),
+            jax.tree.map(lambda new, old: where(last, new, old), after, state.rest),
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+# The transformation of one of k micro-gradients, from the step and k.
+_MicroSteps: TypeAlias = Callable[[Count, Number], optax.GradientTransformationExtraArgs]
+
+
+def _micro_steps(rule: Filter, storage: Storage, debias: bool) -> _MicroSteps:
+    """The micro-steps of a rule; raises unless its update is a function of its new velocities."""
     readout = velocity_only_readout(rule)
     if readout is None:
         raise ValueError(
@@ -98,64 +141,38 @@ def accumulated(
             f"as heavy_ball and ema), got {_checks.shown(rule)}: its update needs the mean gradient itself; use "
             "optax.MultiSteps"
         )
-    run = checked_transformation("then", optax.identity() if then is None else then)
 
-    def micro(step: Any, k: Any) -> optax.GradientTransformationExtraArgs:
-        def gains_at(_: Any, age: Any) -> tuple[Any, ...]:
+    def micro(step: Count, k: Number) -> optax.GradientTransformationExtraArgs:
+        def gains_at(_: Count, age: Count) -> tuple[Number, ...]:
             # Those of the rule: a storage must not see them change within a cycle.
             return gains_of(rule.at(step, age >> 1))
 
-        return run_filter(_micro_step(rule, readout, step, k), keep, debias, gains_at)
+        return run_filter(_micro_step(rule, readout, step, k), storage, debias, gains_at)
 
-    def init(params: optax.Params) -> AccumulatedState:
-        zero = jnp.zeros([], jnp.int32)
-        return AccumulatedState(zero, jnp.zeros([], jnp.int32), micro(zero, 1).init(params), run.init(params))
-
-    def update(
-        updates: optax.Updates, state: AccumulatedState, params: Any = None, **extra: Any
-    ) -> tuple[optax.Updates, AccumulatedState]:
-        check_kind(state, AccumulatedState)
-        step, count = state.gradient_step, optax.safe_increment(state.mini_step)
-        k = value_at(every, step)
-        last = count >= k
-        u, momentum = micro(step, k).update(updates, state.momentum)
-        leaves = Leaves(updates)
-        # Odd while a cycle is open.
-        ages = zip(leaves.values, leaves.of(state.momentum.age), strict=True)
-        age = [a if absent(g) else (a | 1) + last.astype(a.dtype) for g, a in ages]
-        out, rest = run.update(u, state.rest, params, **extra)
-        out = jax.tree.map(lambda x: jnp.where(last, x, jnp.zeros_like(x)), out)
-        rest = jax.tree.map(lambda new, old: where(last, new, old), rest, state.rest)
-        return out, AccumulatedState(
-            jnp.where(last, 0, count),
-            jnp.where(last, optax.safe_increment(step), step),
-            momentum._replace(age=leaves.joined(age, momentum.age)),
-            rest,
-        )
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return micro
 
 
-def _micro_step(rule: Filter, readout: tuple[float, ...], step: Any, k: Any) -> Filter:
-    """What a rule does with one of k micro-gradients: a filter that decays only where a leaf begins a cycle."""
+def _micro_step(rule: Filter, readout: tuple[float, ...], step: Count, k: Number) -> Filter:
+    """The rule for one of k micro-gradients: a filter that decays only where a leaf begins a cycle."""
 
-    def now(entry: Any, still: float | None, divisor: Any) -> Any:
-        if is_zero(entry):
-            return 0.0 if not still else _by_age(lambda age: jnp.where(age & 1, still, 0.0))
-        if still is None:
-            return _by_age(lambda age: value_at(entry, step, age >> 1) / divisor)
-        return _by_age(lambda age: jnp.where(age & 1, still, value_at(entry, step, age >> 1)))
+    def decay(entry: Coefficient, within_cycle: float) -> Coefficient:
+        if not is_zero(entry):
+            return _by_age(lambda age: jnp.where(age & 1, within_cycle, value_at(entry, step, age >> 1)))
+        return _by_age(lambda age: jnp.where(age & 1, within_cycle, 0.0)) if within_cycle else 0.0
 
-    A = tuple(tuple(now(a, float(i == j), 1) for j, a in enumerate(row)) for i, row in enumerate(rule.A))
-    B = tuple(now(b, None, k) for b in rule.B)
+    def share(entry: Coefficient) -> Coefficient:
+        return 0.0 if is_zero(entry) else _by_age(lambda age: value_at(entry, step, age >> 1) / k)
+
+    A = tuple(tuple(decay(a, float(i == j)) for j, a in enumerate(row)) for i, row in enumerate(rule.A))
+    B = tuple(map(share, rule.B))
     return Filter(A, B, tuple(_mix(readout, column) for column in zip(*A, strict=True)), _mix(readout, B))
 
 
-def _by_age(function: Callable[[Any], Any]) -> PerLeafSchedule:
+def _by_age(function: Callable[[Count], Number]) -> PerLeafSchedule:
     return PerLeafSchedule(lambda _, age: function(age))
 
 
-def _mix(weights: tuple[float, ...], entries: tuple[Any, ...]) -> Any:
+def _mix(weights: tuple[float, ...], entries: tuple[Coefficient, ...]) -> Coefficient:
     """The weighted sum of coefficients; a single one of weight 1 is the coefficient itself, computed once."""
     terms = [(w, c) for w, c in zip(weights, entries, strict=True) if w and not is_zero(c)]
     if len(terms) == 1 and terms[0][0] == 1:

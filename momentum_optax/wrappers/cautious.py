@@ -1,22 +1,23 @@
 """Cautious updates and cautious weight decay: only where update and gradient, or update and weight, agree."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from .. import _checks
-from .._tree import absent, reboxed, unboxed
+from .._tree import absent, path_name, reboxed, unboxed
+from .._typing import Entry, KeyPath, PyTree
 from ..filters.coefficients import Scalar, value_at
-from ..state.mismatch import check_state
+from ..state.mismatch import ANYTHING, check_state
 from ..storage.protocol import arithmetic_dtype
-from .leaves import check_real, checked_transformation
+from .leaves import checked_transformation
 
 
 def cautious(tx: optax.GradientTransformation, scaling: str) -> optax.GradientTransformationExtraArgs:
-    r"""Let through only the elements of an update that agree with the gradient, and enlarge the rest to make up.
+    r"""Keep only the elements of an update that agree with the gradient, rescaled to make up for the others.
 
     With $m = 1$ where update and gradient agree and 0 elsewhere, per leaf of n elements, $u \leftarrow \alpha m u$:
 
@@ -32,17 +33,18 @@ def cautious(tx: optax.GradientTransformation, scaling: str) -> optax.GradientTr
         lion = optax.chain(mo.scale_by_momentum(mo.lion_mix()), optax.scale_by_sign())
         optax.chain(mo.cautious(lion, "count"), optax.scale_by_learning_rate(1e-4))
 
-    The authors' Muon masks what is orthogonalised: `chain(cautious(scale_by_momentum(rule), "mean"), orthogonalize())`.
+    The authors' Muon masks the input of the orthogonalization:
+    `chain(cautious(scale_by_momentum(rule), "mean"), orthogonalize())`.
 
     Args:
       tx: Any transformation.
-      scaling: `"count"`, `"mean"` or `"sign_bit"`. They differ in published results, so that there is no default.
+      scaling: `"count"`, `"mean"` or `"sign_bit"`. Published results differ between them, so there is no default.
 
     Returns:
       A transformation with the state of `tx`. Updates keep their dtypes; None stays None.
 
     Raises:
-      TypeError: If `tx` is no transformation; at `update` if a leaf is complex, whose elements have no sign.
+      TypeError: If `tx` is not a transformation; at `update` if a leaf is complex, whose elements have no sign.
       ValueError: If there is no such scaling.
 
     Reference:
@@ -53,33 +55,42 @@ def cautious(tx: optax.GradientTransformation, scaling: str) -> optax.GradientTr
     _checks.choice("scaling", scaling, tuple(_CAUTIOUS))
     mask, least = _CAUTIOUS[scaling]
 
-    def lessened(path: Any, u: Any, g: Any) -> Any:
+    def masked(path: KeyPath, u: Entry, g: Entry) -> Entry:
         if absent(u) or absent(g) or u.size == 0:
             return u
-        check_real(path, u)
+        _check_real(path, u)
         agrees = mask(u, g)
         share = least(jnp.sum(agrees, dtype=jnp.int32).astype(jnp.float32), float(u.size))
         dtype = arithmetic_dtype(u.dtype)
         return jnp.where(agrees, u.astype(dtype) * (u.size / share).astype(dtype), 0).astype(u.dtype)
 
-    def update(updates: optax.Updates, state: Any, params: Any = None, **extra: Any) -> tuple[optax.Updates, Any]:
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra: PyTree
+    ) -> tuple[optax.Updates, optax.OptState]:
         out, state = run.update(updates, state, params, **extra)
-        kept = jax.tree_util.tree_map_with_path(lessened, unboxed(out), unboxed(updates), is_leaf=absent)
-        return reboxed(kept, out), state
+        out_masked = jax.tree_util.tree_map_with_path(masked, unboxed(out), unboxed(updates), is_leaf=absent)
+        return reboxed(out_masked, out), state
 
     return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
-def _same_sign(a: Any, b: Any) -> Any:
+def _check_real(path: KeyPath, leaf: jax.Array) -> None:
+    """Raise for an update that has no sign."""
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        raise TypeError(f"the update of {path_name(path)} must be real, got {leaf.dtype}")
+
+
+def _same_sign(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.sign(a) * jnp.sign(b).astype(a.dtype) > 0
 
 
-def _same_sign_bit(a: Any, b: Any) -> Any:
+def _same_sign_bit(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.signbit(a) == jnp.signbit(b)
 
 
+_Mask: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 # The mask, and what n is divided by, from the sum of the mask and n.
-_CAUTIOUS: dict[str, tuple[Callable[[Any, Any], Any], Callable[[Any, float], Any]]] = {
+_CAUTIOUS: dict[str, tuple[_Mask, Callable[[jax.Array, float], jax.Array]]] = {
     "count": (_same_sign, lambda total, n: total + 1),
     "mean": (_same_sign, lambda total, n: jnp.maximum(total, 1e-3 * n)),
     "sign_bit": (_same_sign_bit, lambda total, n: jnp.maximum(total, 1)),
@@ -93,7 +104,7 @@ class CautiousDecayState(NamedTuple):
       step: int32 scalar, the number of updates made; None unless the weight decay is scheduled.
     """
 
-    step: Any
+    step: jax.Array | None
 
 
 def add_cautious_weight_decay(weight_decay: Scalar, agreement: str) -> optax.GradientTransformationExtraArgs:
@@ -113,7 +124,7 @@ def add_cautious_weight_decay(weight_decay: Scalar, agreement: str) -> optax.Gra
       A transformation whose `update` needs `params`. Updates keep their dtypes; None stays None.
 
     Raises:
-      TypeError: If `weight_decay` is no coefficient; at `update` if a leaf is complex.
+      TypeError: If `weight_decay` is not a coefficient; at `update` if a leaf is complex.
       ValueError: If a number is out of range or there is no such agreement; at `update` without `params`.
 
     Reference:
@@ -128,18 +139,18 @@ def add_cautious_weight_decay(weight_decay: Scalar, agreement: str) -> optax.Gra
         return CautiousDecayState(jnp.zeros([], jnp.int32) if callable(weight_decay) else None)
 
     def update(
-        updates: optax.Updates, state: CautiousDecayState, params: Any = None, **extra: Any
+        updates: optax.Updates, state: CautiousDecayState, params: optax.Params | None = None, **extra: PyTree
     ) -> tuple[optax.Updates, CautiousDecayState]:
         del extra
         if params is None:
             raise ValueError("params must be given to update for a weight decay, got None")
-        check_state(state, CautiousDecayState(... if callable(weight_decay) else None))
+        check_state(state, CautiousDecayState(ANYTHING if callable(weight_decay) else None))
         rate = value_at(weight_decay, state.step)
 
-        def decayed(path: Any, u: Any, p: Any) -> Any:
+        def decayed(path: KeyPath, u: Entry, p: Entry) -> Entry:
             if absent(u):
                 return u
-            check_real(path, u)
+            _check_real(path, u)
             u, p = jnp.asarray(u), jnp.asarray(p)
             dtype = arithmetic_dtype(u.dtype, p.dtype)
             decay = jnp.asarray(rate, dtype) * p.astype(dtype)

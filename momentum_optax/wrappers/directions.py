@@ -1,7 +1,7 @@
 """Directions after a rule: of unit norm, saturated, orthogonal."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +9,15 @@ import optax
 
 from .. import _checks
 from .._tree import path_name, reboxed, unboxed
+from .._typing import PyTree
 from ..storage.protocol import arithmetic_dtype
-from .leaves import SCOPES
+from .leaves import SCOPES, Scope
+
+# From a leaf in float32 or wider and its norm, as the largest absolute value times the rest, to the new leaf.
+ByNorm: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
-def scale_to_unit_norm(scope: str = "tree") -> optax.GradientTransformation:
+def scale_to_unit_norm(scope: Scope = "tree") -> optax.GradientTransformation:
     r"""The direction of an update alone: $u \leftarrow u / \|u\|_2$, and zero where u is zero.
 
     After a rule it makes normalised momentum. The norm is taken in float32 or wider and can neither overflow nor
@@ -34,7 +38,7 @@ def scale_to_unit_norm(scope: str = "tree") -> optax.GradientTransformation:
     """
     _checks.choice("scope", scope, SCOPES)
 
-    def update(updates: optax.Updates, params: Any = None) -> optax.Updates:
+    def update(updates: optax.Updates, params: optax.Params | None = None) -> optax.Updates:
         del params
         return by_norm(lambda x, largest, root: x / largest / root, updates, scope)
 
@@ -54,8 +58,8 @@ def orthogonalize(steps: int | None = None) -> optax.GradientTransformation:
       A transformation without state, for matrices; the arithmetic is in the update's dtype. None stays None.
 
     Raises:
-      TypeError: If `steps` is no whole number.
-      ValueError: If `steps` is out of range; at `init` and `update` if a leaf is no matrix: give others to
+      TypeError: If `steps` is not a whole number.
+      ValueError: If `steps` is out of range; at `init` and `update` if a leaf is not a matrix: give others to
         `optax.partition`, or leave them out by `optax.masked`.
 
     Reference:
@@ -64,10 +68,10 @@ def orthogonalize(steps: int | None = None) -> optax.GradientTransformation:
     steps = 5 if steps is None else steps
     _checks.integer("steps", steps, 1)
 
-    def matrices(tree: Any) -> Any:
+    def matrices(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(), tree)
 
-    # Without memory of its own, Optax's Muon is the map that it applies to its average.
+    # With a decay of 0, Optax's Muon is the map that it applies to its average.
     tx = optax.contrib.scale_by_muon(ns_steps=int(steps), beta=0.0, nesterov=False, weight_dimension_numbers=matrices)
 
     def init(params: optax.Params) -> optax.EmptyState:
@@ -75,7 +79,7 @@ def orthogonalize(steps: int | None = None) -> optax.GradientTransformation:
         return optax.EmptyState()
 
     def update(
-        updates: optax.Updates, state: optax.EmptyState, params: Any = None
+        updates: optax.Updates, state: optax.EmptyState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del params
         bare = unboxed(updates)
@@ -87,7 +91,7 @@ def orthogonalize(steps: int | None = None) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def _check_matrices(tree: Any) -> None:
+def _check_matrices(tree: PyTree) -> None:
     for path, x in jax.tree_util.tree_leaves_with_path(tree):
         shape = x.shape if hasattr(x, "shape") else jnp.shape(x)
         if len(shape) != 2:
@@ -98,7 +102,7 @@ def _check_matrices(tree: Any) -> None:
             )
 
 
-def by_norm(function: Callable[[Any, Any, Any], Any], updates: Any, scope: str) -> Any:
+def by_norm(function: ByNorm, updates: optax.Updates, scope: Scope) -> optax.Updates:
     """`function(leaf, largest, root)` for each leaf, where largest times root is the norm of the tree or the leaf."""
     leaves, treedef = jax.tree.flatten(updates)
     groups = [leaves] if scope == "tree" else [[x] for x in leaves]

@@ -1,7 +1,7 @@
 """Restarts of the velocity: by the gradient, by the loss, or at given steps."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +10,26 @@ import optax
 
 from .. import _checks
 from .._tree import absent
+from .._typing import Condition, Entry, Number, PyTree
 from ..filters import Filter
 from ..filters.coefficients import is_zero, value_at
 from ..schedules import restarted
-from ..state.mismatch import check_state
+from ..state.mismatch import ANYTHING, check_state
 from ..state.velocity import velocity
 from ..storage import Storage
 from ..storage.protocol import arithmetic_dtype
 from ..transform import MomentumState, scale_by_momentum
-from .leaves import SCOPES, Leaves, check_scope, checked_transformation, counted, flags, where
+from .leaves import (
+    SCOPES,
+    Leaves,
+    Scope,
+    check_scope,
+    checked_transformation,
+    counted,
+    flags,
+    scalar_loss,
+    where,
+)
 
 
 class RestartState(NamedTuple):
@@ -32,13 +43,13 @@ class RestartState(NamedTuple):
         made; None for the gradient test.
     """
 
-    inner: Any
-    restarts: Any
-    last: Any
+    inner: optax.OptState
+    restarts: PyTree
+    last: Entry
 
 
 def adaptive_restart(
-    rule: Filter, test: str = "gradient", scope: str = "tree", *, storage: str | Storage = "float32"
+    rule: Filter, test: str = "gradient", scope: Scope = "tree", *, storage: str | Storage = "float32"
 ) -> optax.GradientTransformationExtraArgs:
     r"""`scale_by_momentum(rule)` that drops its velocity where the momentum works against descent.
 
@@ -51,15 +62,15 @@ def adaptive_restart(
       `init` before the gradient is used. The paper's loss is that at x, `loss(eval_params(...))`; at the stored
       parameters it is the usual approximation.
 
-    The state of `init` also means step 0, so that `nesterov(schedules.fista())` begins anew. The test assumes that the
+    The state of `init` also means step 0, so that `nesterov(schedules.fista())` starts again. The test assumes that the
     learning rate follows in the chain.
 
     Args:
       rule: A `Filter`.
       test: `"gradient"` or `"function"`.
       scope: `"tree"`: one test for all parameters. `"leaf"`, for the gradient test: each leaf has its own and restarts
-        alone; the step that schedules read is shared and goes on.
-      storage: How velocities are kept, see `scale_by_momentum`. One in few bits learns its scale anew after a restart,
+        alone; the step that schedules read is shared and not reset.
+      storage: How velocities are kept, see `scale_by_momentum`. In few bits it learns its scale again after a restart,
         as at the start.
 
     Returns:
@@ -84,10 +95,10 @@ def adaptive_restart(
 def scheduled_restart(
     tx: optax.GradientTransformation, at: int | Sequence[int]
 ) -> optax.GradientTransformationExtraArgs:
-    """Begin `tx` anew at given steps: from there it goes on as if it had just been made.
+    """Reset `tx` at given steps: from there it continues as if it had just been initialized.
 
-    Everything in the state of `tx` begins anew, the counters of its schedules too. To restart a schedule of the
-    momentum alone, see `schedules.restarted`.
+    Everything in the state of `tx` is reset, including the counters of its schedules. To restart only a schedule of the
+    momentum, see `schedules.restarted`.
 
     Args:
       tx: Any transformation.
@@ -97,7 +108,7 @@ def scheduled_restart(
       A transformation whose state is a `RestartState`. A leaf whose gradient is None at a restart keeps its velocity.
 
     Raises:
-      TypeError: If `tx` is no transformation or `at` holds something else than whole numbers.
+      TypeError: If `tx` is not a transformation or `at` holds anything but whole numbers.
       ValueError: If `at` is out of range, empty or not increasing.
 
     Reference:
@@ -110,12 +121,12 @@ def scheduled_restart(
         return RestartState(tx.init(params), jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32))
 
     def update(
-        updates: optax.Updates, state: RestartState, params: Any = None, **extra: Any
+        updates: optax.Updates, state: RestartState, params: optax.Params | None = None, **extra: PyTree
     ) -> tuple[optax.Updates, RestartState]:
-        check_state(state, RestartState(..., ..., np.int32(0)))
+        check_state(state, RestartState(ANYTHING, ANYTHING, np.int32(0)))
         begin = jnp.logical_and(value_at(age, state.last) == 0, state.last > 0)
         leaves = Leaves(updates)
-        fresh = tx.init(leaves.standing() if params is None else params)
+        fresh = tx.init(leaves.without_none() if params is None else params)
         inner = leaves.select([False if absent(g) else begin for g in leaves.values], begin, fresh, state.inner)
         out, inner = run.update(updates, inner, params, **extra)
         return out, RestartState(inner, counted(state.restarts, begin), optax.safe_increment(state.last))
@@ -130,18 +141,19 @@ def _function_restart(tx: optax.GradientTransformationExtraArgs) -> optax.Gradie
         return RestartState(tx.init(params), jnp.zeros([], jnp.int32), jnp.array(jnp.inf, jnp.result_type(float)))
 
     def update(
-        updates: optax.Updates, state: RestartState, params: Any = None, *, value: Any = None, **extra: Any
+        updates: optax.Updates,
+        state: RestartState,
+        params: optax.Params | None = None,
+        *,
+        value: Number | None = None,
+        **extra: PyTree,
     ) -> tuple[optax.Updates, RestartState]:
-        check_state(state, RestartState(..., ..., np.float32(0)))
-        if value is None:
-            raise TypeError("value must be the loss, a scalar given to update for the function test, got None")
-        if jnp.shape(value) != ():
-            raise ValueError(f"value must be a scalar, got shape {jnp.shape(value)}")
-        loss = jnp.asarray(value, state.last.dtype)
+        check_state(state, RestartState(ANYTHING, ANYTHING, np.float32(0)))
+        loss = scalar_loss(value, "the function test", state.last.dtype)
         uphill = loss > state.last
         leaves = Leaves(updates)
         each = [False if absent(g) else uphill for g in leaves.values]
-        inner = leaves.select(each, uphill, tx.init(leaves.standing()), state.inner)
+        inner = leaves.select(each, uphill, tx.init(leaves.without_none()), state.inner)
         out, inner = tx.update(updates, inner, params, value=value, **extra)
         return out, RestartState(inner, counted(state.restarts, uphill), loss)
 
@@ -149,7 +161,7 @@ def _function_restart(tx: optax.GradientTransformationExtraArgs) -> optax.Gradie
 
 
 def _gradient_restart(
-    tx: optax.GradientTransformationExtraArgs, rule: Filter, scope: str
+    tx: optax.GradientTransformationExtraArgs, rule: Filter, scope: Scope
 ) -> optax.GradientTransformationExtraArgs:
     """`adaptive_restart` by the gradient, after it was used."""
 
@@ -157,9 +169,9 @@ def _gradient_restart(
         return RestartState(tx.init(params), flags(scope, params, 0, jnp.int32), None)
 
     def update(
-        updates: optax.Updates, state: RestartState, params: Any = None, **extra: Any
+        updates: optax.Updates, state: RestartState, params: optax.Params | None = None, **extra: PyTree
     ) -> tuple[optax.Updates, RestartState]:
-        check_state(state, RestartState(..., ..., None))
+        check_state(state, RestartState(ANYTHING, ANYTHING, None))
         leaves = Leaves(updates)
         check_scope(scope, state.restarts, leaves)
         out, inner = tx.update(updates, state.inner, params, **extra)
@@ -176,16 +188,16 @@ def _gradient_restart(
             slopes = [None if x is None else total for x in slopes]
         uphill = [False if x is None else x < 0 for x in slopes]
         shared = _any(uphill) if scope == "tree" or len(uphill) == 1 else False
-        inner = leaves.select(uphill, shared, tx.init(leaves.standing()), inner)
+        inner = leaves.select(uphill, shared, tx.init(leaves.without_none()), inner)
         pairs = zip(leaves.of(out), landed, uphill, strict=True)
-        out = leaves.joined([u if d is None else where(up, d, u) for u, d, up in pairs], out)
-        fired = shared if scope == "tree" else leaves.spread(uphill, state.restarts)
+        out = leaves.to_tree([u if d is None else where(up, d, u) for u, d, up in pairs], out)
+        fired = shared if scope == "tree" else leaves.broadcast(uphill, state.restarts)
         return out, RestartState(inner, jax.tree.map(counted, state.restarts, fired), None)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _displacements(rule: Filter, leaves: Leaves, state: MomentumState) -> list[Any]:
+def _displacements(rule: Filter, leaves: Leaves, state: MomentumState) -> list[Entry | float]:
     """The vector l . v from the stored point to x, over the learning rate, for each leaf."""
     if all(is_zero(weight) for weight in rule.lookahead):
         return [0.0] * len(leaves.values)
@@ -193,21 +205,21 @@ def _displacements(rule: Filter, leaves: Leaves, state: MomentumState) -> list[A
     return [None if absent(row[0]) else _weighted(rule.lookahead, row) for row in rows]
 
 
-def _landed(u: Any, displacement: Any) -> Any:
+def _landed(u: jax.Array, displacement: jax.Array | float) -> jax.Array:
     """The update less where x lies from the new point."""
-    return u if _checks.is_number(displacement) else u.astype(displacement.dtype) - displacement
+    return u if isinstance(displacement, float) else u.astype(displacement.dtype) - displacement
 
 
-def _weighted(weights: tuple[Any, ...], arrays: tuple[Any, ...]) -> Any:
+def _weighted(weights: tuple[Number, ...], arrays: tuple[jax.Array, ...]) -> jax.Array:
     terms = [jnp.asarray(w, jnp.finfo(x.dtype).dtype) * x for w, x in zip(weights, arrays, strict=True)]
     return sum(terms[1:], terms[0])
 
 
-def _inner_product(a: Any, b: Any) -> jax.Array:
+def _inner_product(a: jax.Array, b: jax.Array) -> jax.Array:
     """The real inner product of two leaves, in float32 or wider."""
     dtype = arithmetic_dtype(a.dtype, b.dtype)
     return jnp.sum(jnp.real(jnp.conj(a.astype(dtype)) * b.astype(dtype)))
 
 
-def _any(conditions: list[Any]) -> jax.Array:
+def _any(conditions: list[Condition]) -> jax.Array:
     return jnp.any(jnp.array(conditions, jnp.bool_))

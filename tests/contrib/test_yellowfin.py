@@ -13,7 +13,7 @@ import pytest
 from conformance import STORAGES, assert_bit_equal, avals, gradients
 
 import momentum_optax as mo
-from momentum_optax.contrib._yellowfin import single_step
+from momentum_optax.contrib._single_step import single_step
 
 LIKE = {"a": jnp.zeros((2, 3)), "b": jnp.zeros((4,))}
 SIGNAL = [jax.tree.map(lambda g, i=i: 0.3 * (1 + i % 7) * g + 0.5, gradients(LIKE, i)) for i in range(200)]

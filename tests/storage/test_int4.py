@@ -118,12 +118,12 @@ def test_a_converted_float32_velocity_keeps_its_first_step():
 
 
 def test_what_is_converted_has_no_bias_and_is_as_exact_as_in_a_run():
-    from momentum_optax.wrappers.compress import seeded
+    from momentum_optax.wrappers.initial import encode_initial
 
     @jax.jit
     def leaves(v):
         """What is read of 200 leaves, converted each with its own noise."""
-        return jax.vmap(lambda number: FOUR.parts.decode(seeded(FOUR, (v,), number))[0])(jnp.arange(200))
+        return jax.vmap(lambda number: FOUR.parts.decode(encode_initial(FOUR, (v,), number))[0])(jnp.arange(200))
 
     v = normal(64, 512, seed=3)
     # The largest values decide about the scale, and must not do so by the noise that they are rounded with.

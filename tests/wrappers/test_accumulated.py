@@ -44,7 +44,7 @@ def scheduled_row(row):
 
 
 def reference(row, sizes, h):
-    """The updates of the paper's loop, each for the mean of the next so many gradients of SIGNAL."""
+    """The updates of the paper's loop, each for the mean of the next gradients of SIGNAL."""
     ends = np.cumsum(sizes)
     means = iter([SIGNAL[end - size : end].mean(0) for size, end in zip(sizes, ends, strict=True)])
     points, _ = row.run(lambda _: next(means), np.zeros_like(START), len(sizes), h, rate=1.0)
@@ -180,7 +180,7 @@ def test_types_never_drift(storage, debias):
 
 
 class Told(NamedTuple):
-    """Velocities as they are, and how large their storage was told that they become."""
+    """Velocities without compression, and a record of the sizes that their storage was told to expect."""
 
     values: tuple[Any, ...]
     sizes: tuple[Any, ...]
@@ -359,11 +359,11 @@ def test_the_state_is_smaller_by_four_bytes_per_parameter_and_the_peak_by_more(s
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(ValueError, match="every must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="every_k must be at least 1, got 0"):
         mo.accumulated(mo.ema(0.9), 0)
-    with pytest.raises(TypeError, match=r"every must be a whole number, got 1\.5"):
+    with pytest.raises(TypeError, match=r"every_k must be a whole number, got 1\.5"):
         mo.accumulated(mo.ema(0.9), 1.5)
-    with pytest.raises(TypeError, match="then must be a transformation"):
+    with pytest.raises(TypeError, match="inner must be a transformation"):
         mo.accumulated(mo.ema(0.9), 2, 0.1)
     with pytest.raises(TypeError, match="rule must be a Filter"):
         mo.accumulated(0.9, 2)

@@ -5,7 +5,6 @@ place of one.
 """
 
 import inspect
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,49 +12,12 @@ import numpy as np
 import optax
 import pytest
 from conformance import RULES, STORAGES, assert_bit_equal, avals, gradients, pointers, slot
+from wrapped import WRAPPERS
 
 import momentum_optax as mo
-from momentum_optax.filters import velocity_only_readout
 
-
-class Row(NamedTuple):
-    """A wrapper: the public function, a transformation from `(rule, storage)`, if a NaN skips its step, its rules."""
-
-    function: Any
-    build: Any
-    skips: bool = False
-    rules: tuple[str, ...] = tuple(RULES)
-
-
-def around(function, *arguments, **options):
-    """A row for `function(scale_by_momentum(...), ...)`."""
-    return Row(function, lambda rule, s: function(mo.scale_by_momentum(rule, storage=s), *arguments, **options))
-
-
-def instead(function, *arguments):
-    """A row for `function(rule, ..., storage=)`."""
-    return Row(function, lambda rule, s: function(rule, *arguments, storage=s))
-
-
-# The update of these is a function of the new velocity.
-FROM_VELOCITY = tuple(name for name, build in RULES.items() if velocity_only_readout(build().pruned()) is not None)
-
-WRAPPERS = {
-    "accumulated": instead(mo.accumulated, 2)._replace(rules=FROM_VELOCITY),
-    "guarded": around(mo.guarded)._replace(skips=True),
-    "guarded by leaf": around(mo.guarded, "leaf")._replace(skips=True),
-    "restart by gradient": instead(mo.adaptive_restart),
-    "restart by leaf": instead(mo.adaptive_restart, "gradient", "leaf"),
-    "restart by loss": instead(mo.adaptive_restart, "function"),
-    "scheduled restart": around(mo.scheduled_restart, 2),
-    "cautious by count": around(mo.cautious, "count"),
-    "cautious by mean": around(mo.cautious, "mean"),
-    "cautious by sign bit": around(mo.cautious, "sign_bit"),
-    "monitor": Row(mo.monitor, lambda rule, s: mo.monitor(mo.scale_by_momentum(rule, storage=s), rule, every=2)),
-}
-# What looks like a wrapper, and has its contracts elsewhere.
-ELSEWHERE = {mo.scale_by_momentum: "test_conformance.py", mo.compress: "test_compress.py"}
-
+# These look like wrappers, and have their contracts elsewhere.
+ELSEWHERE = {mo.scale_by_momentum: "test_transform.py", mo.compress: "test_compress.py"}
 every_wrapper = pytest.mark.parametrize("wrapper", WRAPPERS)
 
 # One leaf for the storage, and one that every storage keeps in full, which costs little to compile.
@@ -63,7 +25,7 @@ LIKE = {"a": jnp.zeros((2, 3)), "b": jnp.zeros((), jnp.bfloat16)}
 SIGNAL = [gradients(LIKE, seed) for seed in range(5)]
 LOSSES = [jnp.float32(x) for x in (3.0, 2.0, 2.5, 1.0, 0.5)]  # rises once, which restarts
 
-# Every wrapper once, every storage, and rules of every order: 1, 2 and 4, with ages, schedules and none.
+# Every wrapper once, every storage, and rules of every order: 1, 2 and 4, with ages, with schedules, and with neither.
 THIN = [
     ("accumulated", "float32", "heavy_ball"),
     ("guarded", "int8", "nesterov"),
@@ -78,6 +40,7 @@ THIN = [
     ("monitor", "float32", "nesterov"),
 ]
 thin = pytest.mark.parametrize(("wrapper", "storage", "rule"), THIN, ids=[w for w, _, _ in THIN])
+
 whole = pytest.mark.parametrize(
     ("wrapper", "storage", "rules"),
     [(w, s, row.rules) for s in STORAGES for w, row in WRAPPERS.items()],

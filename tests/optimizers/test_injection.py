@@ -29,7 +29,7 @@ class Row:
     """An optimizer with a number for each argument that Optax injects.
 
     `required` are numbers of arguments without a default; `static` are arguments that Optax leaves alone; `constant`
-    are numbers for which the optimizer takes no schedule of its own, or means another step by it.
+    are numbers for which the optimizer itself takes no schedule, or counts other steps.
     """
 
     numbers: dict[str, Any]
@@ -253,7 +253,7 @@ def test_restarts_may_be_the_steps_themselves(x64):
 
 
 MASKED = tuple(name for name, f in FACTORIES.items() if "mask" in inspect.signature(f).parameters)
-# What cannot be an array: the argument, and a value that Optax would make one of.
+# Arguments that cannot be arrays: the argument, and a value that Optax would make one of.
 STATIC = [
     ("muon", "steps", 3),
     ("yellowfin", "window", 3),

@@ -1,0 +1,134 @@
+"""Which fields of an optimizer's state `compress` keeps in which storage."""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import NamedTuple, TypeAlias
+
+import jax
+
+from .. import _checks
+from .._tree import unboxed
+from .._typing import KeyPath, Leaf, PyTree
+from ..state.mismatch import StateMismatchError
+from ..storage import Storage, resolve
+from ..storage.protocol import SUPPORTED, is_signed
+from ..storage.rows import reaches
+from .fields import field_name, is_compressed
+
+# Optax's fields of squares: never negative, and divided by the square root of, so that small ones must not become zero.
+SECOND_MOMENTS = frozenset(
+    (
+        *("nu", "nu_max", "n", "v", "v_row", "v_col", "e_g", "e_x", "sum_of_squares", "grad_sum_sq", "exp_avg_sq"),
+        *("grad_sum_of_squares", "sum_sq_diff_grads", "variance_grads_ema"),
+    )
+)
+
+
+# The same name for something of either sign: Adan's v is an average of differences of gradients.
+SIGNED = {("ScaleByAdanState", "v")}
+
+
+Predicate: TypeAlias = Callable[[KeyPath, Leaf], bool]
+Select: TypeAlias = Collection[str] | Mapping[str, str | Storage] | Predicate
+
+
+class Selection(NamedTuple):
+    """The arguments of `compress`, checked.
+
+    Attributes:
+      storages: The storage of each selected field; None with a predicate.
+      predicate: Selects leaves; None with names of fields.
+      storage: How the leaves that the predicate selects are kept.
+      second_moments: Names of fields that hold squares.
+    """
+
+    storages: dict[str, Storage] | None
+    predicate: Predicate | None
+    storage: Storage
+    second_moments: frozenset[str]
+
+    @property
+    def reads_step(self) -> bool:
+        """Whether a storage needs the number of the step."""
+        used = [self.storage] if self.storages is None else self.storages.values()
+        return any(storage.reads_step for storage in used)
+
+    def storage_at(self, path: KeyPath) -> Storage:
+        """The storage of the field at `path`."""
+        return self.storage if self.storages is None else self.storages[field_name(path) or ""]
+
+    def leaves(self, path: KeyPath, tree: PyTree) -> list[bool] | None:
+        """Which leaves of the field `tree` are compressed; None if the field is not selected."""
+        if self.storages is not None and field_name(path) not in self.storages:
+            return None
+        pairs = jax.tree_util.tree_leaves_with_path(unboxed(tree))
+        possible = [can_be_compressed(x) for _, x in pairs]
+        if self.predicate is None:
+            return None if pairs and not any(is_float(x) for _, x in pairs) else possible
+        return [ok and bool(self.predicate((*path, *p), x)) for ok, (p, x) in zip(possible, pairs, strict=True)]
+
+    def check_fit(self, storage: Storage, owner: str, field: str) -> None:
+        """Raise unless `storage` is fit for the `field` of a NamedTuple of the class `owner`."""
+        check_fit(storage, field, field in self.second_moments and (owner, field) not in SIGNED)
+
+    def check_state(self, pairs: list[tuple[KeyPath, PyTree]]) -> None:
+        """Raise unless the fields that a state compresses are those that are selected by name."""
+        found = {field_name(path) or "" for path, x in pairs if is_compressed(x)}
+        if self.storages is None or found == set(self.storages):
+            return
+        there, wanted = (", ".join(map(repr, sorted(names))) or "no field" for names in (found, self.storages))
+        raise StateMismatchError(
+            f"the state compresses {there}, and this optimizer {wanted}: mo.convert(opt_state, storages, "
+            "like=tx.init(params)) makes it fit"
+        )
+
+
+def selection(select: Select, storage: Storage, second_moments: Collection[str]) -> Selection:
+    """The `Selection` that the arguments of `compress` describe.
+
+    Raises:
+      TypeError: If `select` or `second_moments` is of the wrong type.
+      ValueError: If `select` is empty or names an unknown storage.
+    """
+    if isinstance(second_moments, str) or not isinstance(second_moments, Collection):
+        raise TypeError(f"second_moments must be a collection of names, got {_checks.shown(second_moments)}")
+    squares = frozenset(second_moments)
+    if isinstance(select, Mapping):
+        storages = {name: resolve(value) for name, value in select.items()}
+    elif isinstance(select, Collection) and not isinstance(select, str):
+        storages = {name: storage for name in sorted(select, key=repr)}
+    elif callable(select) and not isinstance(select, type):
+        return Selection(None, select, storage, squares)
+    else:
+        raise TypeError(
+            f"select must be a set of names, a mapping from names or a predicate, got {_checks.shown(select)}"
+        )
+    if not storages:
+        raise ValueError(f"select must name at least one field, got {_checks.shown(select)}")
+    if not all(isinstance(name, str) for name in storages):
+        raise TypeError(f"select must hold names of fields, got {_checks.shown(select)}")
+    return Selection(storages, None, storage, squares)
+
+
+def check_fit(storage: Storage, field: str, squares: bool) -> None:
+    """Raise unless `storage` is fit for `field`, which holds `squares` or values of either sign."""
+    if squares and not getattr(storage, "nonnegative", False):
+        raise ValueError(
+            f"{field!r} holds second moments, which are divided by and so need relative accuracy: its storage must be "
+            "'float32', 'bfloat16', 'uint8' or an object whose nonnegative is true (or its name left out of "
+            f"second_moments, if it holds something else), got {storage!r}"
+        )
+    if not squares and not is_signed(storage):
+        raise ValueError(
+            f"{field!r} may hold values of either sign: its storage must keep them (or its name be among "
+            f"second_moments, if they are never negative), got {storage!r}"
+        )
+
+
+def is_float(x: Leaf) -> bool:
+    """Whether a leaf has a dtype that a storage can keep."""
+    return str(getattr(x, "dtype", None)) in SUPPORTED
+
+
+def can_be_compressed(x: Leaf) -> bool:
+    """Whether a leaf has such a dtype and more than one element."""
+    return is_float(x) and reaches(x.shape, 2, "one element")

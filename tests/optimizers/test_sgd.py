@@ -1,0 +1,25 @@
+"""`srsgd` against its paper; for `sgd` see `test_dropin.py`."""
+
+import jax
+import numpy as np
+import pytest
+from stepping import HUNDRED, MATRICES, final
+
+import momentum_optax as mo
+
+
+def test_srsgd_follows_its_paper():
+    ahead = x = {name: np.ones(x.shape) for name, x in MATRICES.items()}
+    k = 1
+    for g in [jax.tree.map(np.float64, gradient) for gradient in HUNDRED]:
+        # The momentum (k - 1) / (k + 2), k from 1, and 1 again after R = 7 steps.
+        new = {n: ahead[n] - 0.1 * g[n] for n in x}
+        ahead = {n: new[n] + (k - 1) / (k + 2) * (new[n] - x[n]) for n in x}
+        x, k = new, 1 if k >= 7 else k + 1
+    got = final(mo.srsgd(0.1, 7))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, ahead)
+
+
+def test_a_period_of_0_is_refused():
+    with pytest.raises(ValueError, match="at must be at least 1, got 0"):
+        mo.srsgd(0.1, 0)
