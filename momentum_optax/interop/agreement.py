@@ -1,7 +1,7 @@
 """Whether two recipes take the same steps: their filters compared, at constants and under schedules."""
 
 from collections.abc import Callable
-from typing import cast
+from typing import TypeAlias, cast
 
 import numpy as np
 
@@ -10,6 +10,8 @@ from ..filters import Filter
 from ..filters.coefficients import Scalar, is_zero
 from .dialect import DIALECTS, Hyperparameter
 from .recipe import Recipe, changed, constant_form, value
+
+Schedule: TypeAlias = Callable[[Number], Number]
 
 # Over how many steps two scheduled optimizers are compared.
 _STEPS = 24
@@ -41,7 +43,7 @@ def agree_under_rates(source: Recipe, target: Recipe) -> bool:
         name = DIALECTS[recipe.dialect].learning_rate
         if name is None:
             return recipe
-        return changed(recipe, **{name: times(recipe.description().learning_rate, varying)})
+        return changed(recipe, **{name: times(recipe.description().learning_rate, varying())})
 
     return agree(scheduled(source), scheduled(target), first=False)
 
@@ -73,15 +75,15 @@ def agree_under_decays(source: Recipe, target: str) -> bool | None:
     return agree(a, b, first=False)
 
 
-def times(factor: Hyperparameter, schedule: Callable[[Number], Number]) -> Scalar:
+def times(factor: Hyperparameter, schedule: Schedule) -> Schedule:
     """The schedule times a number; the schedule itself if that is 1."""
     number = cast("float", factor)
     return schedule if number == 1 else lambda step: number * schedule(step)
 
 
-def varying(step: Number) -> Number:
-    """A schedule of which no two steps in a row are equal."""
-    return 1.0 + step % 3
+def varying() -> Schedule:
+    """A schedule of which no two consecutive values are equal."""
+    return lambda step: 1.0 + step % 3
 
 
 def _alternating(even: Recipe, odd: Recipe) -> Recipe:

@@ -24,7 +24,7 @@ from .entries import as_array
 
 P = ParamSpec("P")
 
-# An argument of a dialect; `storage` is none.
+# An argument of a dialect, `storage` apart.
 Hyperparameter: TypeAlias = "Scalar | tuple[Scalar, ...] | list[Scalar] | str | bool | None"
 
 

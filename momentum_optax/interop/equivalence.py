@@ -1,17 +1,14 @@
 """Hyperparameters from one dialect to another: the same steps in other numbers, or the reason why there are none."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from .. import _checks
-from .._typing import Number
 from ..schedules import momentum_correction
-from .agreement import agree, agree_under_decays, agree_under_rates, times, varying
+from .agreement import Schedule, agree, agree_under_decays, agree_under_rates, times, varying
 from .constant_form import ConstantForm
 from .dialect import DIALECTS, Dialect, Hyperparameter
 from .recipe import Recipe, changed, constant_form, value
-
-Schedule = Callable[[Number], Number]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +156,6 @@ def _rate_note(source: Recipe, target: Recipe) -> str:
     if not source.description().rate_inside:
         inside, outside = outside, inside
     known = f"the learning rate is inside the velocity in {inside} and outside in {outside}"
-    if _corrected(source, target, varying) is None:
+    if _corrected(source, target, varying()) is None:
         return f"{known}: when it changes, no momentum of {target.dialect} makes up for it"
     return f"{known}: give it as a schedule, and the momentum that makes up for its changes comes with it"
