@@ -8,8 +8,7 @@ import numpy as np
 import optax
 
 from .. import _checks
-from ..filters import Filter
-from ..filters.algebra import equivalent
+from ..filters import Filter, equivalent
 from .entries import check_same_paths, checked_steps
 from .velocities import ParameterVelocity, only_state, order_of, read, write
 
