@@ -1,20 +1,24 @@
 """Live velocities of one rule as those of another with the same updates."""
 
-from typing import Any
+from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from .. import _checks
-from ..filters import Filter
-from ..filters.algebra import equivalent
-from .slots import Slot, check_same_paths, checked_steps, only_state, order_of, read, write
+from ..filters import Filter, equivalent
+from .entries import check_same_paths, checked_steps
+from .velocities import ParameterVelocity, only_state, order_of, read, write
 
-# Where a rule with a special first step is looked at again: it must have settled.
+# The ages at which a rule with a special first step must have settled.
 _AGES = (2, 3, 10, 100, 1000, 100_000)
 
 
-def change_basis(opt_state: Any, source: Filter, target: Filter, *, into: Any, steps: int | None = None) -> Any:
+def change_basis(
+    opt_state: optax.OptState, source: Filter, target: Filter, *, into: optax.OptState, steps: int | None = None
+) -> optax.OptState:
     r"""The velocities of one rule as those of another with the same updates: $w = T^{-1} v$.
 
     Two rules of equal order with the same input-output map, neither of which has a velocity to spare, differ by exactly
@@ -47,35 +51,43 @@ def change_basis(opt_state: Any, source: Filter, target: Filter, *, into: Any, s
     """
     s, t = _settled("source", source), _settled("target", target)
     state, new = only_state(opt_state), only_state(into)
-    for name, rule, holder in (("source", s, state), ("target", t, new)):
-        if rule.order != order_of(holder):
-            raise ValueError(f"{name} must be the rule of its state, of order {order_of(holder)}, got {rule.order}")
-    if s.order != t.order or not equivalent(s, t):
-        n = s.order + t.order + 1
-        responses = f"{s.impulse_response(n).tolist()} and {t.impulse_response(n).tolist()}"
-        raise ValueError(f"source and target must have the same updates and order, got impulse responses {responses}")
-    matrix = _reachable("target", t) @ np.linalg.inv(_reachable("source", s))
+    matrix = _inverse_change(s, t, order_of(state), order_of(new))
     count = checked_steps(steps)
     if count is None and state.step is not None:
         count = int(state.step)
     same_start = new.age is not None and equivalent(source, target, steps=8)
     ours, there = read(state), read(new)
     check_same_paths(there, ours)
-    slots = {}
-    for path, slot in ours.items():
-        if slot.age == 0 and not same_start:
+    changed = {}
+    for path, (velocities, age) in ours.items():
+        if age == 0 and not same_start:
             raise ValueError(f"the first step of {path!r} is pending, and it would be another one in target")
-        if slot.velocities is None:
-            slots[path] = Slot(None, 0)
-            continue
-        mixed = tuple(
-            jnp.asarray(sum(float(m) * v for m, v in zip(row, slot.velocities, strict=True))) for row in matrix
-        )
-        slots[path] = Slot(mixed, max(count or 1, 1) if slot.age is None else slot.age)
-    return write(into, slots, count)
+        if velocities is None:
+            changed[path] = ParameterVelocity(None, 0)
+        else:
+            mixed = tuple(_combined(row, velocities) for row in matrix)
+            changed[path] = ParameterVelocity(mixed, (count or 1) if age is None else age)
+    return write(into, changed, count)
 
 
-def _settled(name: str, rule: Any) -> Filter:
+def _combined(weights: np.ndarray, velocities: "Sequence[jax.Array | np.ndarray]") -> jax.Array:
+    """A linear combination of velocities."""
+    return jnp.asarray(sum(float(m) * v for m, v in zip(weights, velocities, strict=True)))
+
+
+def _inverse_change(source: Filter, target: Filter, source_order: int, target_order: int) -> np.ndarray:
+    """T^{-1}, from the velocities of `source` to those of `target`; the orders are those of their states."""
+    for name, rule, order in (("source", source, source_order), ("target", target, target_order)):
+        if rule.order != order:
+            raise ValueError(f"{name} must be the rule of its state, of order {order}, got {rule.order}")
+    if source.order != target.order or not equivalent(source, target):
+        n = source.order + target.order + 1
+        responses = f"{source.impulse_response(n).tolist()} and {target.impulse_response(n).tolist()}"
+        raise ValueError(f"source and target must have the same updates and order, got impulse responses {responses}")
+    return np.asarray(_reachable("target", target) @ np.linalg.inv(_reachable("source", source)))
+
+
+def _settled(name: str, rule: object) -> Filter:
     """The rule past its first step."""
     if not isinstance(rule, Filter):
         raise TypeError(f"{name} must be a Filter such as heavy_ball(0.9), got {_checks.shown(rule)}")
@@ -84,10 +96,15 @@ def _settled(name: str, rule: Any) -> Filter:
     settled = rule.at(1, 1)
     settled.matrices()
     for age in _AGES:
-        pairs: Any = zip(settled.matrices(), rule.at(age, age).matrices(), strict=True)
-        if not all(np.array_equal(x, y) for x, y in pairs):
+        if not np.array_equal(_numbers(settled), _numbers(rule.at(age, age))):
             raise ValueError(f"{name} must not change after the first gradient, got one that does at the {age + 1}th")
     return settled.pruned()
+
+
+def _numbers(rule: Filter) -> np.ndarray:
+    """All coefficients of a constant rule in one vector."""
+    A, B, C, D = rule.matrices()
+    return np.concatenate([A.ravel(), B, C, [D]])
 
 
 def _reachable(name: str, rule: Filter) -> np.ndarray:

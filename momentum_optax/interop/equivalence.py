@@ -1,65 +1,14 @@
 """Hyperparameters from one dialect to another: the same steps in other numbers, or the reason why there are none."""
 
 import dataclasses
-import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
-
-import numpy as np
-import optax
+from collections.abc import Mapping
 
 from .. import _checks
-from ..filters import Filter
-from ..filters.coefficients import is_zero
 from ..schedules import momentum_correction
-from ..storage import Storage
-from .dialect import DIALECTS, Dialect
-from .targets import TARGETS, Numbers
-
-# Over how many steps two scheduled optimizers are compared.
-_STEPS = 24
-# What a dialect calls its learning rate, if not "lr"; and the decay that it lets change, if any and not "momentum".
-_RATES = {"keras_sgd": "learning_rate", "tf1_momentum": "learning_rate", "caffe_sgd": "base_lr"}
-_DECAYS = {
-    "heavyball_sgd": "beta",
-    "lion": "betas",
-    **dict.fromkeys(("keras_sgd", "caffe_sgd", "aggmo", "accsgd", "mass")),
-}
-
-
-class Recipe:
-    """A dialect with its hyperparameters: `Recipe("torch_sgd", lr=0.1, momentum=0.9)`.
-
-    Attributes:
-      dialect: The name of a function of `interop`.
-      hyperparameters: Its arguments, without `storage`.
-    """
-
-    def __init__(self, dialect: str, /, **hyperparameters: Any) -> None:
-        _checks.choice("dialect", dialect, tuple(DIALECTS))
-        if "storage" in hyperparameters:
-            raise TypeError("storage is no hyperparameter: give it to transformation")
-        self.dialect = dialect
-        self.hyperparameters = hyperparameters
-        self.description()
-
-    def __repr__(self) -> str:
-        return f"Recipe({', '.join([repr(self.dialect), *(f'{k}={v!r}' for k, v in self.hyperparameters.items())])})"
-
-    def transformation(self, *, storage: str | Storage = "float32") -> optax.GradientTransformationExtraArgs:
-        """The optimizer, as the dialect's own function gives it."""
-        return DIALECTS[self.dialect](**self.hyperparameters, storage=storage).transformation()
-
-    def filter(self) -> Filter:
-        """From the gradients, weight decay and sign of ascent in them, to the steps; learning rate included.
-
-        Without what is no linear filter: a sign that is taken, and decoupled weight decay.
-        """
-        return self.description().displacement()
-
-    def description(self) -> Dialect:
-        """The parts of the optimizer."""
-        return DIALECTS[self.dialect](**self.hyperparameters)
+from .agreement import Schedule, agree, agree_under_decays, agree_under_rates, times, varying
+from .constant_form import ConstantForm
+from .dialect import DIALECTS, Dialect, Hyperparameter
+from .recipe import Recipe, changed, constant_form, value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,34 +67,25 @@ def equivalent_hyperparameters(source: Recipe, target: str) -> Equivalence:
             f"source must be a Recipe such as Recipe('torch_sgd', lr=0.1, momentum=0.9), got {_checks.shown(source)}"
         )
     _checks.choice("target", target, tuple(DIALECTS))
-    rate = _rate_name(source.dialect)
-    schedule = source.hyperparameters.get(rate)
-    if schedule is None or not _checks.is_schedule(schedule):
+    rate = DIALECTS[source.dialect].learning_rate
+    schedule = None if rate is None else source.hyperparameters.get(rate)
+    if rate is None or not (callable(schedule) and _checks.is_schedule(schedule)):
         return _constant(source, target)
-    # A probe in place of the schedule: every dialect is linear in its rate.
-    return _scheduled(source, _constant(_with(source, **{rate: 1.0}), target), schedule)
+    # A probe in place of the schedule: every dialect is linear in its learning rate.
+    return _scheduled(source, _constant(changed(source, **{rate: 1.0}), target), schedule)
 
 
 def _constant(source: Recipe, target: str) -> Equivalence:
+    """The equivalence of a source of numbers."""
+    record = DIALECTS[target]
     if source.dialect == target:
-        decays = True if _decay_name(target) else None
-        return Equivalence(source, True, True, decays, ())
-    numbers = _numbers(source)
-    recipe = Recipe(target, **_tidy(target, TARGETS[target](numbers)))
-    first, late = (_agree(source, recipe, first=True, born=born) for born in (0, 3))
-    rate = _agree_under_rates(source, recipe)
-    decay = _agree_under_decays(source, target)
-    notes = []
-    if not first:
-        notes.append(
-            f"{source.dialect} takes the first gradient of a parameter {numbers.first:.6g} times as much as {target}: "
-            "multiply it by that there, weight decay included"
-        )
-    elif not late:
-        notes.append(
-            f"{source.dialect} and {target} differ in how much the first gradient of a parameter counts, where that "
-            "comes after the first step of the run: one of them dampens it"
-        )
+        return Equivalence(source, True, True, None if record.momentum is None else True, ())
+    form = constant_form(source)
+    recipe = Recipe(target, **_tidy(record, record.arguments(form)))
+    first, late = (agree(source, recipe, first=True, born=born) for born in (0, 3))
+    rate = agree_under_rates(source, recipe)
+    decay = agree_under_decays(source, target)
+    notes = _first_step_notes(source, target, form, first, late)
     if not rate:
         notes.append(_rate_note(source, recipe))
     if decay is False:
@@ -153,8 +93,23 @@ def _constant(source: Recipe, target: str) -> Equivalence:
     return Equivalence(recipe, first and late, rate, decay, tuple(notes))
 
 
-def _scheduled(source: Recipe, probe: Equivalence, schedule: Callable[[Any], Any]) -> Equivalence:
-    """The equivalence for a scheduled learning rate, from that for the rate 1."""
+def _first_step_notes(source: Recipe, target: str, form: ConstantForm, first: bool, late: bool) -> list[str]:
+    """Where the two differ in a parameter's first gradient, in the first step of the run or later."""
+    if not first:
+        return [
+            f"{source.dialect} takes the first gradient of a parameter {form.first_gradient:.6g} times as much as "
+            f"{target}: multiply it by that there, weight decay included"
+        ]
+    if not late:
+        return [
+            f"{source.dialect} and {target} differ in how much the first gradient of a parameter counts, where that "
+            "comes after the first step of the run: one of them dampens it"
+        ]
+    return []
+
+
+def _scheduled(source: Recipe, probe: Equivalence, schedule: Schedule) -> Equivalence:
+    """The equivalence for a scheduled learning rate, from that for the learning rate 1."""
     if probe.scheduled_learning_rate:
         return dataclasses.replace(probe, recipe=_at_rate(probe.recipe, schedule))
     corrected = _corrected(source, probe.recipe, schedule)
@@ -164,159 +119,43 @@ def _scheduled(source: Recipe, probe: Equivalence, schedule: Callable[[Any], Any
     return dataclasses.replace(probe, recipe=corrected, scheduled_learning_rate=True, notes=notes)
 
 
-def _at_rate(recipe: Recipe, schedule: Callable[[Any], Any]) -> Recipe:
-    """A recipe for the rate 1, at that of a schedule."""
-    name = _rate_name(recipe.dialect)
-    factor = recipe.hyperparameters.get(name, _default(recipe.dialect, name))
-    return _with(recipe, **{name: schedule if factor == 1 else lambda step: factor * schedule(step)})
+def _at_rate(recipe: Recipe, schedule: Schedule) -> Recipe:
+    """A recipe for the learning rate 1, at that of a schedule."""
+    name = DIALECTS[recipe.dialect].learning_rate
+    return recipe if name is None else changed(recipe, **{name: times(value(recipe, name), schedule)})
 
 
-def _corrected(source: Recipe, recipe: Recipe, schedule: Callable[[Any], Any]) -> Recipe | None:
-    """The recipe with the momentum that makes up for a rate outside the velocity, if that makes the steps the same."""
-    name = _decay_name(recipe.dialect)
-    decay = recipe.hyperparameters.get(name, _default(recipe.dialect, name)) if name else None
-    if name is None or not _checks.is_number(decay) or not source.description().rate_inside:
+def _corrected(source: Recipe, recipe: Recipe, schedule: Schedule) -> Recipe | None:
+    """The recipe with the momentum that makes up for a learning rate outside the velocity, if any does."""
+    name, rate = DIALECTS[recipe.dialect].momentum, DIALECTS[source.dialect].learning_rate
+    if name is None or rate is None or not source.description().rate_inside:
         return None
-    corrected = _with(_at_rate(recipe, schedule), **{name: momentum_correction(decay, schedule)})
-    inside = _with(source, **{_rate_name(source.dialect): schedule})
-    return corrected if _agree(inside, corrected, first=False) else None
+    decay = value(recipe, name)
+    if not _checks.is_number(decay):
+        return None
+    corrected = changed(_at_rate(recipe, schedule), **{name: momentum_correction(decay, schedule)})
+    return corrected if agree(changed(source, **{rate: schedule}), corrected, first=False) else None
 
 
-def _numbers(recipe: Recipe) -> Numbers:
-    for name, value in recipe.hyperparameters.items():
-        for x in value if isinstance(value, tuple | list) else (value,):
-            if _checks.is_schedule(x) or _checks.is_scalar_array(x):
-                raise TypeError(f"source must have numbers, but for a schedule of the rate, got {name}={x!r}")
-    d = recipe.description()
-    rate: Any = d.learning_rate
-    rule = Filter((), (), (), 1.0) if d.rule is None else d.rule
-    settled = rule.at(1, 1).pruned()
-    if settled.order == 0:
-        gain, decay, nu = settled.D, 0.0, 1.0
-    else:
-        try:
-            gain, decay, nu = settled.normal_form()
-        except ValueError as error:
-            raise ValueError(f"{recipe!r} has no equivalent in another dialect: {error}") from None
-    # A sign forgets the size of what it is taken of, and the rate comes after it.
-    size: Any = 1.0 if rate is None or d.sign else rate
-    l2: Any = d.l2
-    decoupled: Any = d.decoupled
-    shrink = decoupled * (1.0 if rate is None else rate)
-    start = rule.at(0, 0).D
-    first = 1.0 if start == settled.D else start / settled.D
-    return Numbers(rate, gain * size, decay, nu, first, l2, shrink, d.maximize, d.sign)
-
-
-def _tidy(target: str, found: Mapping[str, Any]) -> dict[str, Any]:
+def _tidy(target: Dialect, found: Mapping[str, Hyperparameter]) -> dict[str, Hyperparameter]:
     """Without defaults, and without the last bits that a division and a multiplication leave."""
-
-    def clean(x: Any) -> Any:
-        if isinstance(x, tuple):
-            return tuple(map(clean, x))
-        return float(f"{x:.15g}") if isinstance(x, float) else x
-
-    out = {name: clean(value) for name, value in found.items()}
+    out = {name: _clean(x) for name, x in found.items()}
     # A default of None is a weight decay of 0.
-    return {name: value for name, value in out.items() if value != (_default(target, name) or 0)}
+    return {name: x for name, x in out.items() if name not in target.defaults or x != (target.defaults[name] or 0)}
 
 
-def _agree_under_rates(source: Recipe, target: Recipe) -> bool:
-    """Whether the steps stay the same when both rates change by the same factor."""
-
-    def changed(recipe: Recipe) -> Recipe:
-        name = _rate_name(recipe.dialect)
-        rate: Any = recipe.description().learning_rate
-        return recipe if rate is None else _with(recipe, **{name: lambda step: rate * _probe(step)})
-
-    return _agree(changed(source), changed(target), first=False)
-
-
-def _agree_under_decays(source: Recipe, target: str) -> bool | None:
-    """Whether the steps stay the same when the momentum goes back and forth between two values; None if it cannot."""
-    name = _decay_name(source.dialect)
-    now: Any = source.hyperparameters.get(name, _default(source.dialect, name)) if name else None
-    if name is None or _decay_name(target) is None or is_zero(now):
-        return None
-    then = tuple(b * 0.9 for b in now) if isinstance(now, tuple | list) else now * 0.9
-    pair = [_with(source, **{name: value}) for value in (now, then)]
-    try:
-        others = [Recipe(target, **TARGETS[target](_numbers(recipe))) for recipe in pair]
-        a, b = (_alternating(*recipes) for recipes in (pair, others))
-    except ValueError:
-        return False
-    except TypeError:
-        return None
-    return _agree(a, b, first=False)
-
-
-def _alternating(even: Recipe, odd: Recipe) -> Recipe:
-    """The dialect with each hyperparameter as in one recipe at even steps, as in the other at odd ones."""
-
-    def mix(x: Any, y: Any) -> Any:
-        if isinstance(x, tuple | list):
-            return tuple(map(mix, x, y))
-        return x if x == y else lambda step: x + (y - x) * (step % 2)
-
-    other = odd.hyperparameters
-    return Recipe(even.dialect, **{k: mix(v, other.get(k, v)) for k, v in even.hyperparameters.items()})
-
-
-def _agree(a: Recipe, b: Recipe, *, first: bool, born: int = 0) -> bool:
-    """Whether two recipes have the same steps, for gradients from the first one on or from the second.
-
-    Where a sign or an orthogonalisation follows, the size of a step does not count.
-
-    Args:
-      a: A recipe.
-      b: Another one.
-      first: Whether the first gradient is among those looked at.
-      born: The step at which the parameter receives its first gradient.
-    """
-    impulses = np.eye(_STEPS)[:, born if first else born + 1 :]
-    x, y = (_response(recipe.filter(), impulses, born) for recipe in (a, b))
-    d = a.description()
-    if d.sign or d.learning_rate is None:
-        x, y = (z / np.maximum(np.abs(z).max(1, keepdims=True), 1e-300) for z in (x, y))
-    return bool(np.all(np.abs(x - y) <= 1e-9 * max(np.abs(x).max(), np.abs(y).max())))
-
-
-def _response(rule: Filter, signal: np.ndarray, born: int) -> np.ndarray:
-    """The updates for gradients of which there are none before step `born`."""
-    v = np.zeros((rule.order, signal.shape[1]))
-    out = np.zeros(signal.shape)
-    for t in range(born, len(signal)):
-        A, B, C, D = rule.at(t, t - born).matrices()
-        out[t] = C @ v + D * signal[t]
-        v = A @ v + np.multiply.outer(B, signal[t])
-    return out
+def _clean(x: Hyperparameter) -> Hyperparameter:
+    if isinstance(x, tuple):
+        return tuple(float(f"{y:.15g}") for y in x)
+    return float(f"{x:.15g}") if isinstance(x, float) else x
 
 
 def _rate_note(source: Recipe, target: Recipe) -> str:
+    """On which side of the velocity each has its learning rate, and whether that can be made up for."""
     inside, outside = source.dialect, target.dialect
     if not source.description().rate_inside:
         inside, outside = outside, inside
     known = f"the learning rate is inside the velocity in {inside} and outside in {outside}"
-    if _corrected(source, target, _probe) is None:
+    if _corrected(source, target, varying()) is None:
         return f"{known}: when it changes, no momentum of {target.dialect} makes up for it"
     return f"{known}: give it as a schedule, and the momentum that makes up for its changes comes with it"
-
-
-def _probe(step: Any) -> Any:
-    return 1.0 + step % 3
-
-
-def _with(recipe: Recipe, **changes: Any) -> Recipe:
-    return Recipe(recipe.dialect, **{**recipe.hyperparameters, **changes})
-
-
-def _rate_name(dialect: str) -> str:
-    return _RATES.get(dialect, "lr")
-
-
-def _decay_name(dialect: str) -> str | None:
-    return _DECAYS.get(dialect, "momentum")
-
-
-def _default(dialect: str, name: str) -> Any:
-    return inspect.signature(DIALECTS[dialect]).parameters[name].default

@@ -1,34 +1,24 @@
 """Live velocities to and from the variables of Keras' optimizers; nothing here imports Keras."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import cast
 
 import numpy as np
+import optax
 
 from .. import _checks
-from .slots import (
-    Layouts,
-    Slot,
-    as_array,
-    checked_layouts,
-    checked_names,
-    checked_steps,
-    counted,
-    has_velocity,
-    permuted,
-    read_one,
-    write,
-)
+from .entries import Layouts, as_array, checked_layouts, checked_names, checked_steps, to_ours, to_theirs
+from .velocities import ParameterVelocity, counted, has_velocity, read_one, write
 
 
 def from_keras(
-    opt_state: Any,
-    variables: Mapping[str, Any],
+    opt_state: optax.OptState,
+    variables: Mapping[str, object],
     names: Mapping[str, str],
     *,
     layouts: Layouts | None = None,
     steps: int | None = None,
-) -> Any:
+) -> optax.OptState:
     """The velocities of a `keras.optimizers.SGD` (or Lion) put into the state of our optimizer.
 
         variables = {v.path: v for v in keras_optimizer.variables}
@@ -71,14 +61,16 @@ def from_keras(
         return counted(opt_state, count)
     ours = read_one(opt_state)
     axes = checked_layouts(layouts, ours)
-    slots = {}
-    for path, key in checked_names(names, ours, entries, "variable").items():
-        value = permuted(path, key, as_array(key, entries[key]), axes.get(path))
-        slots[path] = Slot((value,), max(count or 1, 1))
-    return write(opt_state, slots, count)
+    velocities = {}
+    for path, key in _variable_names(names, ours, entries).items():
+        value = to_ours(path, key, as_array(key, entries[key]), axes.get(path))
+        velocities[path] = ParameterVelocity((value,), count or 1)
+    return write(opt_state, velocities, count)
 
 
-def to_keras(opt_state: Any, names: Mapping[str, str], *, layouts: Layouts | None = None) -> dict[str, np.ndarray]:
+def to_keras(
+    opt_state: optax.OptState, names: Mapping[str, str], *, layouts: Layouts | None = None
+) -> dict[str, np.ndarray]:
     """The inverse of `from_keras`: arrays by the name of Keras' variables, for `variable.assign`.
 
     The iteration is not among them: `keras_optimizer.iterations.assign(steps)`.
@@ -103,9 +95,13 @@ def to_keras(opt_state: Any, names: Mapping[str, str], *, layouts: Layouts | Non
     ours = read_one(opt_state)
     axes = checked_layouts(layouts, ours)
     out = {}
-    for path, key in checked_names(names, ours, list(getattr(names, "values", list)()), "variable").items():
+    theirs = names.values() if isinstance(names, Mapping) else ()
+    for path, key in _variable_names(names, ours, theirs).items():
         velocities = ours[path].velocities
         if velocities is not None:
-            back = tuple(int(i) for i in np.argsort(axes[path])) if path in axes else None
-            out[key] = np.array(permuted(path, key, np.array(velocities[0]), back), order="C")
+            out[key] = to_theirs(path, key, np.asarray(velocities[0]), axes.get(path))
     return out
+
+
+def _variable_names(names: Mapping[str, str], ours: Iterable[str], theirs: Iterable[str]) -> dict[str, str]:
+    return cast("dict[str, str]", checked_names(names, ours, theirs, "variable"))

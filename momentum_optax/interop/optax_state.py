@@ -1,6 +1,6 @@
 """Live velocities to and from the states of Optax' own transformations."""
 
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +9,15 @@ import optax
 
 from .. import _checks
 from .._tree import reboxed, unboxed
+from .._typing import KeyPath, PyTree
 from ..filters import Filter
-from .slots import Slot, as_array, by_path, check_same_paths, checked_steps, only_state, path_name, read_one, write
+from ..transform import MomentumState
+from .entries import as_array, check_same_paths, checked_steps
+from .velocities import ParameterVelocity, by_path, only_state, read_one, slash_path, write
 
-# Where Optax keeps a velocity.
-_OPTAX_FIELDS = {
+# Optax's states with a velocity, and its field.
+VelocityState: TypeAlias = optax.TraceState | optax.EmaState | optax.ScaleByLionState | optax.ScaleByAdamState
+_FIELDS: dict[type, str] = {
     optax.TraceState: "trace",
     optax.EmaState: "ema",
     optax.ScaleByLionState: "mu",
@@ -21,7 +25,9 @@ _OPTAX_FIELDS = {
 }
 
 
-def from_optax(opt_state: Any, optax_state: Any, *, rule: Filter | None = None, steps: int | None = None) -> Any:
+def from_optax(
+    opt_state: optax.OptState, optax_state: optax.OptState, *, rule: Filter | None = None, steps: int | None = None
+) -> optax.OptState:
     """The velocity of `optax.trace`, `ema`, `scale_by_lion` or `scale_by_adam` put into the state of our optimizer.
 
     In the basis of `heavy_ball` (also `sgd` and `torch_sgd`, without dampening) for `TraceState.trace`, of `ema` for
@@ -47,30 +53,31 @@ def from_optax(opt_state: Any, optax_state: Any, *, rule: Filter | None = None, 
     if rule is not None and not isinstance(rule, Filter):
         raise TypeError(f"rule must be a Filter such as ema(0.9) or None, got {_checks.shown(rule)}")
     ours = read_one(opt_state)
-    source = _optax_state(unboxed(optax_state))
+    source = _velocity_state(unboxed(optax_state))
     count = checked_steps(steps)
     if "count" in source._fields:
-        if count is not None and count != int(source.count):
-            raise ValueError(f"steps must be the count of optax_state, {int(source.count)}, or None, got {steps!r}")
-        count = int(source.count)
-    paths, leaves = by_path(getattr(source, _OPTAX_FIELDS[type(source)]))
-    there = dict(zip(paths, leaves, strict=True))
+        known = int(source.count)
+        if count is not None and count != known:
+            raise ValueError(f"steps must be the count of optax_state, {known}, or None, got {steps!r}")
+        count = known
+    there = by_path(getattr(source, _FIELDS[type(source)]))
     check_same_paths(ours, there)
-    gains = None
+    unit_response = None
     if only_state(opt_state).gain is not None:
         if rule is None or count is None:
             raise ValueError(
                 f"rule and the number of steps must be given, since opt_state debiases; got {_checks.shown(rule)}"
             )
-        gains = _gains(rule, count)
-    slots = {
-        path: Slot(None, 0) if not hasattr(x, "shape") else Slot((as_array(path, x),), 1 if count is None else count)
+        unit_response = _unit_response(rule, count)
+    age = 1 if count is None else count
+    velocities = {
+        path: ParameterVelocity((as_array(path, x),), age) if hasattr(x, "shape") else ParameterVelocity(None, 0)
         for path, x in there.items()
     }
-    return write(opt_state, slots, count, gains)
+    return write(opt_state, velocities, count, unit_response)
 
 
-def to_optax(opt_state: Any, optax_state: Any, *, steps: int | None = None) -> Any:
+def to_optax(opt_state: optax.OptState, optax_state: optax.OptState, *, steps: int | None = None) -> optax.OptState:
     """The inverse of `from_optax`: `optax_state` with our velocity in place of its own, in its dtypes.
 
     Everything else in it, such as Adam's second moment, stays.
@@ -92,46 +99,54 @@ def to_optax(opt_state: Any, optax_state: Any, *, steps: int | None = None) -> A
       As for `from_optax`.
     """
     ours, bare, state = read_one(opt_state), unboxed(optax_state), only_state(opt_state)
-    target = _optax_state(bare)
-    field = _OPTAX_FIELDS[type(target)]
-    check_same_paths(ours, dict(zip(*by_path(getattr(target, field)), strict=True)))
+    target = _velocity_state(bare)
+    field = _FIELDS[type(target)]
+    check_same_paths(ours, by_path(getattr(target, field)))
 
-    def put(path: Any, old: Any) -> Any:
-        velocities = ours[path_name(path)].velocities
+    def put(path: KeyPath, old: PyTree) -> PyTree:
+        velocities = ours[slash_path(path)].velocities
         if velocities is None or not hasattr(old, "shape"):
             return old
         if velocities[0].shape != old.shape:
             raise ValueError(
-                f"the velocity for {path_name(path)!r} must have shape {old.shape}, got {velocities[0].shape}"
+                f"the velocity for {slash_path(path)!r} must have shape {old.shape}, got {velocities[0].shape}"
             )
         return jnp.array(velocities[0], old.dtype)
 
     new = target._replace(**{field: jax.tree_util.tree_map_with_path(put, getattr(target, field))})
     if "count" in target._fields:
-        count = checked_steps(steps)
-        known = None if state.step is None else int(state.step)
-        if count is None and known is None:
+        new = new._replace(count=jnp.asarray(_steps_made(steps, state), jnp.int32))
+    return reboxed(jax.tree.map(lambda x: new if x is target else x, bare, is_leaf=_has_velocity), optax_state)
+
+
+def _steps_made(steps: int | None, state: MomentumState) -> int:
+    """The number of updates made, by the caller or by our state."""
+    count = checked_steps(steps)
+    known = None if state.step is None else int(state.step)
+    if count is None:
+        if known is None:
             raise ValueError("steps must be given, since optax_state counts them and opt_state does not; got None")
-        if count is not None and known is not None and count != known:
-            raise ValueError(f"steps must be what opt_state has counted, {known}, or None, got {steps!r}")
-        new = new._replace(count=jnp.asarray(known if count is None else count, jnp.int32))
-    return reboxed(jax.tree.map(lambda x: new if x is target else x, bare, is_leaf=_is_optax), optax_state)
+        return known
+    if known is not None and count != known:
+        raise ValueError(f"steps must be what opt_state has counted, {known}, or None, got {steps!r}")
+    return count
 
 
-def _is_optax(x: Any) -> bool:
-    return type(x) in _OPTAX_FIELDS
+def _has_velocity(x: PyTree) -> bool:
+    return type(x) in _FIELDS
 
 
-def _optax_state(optax_state: Any) -> Any:
-    found = [x for x in jax.tree.leaves(optax_state, is_leaf=_is_optax) if _is_optax(x)]
+def _velocity_state(optax_state: optax.OptState) -> VelocityState:
+    """The one state with a velocity in `optax_state`."""
+    found = [x for x in jax.tree.leaves(optax_state, is_leaf=_has_velocity) if _has_velocity(x)]
     if len(found) != 1:
-        kinds = ", ".join(kind.__name__ for kind in _OPTAX_FIELDS)
+        kinds = ", ".join(kind.__name__ for kind in _FIELDS)
         raise ValueError(f"optax_state must hold one state of {kinds}, got {len(found)}")
     return found[0]
 
 
-def _gains(rule: Filter, steps: int) -> tuple[float, ...]:
-    """The velocities of a gradient that was always 1, after `steps` steps."""
+def _unit_response(rule: Filter, steps: int) -> tuple[float, ...]:
+    """The velocities after `steps` steps with a gradient of 1."""
     rule = rule.pruned()
     v = np.zeros(rule.order)
     for t in range(steps):

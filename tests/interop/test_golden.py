@@ -19,6 +19,7 @@ from golden.cases import CASES, HANDOVER, RECORDED, SHAPES, STEPS, flatten, grad
 from golden.handover import our_run, run, transformation
 
 import momentum_optax as mo
+from momentum_optax.interop.dialect import DIALECTS
 
 HERE = pathlib.Path(__file__).parents[1] / "golden"
 GOLDEN = {dtype: dict(np.load(HERE / f"{dtype}.npz")) for dtype in ("float64", "float32")}
@@ -79,6 +80,14 @@ def test_a_hundred_steps_are_the_librarys(name, dtype):
     assert recorded.dtype == expected.dtype == dtype
     assert abs(expected[-1] - expected[-2]).max() > 1e-2, "at rest too early to tell anything"
     np.testing.assert_allclose(recorded, expected, rtol=tolerance(case, dtype), atol=0)
+
+
+def test_every_dialect_has_a_case_or_its_own_lines():
+    recorded = {case.dialect for case in CASES.values()} | {"muon_average"}
+    for name in set(DIALECTS) - recorded:
+        module = getattr(mo.interop, name).__module__.rpartition(".")[2]
+        text = (pathlib.Path(__file__).parent / f"test_{module}.py").read_text()
+        assert f"interop.{name}(" in text, f"give {name} a case in golden/cases.py, or its lines in test_{module}.py"
 
 
 def to_ours(tree):

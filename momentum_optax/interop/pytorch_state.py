@@ -4,35 +4,28 @@ Nothing here imports PyTorch: plain dictionaries of arrays, or of its tensors on
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import numpy as np
+import optax
 
 from .. import _checks
-from .slots import (
-    Layouts,
-    Slot,
-    as_array,
-    checked_layouts,
-    checked_names,
-    checked_steps,
-    counted,
-    has_velocity,
-    permuted,
-    read_one,
-    write,
-)
+from .entries import Layouts, as_array, checked_layouts, checked_names, checked_steps, to_ours, to_theirs
+from .velocities import ParameterVelocity, counted, has_velocity, read_one, write
+
+# A dictionary of PyTorch's, with values of many types.
+StateDict: TypeAlias = Mapping[str, Any]
 
 
 def from_torch(
-    opt_state: Any,
-    state_dict: Mapping[str, Any],
+    opt_state: optax.OptState,
+    state_dict: StateDict,
     names: Mapping[str, int | str],
     *,
     layouts: Layouts | None = None,
     steps: int | None = None,
     key: str = "momentum_buffer",
-) -> Any:
+) -> optax.OptState:
     """The velocities of a `torch.optim.SGD` (or timm, Apex, Signum, ...) put into the state of our optimizer.
 
         tx = mo.interop.torch_sgd(lr=0.1, momentum=0.9)
@@ -42,7 +35,7 @@ def from_torch(
     A parameter that PyTorch has no buffer for has had no gradient yet; its first step is still to come here too.
     The velocities are in the basis of the dialect's own function (`torch_sgd`, `timm_sgdw`, ...), or of `sgd` with the
     same numbers; for another rule, `change_basis` afterwards. For another storage, `convert` afterwards. Parameter
-    groups with hyperparameters of their own are `optax.partition` here, with a dialect for each group.
+    groups with different hyperparameters are `optax.partition` here, with a dialect for each group.
 
     Args:
       opt_state: What `init` of our optimizer gave, velocities in float32.
@@ -52,7 +45,7 @@ def from_torch(
       layouts: For paths whose axes are in another order here: "linear" (out, in to in, out), "conv1d", "conv2d",
         "conv3d" (out, in, ... to ..., in, out), or a permutation p for `theirs.transpose(p)`. Others keep their axes.
       steps: The number of updates made; needed where a schedule or the storage counts them.
-      key: What the velocity is called there; "exp_avg" in Lions.
+      key: The name of the velocity there; "exp_avg" in Lions.
 
     Returns:
       A state like `opt_state`.
@@ -75,25 +68,20 @@ def from_torch(
     ours = read_one(opt_state)
     chosen = _torch_numbers(names, groups, ours)
     axes = checked_layouts(layouts, ours)
-    slots = {}
+    velocities = {}
     for path, number in chosen.items():
         buffer = buffers.get(number)
         if buffer is None:
-            pending_ok = ours[path].age is not None or ours[path].velocities is None
-            if groups[number].get("dampening", 0) and not pending_ok:
-                raise ValueError(
-                    f"entry {number!r} for {path!r} has had no gradient yet, and its first one will enter undampened "
-                    "there: the rule of opt_state has no such first step"
-                )
-            slots[path] = Slot(None, 0)
+            _check_pending(path, number, ours[path], groups[number])
+            velocities[path] = ParameterVelocity(None, 0)
         else:
-            slots[path] = Slot((permuted(path, number, buffer, axes.get(path)),), max(count or 1, 1))
-    return write(opt_state, slots, count)
+            velocities[path] = ParameterVelocity((to_ours(path, number, buffer, axes.get(path)),), count or 1)
+    return write(opt_state, velocities, count)
 
 
 def to_torch(
-    opt_state: Any,
-    state_dict: Mapping[str, Any],
+    opt_state: optax.OptState,
+    state_dict: StateDict,
     names: Mapping[str, int | str],
     *,
     layouts: Layouts | None = None,
@@ -108,7 +96,7 @@ def to_torch(
       names: As for `from_torch`.
       layouts: As for `from_torch`, in the same direction.
       key: As for `from_torch`.
-      array: What makes a tensor of a NumPy array of its own memory: `torch.from_numpy`.
+      array: Makes a tensor from a NumPy array that owns its memory: `torch.from_numpy`.
 
     Returns:
       A new dictionary. A parameter whose first step is pending has no buffer in it, as in PyTorch.
@@ -127,16 +115,24 @@ def to_torch(
     axes = checked_layouts(layouts, ours)
     state = {}
     for path, number in _torch_numbers(names, groups, ours).items():
-        slot = ours[path]
-        if slot.velocities is None or slot.age == 0:
+        velocities, age = ours[path]
+        if velocities is None or age == 0:
             continue
-        value = np.array(slot.velocities[0])
-        back = tuple(int(i) for i in np.argsort(axes[path])) if path in axes else None
-        state[number] = {key: array(np.array(permuted(path, number, value, back), order="C"))}
+        state[number] = {key: array(to_theirs(path, number, np.asarray(velocities[0]), axes.get(path)))}
     return {**state_dict, "state": dict(sorted(state.items()))}
 
 
-def _torch_groups(state_dict: Any) -> dict[int, Mapping[str, Any]]:
+def _check_pending(path: str, number: int, ours: ParameterVelocity, group: StateDict) -> None:
+    """Raise if a first step is pending and undampened there, and has passed or is dampened here."""
+    here = ours.age is not None or ours.velocities is None
+    if group.get("dampening", 0) and not here:
+        raise ValueError(
+            f"entry {number!r} for {path!r} has had no gradient yet, and its first one will enter undampened "
+            "there: the rule of opt_state has no such first step"
+        )
+
+
+def _torch_groups(state_dict: StateDict) -> dict[int, StateDict]:
     """The group of each parameter, by number."""
     if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
         raise TypeError(
@@ -146,9 +142,11 @@ def _torch_groups(state_dict: Any) -> dict[int, Mapping[str, Any]]:
     return {number: group for group in state_dict["param_groups"] for number in group["params"]}
 
 
-def _torch_numbers(names: Any, groups: dict[int, Mapping[str, Any]], ours: Mapping[str, Any]) -> dict[str, int]:
+def _torch_numbers(
+    names: Mapping[str, int | str], groups: Mapping[int, StateDict], ours: Mapping[str, ParameterVelocity]
+) -> dict[str, int]:
     """From paths to the numbers of PyTorch's parameters."""
-    called: dict[Any, int] = {}
+    called: dict[int | str, int] = {}
     for group in {id(g): g for g in groups.values()}.values():
         called.update(zip(group.get("param_names", ()), group["params"], strict=False))
     if isinstance(names, Mapping):
@@ -159,10 +157,10 @@ def _torch_numbers(names: Any, groups: dict[int, Mapping[str, Any]], ours: Mappi
                     f"names[{path!r}] must be a parameter of state_dict, which names {known}, got {name!r}"
                 )
         names = {path: called.get(name, name) if isinstance(name, str) else name for path, name in names.items()}
-    return checked_names(names, ours, groups, "parameter")
+    return cast("dict[str, int]", checked_names(names, ours, groups, "parameter"))
 
 
-def _torch_buffers(state_dict: Mapping[str, Any], groups: Mapping[int, Any], key: str) -> dict[int, np.ndarray]:
+def _torch_buffers(state_dict: StateDict, groups: Mapping[int, StateDict], key: str) -> dict[int, np.ndarray]:
     """The velocities by number, where there is one."""
     found = {}
     for number, entry in state_dict["state"].items():

@@ -1,4 +1,4 @@
-"""Dialects of PyTorch and of the libraries that follow its `SGD`: their own argument names, defaults and errors."""
+"""PyTorch's `SGD` and timm's `SGDW`: their own argument names, defaults and errors."""
 
 from collections.abc import Callable
 
@@ -6,10 +6,17 @@ from .. import _checks
 from ..filters import Filter
 from ..filters.coefficients import Coefficient, Scalar, is_zero, lift, on_first_step
 from ..storage import Storage
-from .dialect import Dialect, check_without_effect, checked_decay, dialect
+from .constant_form import ConstantForm
+from .description import Description, checked_decay
+from .dialect import Hyperparameter, check_without_effect, dialect
 
 
-@dialect
+def _torch_arguments(form: ConstantForm) -> dict[str, Hyperparameter]:
+    form.require_linear(l2=True, maximize=True)
+    return {**rule_arguments(form), "weight_decay": form.l2, "maximize": form.maximize}
+
+
+@dialect(inverse=_torch_arguments, learning_rate="lr", momentum="momentum")
 def torch_sgd(
     lr: Scalar = 1e-3,
     momentum: Scalar = 0.0,
@@ -23,7 +30,7 @@ def torch_sgd(
     fused: bool | None = None,
     capturable: bool = False,
     storage: str | Storage = "float32",
-) -> Dialect:
+) -> Description:
     r"""`torch.optim.SGD`, step for step.
 
     $$ g \leftarrow \pm g + \lambda\theta, \quad v' = \mu v + (1 - \tau) g \;(\text{first: } v' = g), \quad
@@ -56,11 +63,17 @@ def torch_sgd(
       PyTorch 2.13, `torch/optim/sgd.py`.
     """
     check_without_effect(foreach=foreach, differentiable=differentiable, fused=fused, capturable=capturable)
-    rule = _checked_rule(lr, momentum, dampening, nesterov)
-    return Dialect(rule, lr, l2=checked_decay(weight_decay), maximize=maximize, storage=storage)
+    rule = checked_rule(lr, momentum, dampening, nesterov)
+    return Description(rule, lr, l2=checked_decay(weight_decay), maximize=maximize, storage=storage)
 
 
-@dialect
+def _timm_arguments(form: ConstantForm) -> dict[str, Hyperparameter]:
+    form.require_linear(decoupled=True, maximize=True)
+    decay = form.decoupled_decay(undampened_rate(form))
+    return {**rule_arguments(form), "weight_decay": decay, "maximize": form.maximize}
+
+
+@dialect(inverse=_timm_arguments, learning_rate="lr", momentum="momentum")
 def timm_sgdw(
     lr: Scalar = 1e-3,
     momentum: Scalar = 0.0,
@@ -74,7 +87,7 @@ def timm_sgdw(
     fused: bool | None = None,
     capturable: bool = False,
     storage: str | Storage = "float32",
-) -> Dialect:
+) -> Description:
     r"""The `SGDW` of timm: PyTorch's rule with decoupled weight decay, $\theta' = (1 - \eta\lambda)\theta - \eta u$.
 
     timm's factory name "sgdw" means `nesterov=True` and momentum 0.9.
@@ -101,113 +114,26 @@ def timm_sgdw(
       timm 1.0.31, `timm/optim/sgdw.py`; Loshchilov and Hutter, ICLR 2019, arXiv:1711.05101.
     """
     check_without_effect(foreach=foreach, differentiable=differentiable, fused=fused, capturable=capturable)
-    rule = _checked_rule(lr, momentum, dampening, nesterov)
-    return Dialect(rule, lr, decoupled=checked_decay(weight_decay), maximize=maximize, storage=storage)
+    rule = checked_rule(lr, momentum, dampening, nesterov)
+    return Description(rule, lr, decoupled=checked_decay(weight_decay), maximize=maximize, storage=storage)
 
 
-@dialect
-def apex_sgd(  # noqa: PLR0917  the order of the library
-    lr: Scalar,
-    momentum: Scalar = 0.0,
-    dampening: Scalar = 0.0,
-    weight_decay: "Scalar | None" = None,
-    nesterov: bool = False,
-    wd_after_momentum: bool = False,
-    *,
-    storage: str | Storage = "float32",
-) -> Dialect:
-    r"""NVIDIA Apex's `FusedSGD`: PyTorch's rule, its first step that of the run.
-
-    Only the first step of the run is undampened: a parameter whose first gradient comes later starts from zero. Apex
-    takes that flag from the last parameter of a group, so that a late last parameter resets the whole group there;
-    here it does not.
-
-    Args:
-      lr: eta.
-      momentum: mu in [0, inf).
-      dampening: tau, see `torch_sgd`.
-      weight_decay: lambda in [0, inf); `update` then needs `params`. None for none.
-      nesterov: u = g + mu v'.
-      wd_after_momentum: Add $\lambda\theta$ to the update, past momentum and Nesterov, instead of to the gradient.
-      storage: How the velocity is kept.
-
-    Raises:
-      ValueError: As `torch_sgd`; for `wd_after_momentum` without weight decay, where it would do nothing.
-      TypeError: If an argument is of the wrong type.
-
-    Reference:
-      NVIDIA Apex, `apex/optimizers/fused_sgd.py` and `csrc/multi_tensor_sgd_kernel.cu`.
-    """
-    _checks.flag("wd_after_momentum", wd_after_momentum)
-    decay = checked_decay(weight_decay)
-    if wd_after_momentum and is_zero(decay):
-        raise ValueError("wd_after_momentum must be False without a weight_decay, got True")
-    rule = _checked_rule(lr, momentum, dampening, nesterov, intake=_at_step_zero)
-    after, before = (decay, 0.0) if wd_after_momentum else (0.0, decay)
-    return Dialect(rule, lr, l2=before, decoupled=after, storage=storage)
+def undampened_rate(form: ConstantForm) -> float:
+    """The learning rate where the first gradient enters in full."""
+    return form.sum_rate * form.first_gradient
 
 
-@dialect
-def flash_sgd(
-    lr: Scalar = 1e-3,
-    momentum: Scalar = 0.0,
-    dampening: Scalar = 0.0,
-    weight_decay: "Scalar | None" = None,
-    nesterov: bool = False,
-    *,
-    storage: str | Storage = "float32",
-) -> Dialect:
-    r"""FlashOptim's `FlashSGD`: PyTorch's rule with a buffer that starts at zero, so that every step is dampened.
-
-    Args:
-      lr: eta.
-      momentum: mu in [0, inf).
-      dampening: tau, finite; from the first step on.
-      weight_decay: lambda in [0, inf), coupled; `update` then needs `params`. None for none.
-      nesterov: u = g + mu v'.
-      storage: How the velocity is kept; what `quantize` asks for there.
-
-    Raises:
-      ValueError: As `torch_sgd`.
-      TypeError: If an argument is of the wrong type.
-
-    Reference:
-      flashoptim 0.1.4, `flashoptim/optimizers.py`.
-    """
-    rule = _checked_rule(lr, momentum, dampening, nesterov, intake=lambda first, then: then)
-    return Dialect(rule, lr, l2=checked_decay(weight_decay), storage=storage)
+def rule_arguments(form: ConstantForm) -> dict[str, Hyperparameter]:
+    """The arguments of `checked_rule` where the first gradient enters in full."""
+    return {
+        "lr": undampened_rate(form),
+        "dampening": 1 - 1 / form.first_gradient,
+        "momentum": form.decay,
+        "nesterov": form.is_nesterov(),
+    }
 
 
-@dialect
-def heavyball_sgd(
-    lr: Scalar = 0.0025,
-    beta: Scalar = 0.9,
-    weight_decay: "Scalar | None" = None,
-    *,
-    storage: str | Storage = "float32",
-) -> Dialect:
-    r"""HeavyBall's `SGD`: $v' = \beta v + g$, $\theta' = (1 - \eta\lambda)\theta - \eta v'$.
-
-    Args:
-      lr: eta.
-      beta: In [0, 1].
-      weight_decay: lambda in [0, inf), decoupled; `update` then needs `params`. None for none.
-      storage: How the velocity is kept; what `storage_dtype` asks for there.
-
-    Raises:
-      ValueError: If a number is out of range.
-      TypeError: If an argument is of the wrong type. Caution, MARS, clipping and error correction are no arguments
-        here.
-
-    Reference:
-      heavyball 3.2.1, `heavyball/__init__.py` and `chainable.py`.
-    """
-    _checks.within("lr", lr, "[0, inf)")
-    _checks.within("beta", beta, "[0, 1]")
-    return Dialect(Filter(A=beta, B=1.0, C=beta, D=1.0), lr, decoupled=checked_decay(weight_decay), storage=storage)
-
-
-def _checked_rule(
+def checked_rule(
     lr: Scalar,
     momentum: Scalar,
     dampening: Scalar,
@@ -241,12 +167,6 @@ def sgd_rule(momentum: Scalar, intake: Coefficient, nesterov: bool) -> Filter:
         direct = lift(lambda m, b: 1 + m * b, momentum, intake)
         return Filter(A=keep, B=intake, C=lift(lambda m: m * m, momentum), D=direct)
     return Filter(A=keep, B=intake, C=momentum, D=lift(lambda m, b: b + (m == 0), momentum, intake))
-
-
-def _at_step_zero(first: Coefficient, then: Coefficient) -> Coefficient:
-    """`first` at the first step of the run."""
-    coefficient: Coefficient = lift(lambda a, b, t: (t == 0) * a + (t > 0) * b, first, then, lambda step: step)
-    return coefficient
 
 
 def _starts_at_zero(momentum: Scalar) -> bool:

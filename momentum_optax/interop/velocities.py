@@ -1,0 +1,187 @@
+"""The velocities in a live optimizer state by the path of their parameter: read, checked, and written back."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from .._tree import absent, find_all, reboxed, unboxed
+from .._typing import KeyPath, PyTree
+from ..state.velocity import velocity
+from ..storage._float32 import Float32Velocity
+from ..transform import MomentumState
+from .entries import listed
+
+# Fields of Optax' states and of ours that count steps.
+_COUNTERS = ("count", "step")
+
+
+class ParameterVelocity(NamedTuple):
+    """The velocities of one parameter, and the number of gradients that it has received if the state knows.
+
+    `velocities` is None for a parameter that has none (masked), or whose first gradient is still to come.
+    """
+
+    velocities: "tuple[jax.Array | np.ndarray, ...] | None"
+    age: int | None
+
+
+def only_state(opt_state: optax.OptState) -> MomentumState:
+    """The one state of `scale_by_momentum` in `opt_state`."""
+    found = _momentum_states(opt_state)
+    if len(found) != 1:
+        raise ValueError(f"opt_state must hold one state of scale_by_momentum, got {len(found)}")
+    return found[0]
+
+
+def has_velocity(opt_state: optax.OptState) -> bool:
+    """Whether `opt_state` holds a state of `scale_by_momentum`; an optimizer without momentum has none."""
+    return bool(_momentum_states(opt_state))
+
+
+def order_of(state: MomentumState) -> int:
+    """The number of velocities per parameter."""
+    return len(velocity(state))
+
+
+def read(state: MomentumState) -> dict[str, ParameterVelocity]:
+    """The velocities of a state by path, decoded; a masked parameter has none."""
+    trees = [by_path(tree) for tree in velocity(state)]
+    if not trees:
+        raise ValueError("opt_state must hold velocities, got a rule without any")
+    ages = {} if state.age is None else by_path(state.age)
+    return {
+        path: ParameterVelocity(None, None)
+        if absent(first)
+        else ParameterVelocity(tuple(tree[path] for tree in trees), int(np.max(ages[path])) if ages else None)
+        for path, first in trees[0].items()
+    }
+
+
+def read_one(opt_state: optax.OptState) -> dict[str, ParameterVelocity]:
+    """The velocity of each parameter, which has one.
+
+    There may be several states of `scale_by_momentum`, as of the groups of `optax.partition`: all but one of them mask
+    the parameter. A parameter in a group without momentum is masked in all.
+    """
+    states = _momentum_states(opt_state)
+    if not states:
+        raise ValueError("opt_state must hold a state of scale_by_momentum, got none")
+    found: dict[str, ParameterVelocity] = {}
+    for state in states:
+        if order_of(state) != 1:
+            raise ValueError(f"opt_state must hold one velocity per parameter, got {order_of(state)}")
+        for path, new in read(state).items():
+            old = found.get(path, ParameterVelocity(None, None))
+            if new.velocities is not None and old.velocities is not None:
+                raise ValueError(f"opt_state must hold one velocity per parameter, got two for {path!r}")
+            found[path] = old if new.velocities is None else new
+    return found
+
+
+def write(
+    opt_state: optax.OptState,
+    velocities: Mapping[str, ParameterVelocity],
+    steps: int | None,
+    unit_response: tuple[float, ...] | None = None,
+) -> optax.OptState:
+    """`opt_state` with other velocities, ages and counters.
+
+    Args:
+      opt_state: Holds states of `scale_by_momentum`, in float32, as `read_one` wants them.
+      velocities: One entry for each path. A parameter without velocities starts anew.
+      steps: The number of updates made; needed where something counts them.
+      unit_response: The velocities that a gradient of 1 at every step has given, by which a debiasing state divides.
+    """
+    bare = unboxed(opt_state)
+    states = _momentum_states(bare)
+    present = {path for state in states for path, old in read(state).items() if old.velocities is not None}
+    for path, new in velocities.items():
+        if new.velocities is not None and path not in present:
+            raise ValueError(f"{path} is masked in opt_state, and its entry has a velocity")
+    rest = iter([_written(state, velocities, unit_response) for state in states])
+    written = jax.tree.map(lambda x: next(rest) if _is_momentum(x) else x, bare, is_leaf=_is_momentum)
+    return reboxed(counted(written, steps), opt_state)
+
+
+def _written(
+    state: MomentumState, velocities: Mapping[str, ParameterVelocity], unit_response: tuple[float, ...] | None
+) -> MomentumState:
+    """One state with the velocities of the parameters that it does not mask."""
+    if not isinstance(state.velocity, Float32Velocity):
+        storage = type(state.velocity).__name__
+        raise ValueError(f"opt_state must keep its velocities in float32, got {storage}: convert(...) it afterwards")
+    if state.gain is not None and unit_response is None:
+        raise ValueError("opt_state must not debias here: what it divides by is not in the other state")
+
+    def fitted(k: int) -> Callable[[str, jax.Array], jax.Array]:
+        return lambda path, old: _fitted(path, velocities[path], k, old)
+
+    def seen(response: float) -> Callable[[str, jax.Array], jax.Array]:
+        return lambda path, old: jnp.full_like(old, 0 if velocities[path].velocities is None else response)
+
+    new = Float32Velocity(tuple(_mapped(tree, fitted(k)) for k, tree in enumerate(state.velocity.values)))
+    age, gain = state.age, state.gain
+    if age is not None:
+        age = _mapped(age, lambda path, old: jnp.full_like(old, velocities[path].age or 0))
+    if gain is not None and unit_response is not None:
+        gain = tuple(_mapped(tree, seen(response)) for tree, response in zip(gain, unit_response, strict=True))
+    return state._replace(velocity=new, age=age, gain=gain)
+
+
+def counted(opt_state: optax.OptState, steps: int | None) -> optax.OptState:
+    """`opt_state` with its counters at `steps`."""
+
+    def count(path: KeyPath, x: jax.Array) -> jax.Array:
+        name = getattr(path[-1], "name", None) if path else None
+        if name not in _COUNTERS or jnp.ndim(x) or not jnp.issubdtype(jnp.result_type(x), jnp.integer):
+            return x
+        if steps is None:
+            raise ValueError(f"steps must be given, since opt_state counts them in {slash_path(path)}; got None")
+        return jnp.asarray(steps, x.dtype)
+
+    return reboxed(jax.tree_util.tree_map_with_path(count, unboxed(opt_state)), opt_state)
+
+
+def by_path(tree: PyTree) -> dict[str, PyTree]:
+    """The leaves by paths such as "dense/kernel"; None and a masked leaf count."""
+    pairs = jax.tree_util.tree_leaves_with_path(unboxed(tree), is_leaf=absent)
+    paths = [slash_path(path) for path, _ in pairs]
+    if len(set(paths)) < len(paths):
+        raise ValueError(f"opt_state must have a different path for each parameter, got {listed(paths)}")
+    return {path: leaf for path, (_, leaf) in zip(paths, pairs, strict=True)}
+
+
+def slash_path(path: KeyPath) -> str:
+    """The keys of a path, joined by slashes."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _mapped(tree: PyTree, function: Callable[[str, jax.Array], jax.Array]) -> PyTree:
+    """`function(path, leaf)` of each leaf that is there."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: x if absent(x) else function(slash_path(path), x), tree, is_leaf=absent
+    )
+
+
+def _fitted(path: str, new: ParameterVelocity, k: int, like: jax.Array) -> jax.Array:
+    """Velocity k of a parameter in the shape and dtype of `like`; zero for a parameter that starts anew."""
+    if new.velocities is None:
+        return jnp.zeros_like(like)
+    value = new.velocities[k]
+    if value.shape != like.shape:
+        raise ValueError(f"the velocity for {path!r} must have shape {like.shape}, got {value.shape}")
+    if jnp.iscomplexobj(value) and not jnp.iscomplexobj(like):
+        raise TypeError(f"the velocity for {path!r} must be real as its parameter, got {value.dtype}")
+    return cast("jax.Array", jax.device_put(jnp.array(value, like.dtype), like.sharding))
+
+
+def _momentum_states(opt_state: optax.OptState) -> list[MomentumState]:
+    return [state for _, state in find_all(unboxed(opt_state), MomentumState)]
+
+
+def _is_momentum(x: PyTree) -> bool:
+    return isinstance(x, MomentumState)

@@ -1,0 +1,106 @@
+"""States of Optax's transformations, there and back."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from conformance import assert_bit_equal
+from interop.live_states import PARAMS, assert_close, go_on, grads
+
+import momentum_optax as mo
+
+interop = mo.interop
+
+
+TRACED = mo.scale_by_momentum(mo.heavy_ball(0.9)).init(PARAMS)
+
+
+LINES = {
+    "trace": (optax.trace(0.9), mo.scale_by_momentum(mo.heavy_ball(0.9)), {"steps": 5}),
+    "trace-sgd": (optax.sgd(0.1, 0.9, nesterov=True), mo.sgd(0.1, 0.9, nesterov=True), {"steps": 5}),
+    "ema": (optax.ema(0.9, debias=False), mo.scale_by_momentum(mo.ema(0.9)), {}),
+    "ema-debiased": (optax.ema(0.9), mo.scale_by_momentum(mo.ema(0.9), debias=True), {"rule": mo.ema(0.9)}),
+    "lion": (optax.lion(0.1, weight_decay=0.01), interop.lion(0.1, weight_decay=0.01), {}),
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_optax_states_go_on_here_and_ours_there(name):
+    theirs, ours, options = LINES[name]
+    like = jax.tree.map(lambda x: x + 1, PARAMS)
+    whole, _ = go_on(theirs, theirs.init(like), range(8), like)
+    _, state = go_on(theirs, theirs.init(like), range(5), like)
+    got, _ = go_on(ours, interop.from_optax(ours.init(like), state, **options), range(5, 8), like)
+    assert_close(got, whole[5:])
+    _, state = go_on(ours, ours.init(like), range(5), like)
+    got, _ = go_on(theirs, interop.to_optax(state, theirs.init(like), steps=5), range(5, 8), like)
+    assert_close(got, whole[5:])
+
+
+def test_adams_momentum_goes_on_here_and_ours_there():
+    adam, ours = optax.scale_by_adam(b1=0.9), mo.scale_by_momentum(mo.ema(0.9), debias=True)
+    _, there = go_on(adam, adam.init(PARAMS), range(5))
+    got, here = go_on(ours, interop.from_optax(ours.init(PARAMS), there, rule=mo.ema(0.9)), range(5, 8))
+    m = there.mu
+    for t, u in zip(range(5, 8), got, strict=True):
+        m = jax.tree.map(lambda x, g: 0.9 * x + 0.1 * g, m, grads(t))
+        assert_close(u, jax.tree.map(lambda x, t=t: x / (1 - 0.9 ** (t + 1)), m), rtol=2e-6)
+    back = interop.to_optax(here, there, steps=8)
+    assert int(back.count) == 8
+    assert_close(back.mu, m)
+    assert_bit_equal(back.nu, there.nu)
+
+
+@pytest.mark.parametrize(
+    ("function", "match"),
+    [
+        (
+            lambda: interop.from_optax(TRACED, optax.adagrad(0.1).init(PARAMS)),
+            "one state of TraceState, EmaState, ScaleByLionState, ScaleByAdamState, got 0",
+        ),
+        (lambda: interop.from_optax(TRACED, (optax.trace(0.9).init(PARAMS),) * 2), "got 2"),
+        (
+            lambda: interop.from_optax(TRACED, optax.trace(0.9).init({"head": jnp.zeros(2)})),
+            "the other state lacks the entry 'dense/bias'",
+        ),
+        (
+            lambda: interop.from_optax(TRACED, optax.trace(0.9).init(PARAMS | {"tail": jnp.zeros(2)})),
+            "the other state has the entry 'tail'",
+        ),
+        (
+            lambda: interop.from_optax(TRACED, optax.trace(0.9).init(PARAMS | {"head": jnp.zeros(3)})),
+            r"'head' must have shape \(2,\), got \(3,\)",
+        ),
+        (
+            lambda: interop.from_optax(TRACED, optax.ema(0.9).init(PARAMS), steps=3),
+            "steps must be the count of optax_state, 0, or None, got 3",
+        ),
+        (
+            lambda: interop.from_optax(
+                mo.scale_by_momentum(mo.ema(0.9), debias=True).init(PARAMS), optax.ema(0.9).init(PARAMS)
+            ),
+            "rule and the number of steps must be given",
+        ),
+        (
+            lambda: interop.to_optax(TRACED, optax.ema(0.9).init(PARAMS)),
+            "steps must be given, since optax_state counts them",
+        ),
+        (
+            lambda: interop.to_optax(TRACED, optax.trace(0.9).init(PARAMS | {"head": jnp.zeros(3)})),
+            r"'head' must have shape \(3,\), got \(2,\)",
+        ),
+        (
+            lambda: interop.to_optax(TRACED, optax.trace(0.9).init({"head": jnp.zeros(2)})),
+            "the other state lacks the entry",
+        ),
+        (
+            lambda: interop.to_optax(
+                mo.scale_by_momentum(mo.nesterov(lambda t: 0.9)).init(PARAMS), optax.ema(0.9).init(PARAMS), steps=3
+            ),
+            "steps must be what opt_state has counted, 0",
+        ),
+    ],
+)
+def test_optax_states_that_do_not_fit_are_named(function, match):
+    with pytest.raises(ValueError, match=match):
+        function()
