@@ -91,6 +91,45 @@ def test_every_public_name_is_in_the_api_and_nothing_else_is():
     assert not unknown, f"docs/api/ names what there is not: {sorted(unknown)}"
 
 
+def test_every_class_of_a_state_is_on_the_page_of_states():
+    text = "".join(path.read_text() for path in (ROOT / "momentum_optax").rglob("*.py"))
+    classes = re.findall(r"^class ([A-Z]\w*State)\(NamedTuple\)", text, re.M)
+    listed = re.findall(r"^::: momentum_optax\.\S*?(\w+State)$", (DOCS / "api" / "states.md").read_text(), re.M)
+    assert sorted(listed) == sorted(classes)
+
+
+def test_the_api_has_a_row_for_each_of_its_pages():
+    index = (DOCS / "api" / "index.md").read_text()
+    pages = {page.name for page in (DOCS / "api").glob("*.md")} - {"index.md"}
+    assert set(re.findall(r"^\| \[.*?\]\((\S+)\) \|", index, re.M)) == pages
+
+
+def reached(name):
+    """What a dotted name such as `mo.outer.OuterMomentum.pull(retain=)` leads to, its parameters looked up too."""
+    path, _, arguments = name.partition("(")
+    thing = mo
+    for part in path.removeprefix("mo.").split("."):
+        fields = getattr(thing, "__dataclass_fields__", {})
+        thing = fields[part] if part in fields else getattr(thing, part)
+    wanted = set(re.findall(r"(\w+)=", arguments))
+    assert not wanted or wanted <= inspect.signature(thing).parameters.keys(), name
+    return thing
+
+
+def renames():
+    text = (ROOT / "CHANGELOG.md").read_text()
+    for row in re.findall(r"^\| (`mo\..*?) \| (`mo\..*?) \|$", text, re.M):
+        old, new = (re.findall(r"`(mo\..*?)`", cell) for cell in row)
+        yield from zip(old, new, strict=True)
+
+
+@pytest.mark.parametrize(("old", "new"), list(renames()))
+def test_a_rename_of_the_changelog_leads_from_what_is_gone_to_what_is_there(old, new):
+    reached(new)
+    with pytest.raises((AttributeError, AssertionError)):
+        reached(old)
+
+
 def test_every_rule_has_a_place_on_a_page_of_its_group():
     rules = public_rules()
     index = (DOCS / "rules" / "index.md").read_text()

@@ -81,6 +81,17 @@ def test_the_table_tells_the_two_optimizers_apart():
     assert {"dampening", "weight_decay", "maximize"} <= inspect.signature(mo.sgd).parameters.keys()
 
 
+def test_the_arguments_that_it_names_are_optaxs_in_its_order():
+    """Their defaults and the updates for them: `tests/test_dropin.py`."""
+    first, then = re.search(r"^\| arguments \| (.*) \| (.*) \|$", TEXT, re.M).groups()
+    named = re.findall(r"`(\w+)`", first)
+    assert named == list(inspect.signature(optax.sgd).parameters)
+    ours = list(inspect.signature(mo.sgd).parameters.values())
+    assert named == [p.name for p in ours[: len(named)]]
+    assert then == "the same, in the same order, and more by keyword"
+    assert all(p.kind == p.KEYWORD_ONLY for p in ours[len(named) :])
+
+
 def test_momentum_matters_in_the_committed_race():
     final = {row["rule"]: np.array(row["errors"])[:, -1] for row in rows("race")}
     assert final["nesterov"].max() < final["sgd"].min()
