@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from .. import _checks
 from .._tree import absent, find_all, reboxed, unboxed
 from .._typing import KeyPath, PyTree
 from ..state.velocity import velocity
@@ -180,6 +181,7 @@ def _fitted(path: str, new: ParameterVelocity, k: int, like: jax.Array) -> jax.A
 
 
 def _momentum_states(opt_state: optax.OptState) -> list[MomentumState]:
+    _checks.state("opt_state", opt_state)
     return [state for _, state in find_all(unboxed(opt_state), MomentumState)]
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from .. import _checks
 from .._typing import KeyPath
 from ..distributed.sharding import Shardings, state_shardings
 from .stored import up_to_field
@@ -48,8 +49,10 @@ def state_bytes(
       A `StateBytes`.
 
     Raises:
-      TypeError, ValueError: As `sharding.state_shardings` for shardings that are not of that kind.
+      TypeError: If `tx` is not a transformation; as `sharding.state_shardings` for shardings that are not of that kind.
+      ValueError: As `sharding.state_shardings`.
     """
+    _checks.transformation("tx", tx)
     state = jax.eval_shape(tx.init, params)
     pairs = jax.tree_util.tree_leaves_with_path(state)
     if shardings is None:

@@ -25,6 +25,9 @@ _BY_NAME: dict[str, Callable[[], Storage]] = {
 def resolve(storage: Any) -> Storage:
     """The storage of that name, or `storage` itself if it is one.
 
+    Args:
+      storage: A name such as "int8", or an object with `parts`, `reads_step`, `init` and `encode`.
+
     Raises:
       ValueError: If there is no storage of that name.
       TypeError: If `storage` is neither a name nor a storage.

@@ -300,7 +300,7 @@ PARTS = {
     "orthogonalize": ({}, set()),
     "scale_by_yellowfin": ({}, {"decay"}),
     "scheduled_restart": ({"tx": mo.sgd(0.1, 0.9), "at": 3}, {"at"}),
-    "accumulated": ({"rule": mo.ema(0.9), "every": 3, "then": optax.scale(-1.0)}, {"every"}),
+    "accumulated": ({"rule": mo.ema(0.9), "every_k": 3, "inner": optax.scale(-1.0)}, {"every_k"}),
     "monitor": ({"tx": mo.sgd(0.1, 0.9), "rule": mo.heavy_ball(0.9)}, "every"),
 }
 
@@ -308,11 +308,12 @@ PARTS = {
 @pytest.mark.parametrize("name", PARTS)
 def test_parts_are_injected_too_or_name_what_must_be_static(name):
     arguments, expected = PARTS[name]
-    tx = optax.inject_hyperparams(getattr(mo, name))(**arguments)
+    build = getattr(mo, name, None) or getattr(mo.contrib, name)
+    tx = optax.inject_hyperparams(build)(**arguments)
     if isinstance(expected, str):
         with pytest.raises(TypeError, match=f"{expected} must be .*static_args='{expected}'"):
             jax.eval_shape(tx.init, BIG)
-        tx = optax.inject_hyperparams(getattr(mo, name), static_args=expected)(**arguments)
+        tx = optax.inject_hyperparams(build, static_args=expected)(**arguments)
         expected = set()
     state = jax.eval_shape(tx.init, BIG)
     assert set(state.hyperparams) == expected
