@@ -16,7 +16,7 @@ BATCH = 32
 HELD_OUT = 300
 
 # A matrix and a bias for each layer.
-Weights: TypeAlias = "list[tuple[Any, Any]]"
+Weights: TypeAlias = "Sequence[tuple[np.ndarray | jax.Array, np.ndarray | jax.Array]]"
 
 
 class Problem(NamedTuple):
@@ -57,17 +57,17 @@ def stacked(problems: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *problems)
 
 
-def cross_entropy(weights: Weights, images: Any) -> jax.Array:
+def cross_entropy(weights: Weights, images: jax.Array) -> jax.Array:
     """Nats per image, mean over images; the loss that training lowers."""
-    return optax.sigmoid_binary_cross_entropy(_logits(weights, images), images).sum(-1).mean()
+    return jnp.mean(optax.sigmoid_binary_cross_entropy(_logits(weights, images), images).sum(-1))
 
 
-def squared_error(weights: Weights, images: Any) -> jax.Array:
+def squared_error(weights: Weights, images: jax.Array) -> jax.Array:
     """Squared error per image, mean over images; the error that is reported."""
     return jnp.square(jax.nn.sigmoid(_logits(weights, images)) - images).sum(-1).mean()
 
 
-def _logits(weights: Weights, images: Any) -> jax.Array:
+def _logits(weights: Weights, images: jax.Array) -> jax.Array:
     y = images
     for layer, (matrix, bias) in enumerate(weights):
         y = y @ matrix + bias

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -115,8 +116,9 @@ def _jitted_functions() -> tuple[Callable[..., jax.Array], Callable[..., jax.Arr
     @nnx.jit(donate_argnums=(0, 1))
     def step(model: Any, optimizer: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
         def loss_of(model: Any) -> jax.Array:
-            return optax.softmax_cross_entropy_with_integer_labels(model(images), labels).mean()
+            return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(model(images), labels))
 
+        loss: jax.Array
         loss, gradients = nnx.value_and_grad(loss_of)(model)
         optimizer.update(model, gradients)
         return loss

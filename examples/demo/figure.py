@@ -49,7 +49,7 @@ def _plot_cnn(history: History, loss: "Axes", accuracy: "Axes", cosine: "Axes", 
     cosine.set_ylabel("cos(g, v)")
     rate.plot(measured, [figures["effective_learning_rate"] for figures in history.telemetry], color="#009E73")
     rate.set(xlabel="epoch", ylabel="|update|\n/ |gradient|")
-    rate.xaxis.get_major_locator().set_params(integer=True)
+    rate.locator_params(axis="x", integer=True)
     for axes in (loss, accuracy, cosine):
         axes.label_outer()
 

@@ -1,4 +1,4 @@
-"""Processes: start one for each worker, listen to them, and end all of them whatever happens."""
+"""Start a process for each worker, read its reports, and end all of them whatever happens."""
 
 import json
 import os
@@ -26,8 +26,8 @@ class WorkerLost(Exception):  # noqa: N818
         self.log = log.read_text(errors="replace")
 
 
-class Crew:
-    """The processes of all workers, as a context: none is left when it is.
+class Processes:
+    """The processes of all workers, as a context manager; on leaving it none is alive.
 
     Each is the leader of a process group, so that what it may have started ends with it, and so that a key pressed in
     the terminal reaches the launcher only, who then ends them all. They are killed, not asked: JAX catches SIGTERM,
@@ -59,7 +59,7 @@ class Crew:
             os.killpg(self._processes[number].pid, signal.SIGKILL)
 
     def reports(self, deadline: float) -> Iterator[tuple[int, dict[str, Any]]]:
-        """What workers report, with their numbers, until all have finished.
+        """The reports of workers, with their numbers, until all have finished.
 
         Raises:
           WorkerLost: If one ends otherwise.
@@ -128,7 +128,7 @@ def _start(job: worker.Job, log: Path) -> subprocess.Popen[bytes]:
 
 def _pipe(file: IO[bytes] | None) -> IO[bytes]:
     if file is None:
-        raise RuntimeError("processes of a crew have pipes")
+        raise RuntimeError("the processes of workers have pipes")
     return file
 
 
