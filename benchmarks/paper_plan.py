@@ -9,7 +9,7 @@ model leaves out is said in docs/plan.md. tests/benchmarks/test_paper_plan.py ho
 programs of small size.
 """
 
-import argparse
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import optax
 
 import momentum_optax as mo
+from examples import command_line
 from examples.demo_distributed import traffic
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "plan.md"
@@ -230,12 +231,19 @@ def markdown() -> str:
     return "\n".join(parts)
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of this benchmark."""
+
+    write: bool = False
+    """replace the tables of docs/plan.md instead of printing"""
+
+
 def main() -> None:
     """Print the tables, or write them into the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="replace the tables of docs/plan.md instead of printing")
+    options = command_line.parse(Options, "benchmarks.paper_plan", __doc__ or "")
     text = markdown()
-    if not parser.parse_args().write:
+    if not options.write:
         print(text, end="")
         return
     before, rest = PAGE.read_text().split(BEGIN)

@@ -18,12 +18,8 @@ Four experiments, every rule taken from the package and run in float64, each row
 Prints a table and writes benchmarks/published_numbers.json. Takes half a minute.
 """
 
-import argparse
 import itertools
-import json
 import math
-import pathlib
-import platform
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -32,6 +28,8 @@ from tqdm import tqdm
 
 import momentum_optax as mo
 from momentum_optax import analysis
+
+from . import _run
 
 Row = dict[str, Any]
 STARTS = 4000
@@ -290,16 +288,11 @@ def table(rows: list[Row]) -> str:
 
 def main() -> None:
     """Run everything, print the table, write the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    output = pathlib.Path(__file__).with_suffix(".json")
-    parser.add_argument("--output", type=pathlib.Path, default=output, help="where to write the JSON")
-    arguments = parser.parse_args()
+    run = _run.Run("published_numbers", __doc__, _run.Options)
     with tqdm(total=_RUNS, unit="run", leave=False) as bar:
         rows = [entry for experiment in EXPERIMENTS.values() for entry in experiment(bar)]
     print(table(rows))
-    versions = {"python": platform.python_version(), "numpy": np.__version__, "momentum_optax": mo.__version__}
-    command = f"python -m benchmarks.{pathlib.Path(__file__).stem}"
-    arguments.output.write_text(json.dumps({"command": command, "versions": versions, "rows": rows}, indent=2) + "\n")
+    run.write({"rows": rows})
 
 
 if __name__ == "__main__":

@@ -7,16 +7,14 @@ donated buffers, as XLA reports them for the machine's default backend. They are
 Prints a table and writes benchmarks/step_cost.json.
 """
 
-import argparse
-import json
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import optax
 from tqdm import tqdm
 
 import momentum_optax as mo
+
+from . import _run
 
 SHAPE = (2048, 2048)
 RULES = {
@@ -63,16 +61,12 @@ def count(momentum: optax.GradientTransformation) -> dict[str, float]:
 
 def main() -> None:
     """Count every row, print the table and write the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    output = pathlib.Path(__file__).with_suffix(".json")
-    parser.add_argument("--output", type=pathlib.Path, default=output, help="where to write the JSON")
-    arguments = parser.parse_args()
+    run = _run.Run("step_cost", __doc__, _run.Options)
     rows = {name: count(tx) for name, tx in tqdm(transformations().items(), desc="compiling", leave=False)}
     print(f"{'per parameter':34}{'flops':>8}{'bytes':>8}{'temp':>8}{'state':>8}")
     for name, row in rows.items():
         print(f"{name:34}" + "".join(f"{value:8.2f}" for value in row.values()))
-    versions = {"jax": jax.__version__, "optax": optax.__version__, "backend": jax.default_backend()}
-    arguments.output.write_text(json.dumps({"shape": SHAPE, "versions": versions, "rows": rows}, indent=2) + "\n")
+    run.write({"shape": SHAPE, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -70,12 +70,12 @@ def _writable(texts: list[str]) -> Path:
     return path
 
 
-# A type of option: a file that can be written.
+# A type of option: a file that can be written; None is allowed as a default.
 WRITABLE = Argument(
     nargs=1,
     metavar="PATH",
     instance_from_str=_writable,
-    is_instance=lambda value: isinstance(value, Path),
+    is_instance=lambda value: value is None or isinstance(value, Path),
     str_from_instance=lambda value: [str(value)],
 )
 

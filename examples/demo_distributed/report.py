@@ -14,7 +14,7 @@ def headline(settings: Settings, images: int, parameters: int) -> str:
     """The settings in words; `images` is the number of images of a worker."""
     steps = settings.rounds * settings.inner_steps
     return (
-        f"{settings.workers} processes, each with {images} images of its own ({settings.data}); {steps} steps of "
+        f"{settings.workers} processes with {images} images each ({settings.data}); {steps} steps of "
         f"{settings.batch_size} images on each.\nA CNN of {parameters:,} parameters; Nesterov 0.9, rate "
         f"{settings.learning_rate:g}, velocity in int8.\nDiLoCo meets every {settings.inner_steps} steps; velocity and "
         "exchange in int8."
