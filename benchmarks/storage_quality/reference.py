@@ -1,12 +1,13 @@
 """A codec in one byte that takes two passes, which no compiled step can afford: the measure for those that take one."""
 
 import dataclasses
-import math
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from momentum_optax.storage.rows import row_axes
 
 
 class ReferenceVelocity(NamedTuple):
@@ -46,12 +47,6 @@ class Reference:
         key = jax.random.fold_in(jax.random.key(self.seed), write.stamp)
         pairs = [_encode(v, jax.random.fold_in(key, k)) for k, v in enumerate(velocities)]
         return ReferenceVelocity(*zip(*pairs, strict=True))
-
-
-def row_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The trailing axes that share a scale, as in int8: joined until they hold 512 elements."""
-    first = max((axis for axis in range(len(shape)) if math.prod(shape[axis:]) >= 512), default=0)
-    return tuple(range(first, len(shape)))
 
 
 def _encode(v: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
