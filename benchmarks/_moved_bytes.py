@@ -45,7 +45,7 @@ device_description_str: "NVIDIA H200"
 
 
 class Count(NamedTuple):
-    """What one program moves, per parameter; `passes` counts the fusions that move a byte per parameter or more."""
+    """Bytes that a program moves, per parameter; `passes` counts the fusions that move a byte per parameter or more."""
 
     bytes: float
     branch: float
@@ -138,7 +138,7 @@ def read_sizes(body: list[Instruction]) -> Iterator[tuple[int, float | None]]:
 
 
 def count(program: Any, parameters: int) -> Count:
-    """What a compiled program moves, per parameter."""
+    """Count the bytes that a compiled program moves."""
     computations, entry = parse(program.as_text())
     sizes = {i.name: size(i.kind) for i in computations[entry]}
     moved = branch = 0.0

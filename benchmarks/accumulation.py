@@ -1,4 +1,4 @@
-"""What does accumulation inside the velocity save against `optax.MultiSteps`, and what does rounding k times cost?
+"""Accumulation inside the velocity against `optax.MultiSteps`: bytes saved, and the error of rounding k times.
 
     python -m benchmarks.accumulation
 
@@ -12,6 +12,9 @@ micro-gradients, each of independent standard normal numbers, in norm; the media
 writes benchmarks/accumulation.json.
 """
 
+# First: compilers read the settings in it when JAX is loaded.
+from . import _moved_bytes  # isort: skip
+
 import importlib.util
 import math
 from typing import Any
@@ -24,10 +27,7 @@ from tqdm import tqdm
 
 import momentum_optax as mo
 
-from . import (
-    _moved_bytes,  # isort: split  # first: compilers read its settings when JAX is loaded
-    _run,
-)
+from . import _run
 
 SHAPE = _moved_bytes.LARGE
 STORAGES = ("float32", "bfloat16", "int8")

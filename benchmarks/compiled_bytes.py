@@ -1,17 +1,18 @@
-"""How many bytes does a compiled momentum step move, on accelerators that need not be here?
+"""Bytes that a compiled momentum step moves, on accelerators that need not be here.
 
     make compiled-bytes          # TPU v5e, H200 and CPU
     python -m benchmarks.compiled_bytes --targets tpu cpu
 
 The update is memory-bound, so the bytes that its compiled program moves to and from main memory are its cost. They are
-exact: JAX compiles ahead of time for a device that is absent (TPU: the package libtpu; H200: the CUDA plugin and nvcc,
-without a driver), and the bytes are the operands and results of the fusions in the optimized program. A fused slice is
-charged for the slice, an asynchronous copy once, buffers in on-chip memory not at all.
+exact and do not depend on load: see `_moved_bytes`.
 
-What is compiled: optimizer -> apply_updates on one float32 leaf, parameters and state donated. The floor reads
+The compiled program: optimizer -> apply_updates on one float32 leaf, parameters and state donated. The floor reads
 gradient, parameter and velocities and writes parameter and velocities: 12 + 2 x (bytes of the velocities). Prints a
 table and writes benchmarks/compiled_bytes.json.
 """
+
+# First: compilers read the settings in it when JAX is loaded.
+from . import _moved_bytes  # isort: skip
 
 import dataclasses
 import math
@@ -25,10 +26,7 @@ from tqdm import tqdm
 import momentum_optax as mo
 from examples.command_line import choice
 
-from . import (
-    _moved_bytes,  # isort: split  # first: compilers read its settings when JAX is loaded
-    _run,
-)
+from . import _run
 from ._moved_bytes import LARGE
 
 TARGETS = ("tpu", "h200", "cpu")

@@ -1,8 +1,8 @@
-"""What do workers lose that meet rarely?
+"""The loss in quality where workers meet rarely.
 
     python -m benchmarks.outer_quality
 
-Four workers train the deep autoencoder of the demo on 8x8 digits, each on batches of 32 images of its own, with
+Four workers train the deep autoencoder of the demo on 8x8 digits, each on separate batches of 32 images, with
 Nesterov's rule at decay 0.9. Fully synchronous training averages their gradients at every step. The others train alone
 and meet every 20 steps, a twentieth of the messages. Held-out squared error per image after equally many local steps,
 medians of five seeds. Outer rates and momenta are the published ones, not tuned. Bytes are those that one worker sends

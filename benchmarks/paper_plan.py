@@ -1,4 +1,4 @@
-"""How many bytes does a chip hold and send, for 1, 10 and 100 billion parameters on 8, 256 and 4096 chips?
+"""Bytes that a chip holds and sends, for 1, 10 and 100 billion parameters on 8, 256 and 4096 chips.
 
     python -m benchmarks.paper_plan            # prints the tables
     python -m benchmarks.paper_plan --write    # writes them into docs/plan.md
@@ -90,7 +90,7 @@ def state_bytes(optimizer: str, params: Any) -> float:
 
 
 def outer_bytes(exchange: str, storage: str, params: Any) -> float:
-    """Bytes of the whole state of DiLoCo: anchor, velocity and, where the exchange is rounded, what was not said."""
+    """Bytes of the whole state of DiLoCo: anchor, velocity and, where the exchange is rounded, the residual."""
     return size_of(jax.eval_shape(mo.outer.diloco(storage=storage, exchange=exchange).init, params))
 
 
@@ -138,7 +138,7 @@ def cell(state: float, total: float) -> str:
 
 
 def models_table() -> str:
-    """What the models are."""
+    """The sizes of the models."""
     rows = []
     for name, model in MODELS.items():
         layer = 12 * model.width**2 * BYTES["float32"]
@@ -198,7 +198,7 @@ def outer_state_table() -> str:
 
 
 def left_whole(model: Model, chips: int) -> float:
-    """The part of the parameters whose state `mo.sharding.zero1` cannot cut on one axis of so many chips."""
+    """The part of the parameters whose state `mo.sharding.zero1` cannot divide along an axis of `chips` chips."""
     return sum(x.size for x in model.params().values() if not any(n % chips == 0 for n in x.shape)) / model.size
 
 

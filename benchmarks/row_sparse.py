@@ -1,4 +1,4 @@
-"""How much faster is row-sparse momentum than a dense step, and from which share of active rows on is it not?
+"""The time of row-sparse momentum against that of a dense step, by the share of active rows.
 
     python -m benchmarks.row_sparse
 
@@ -39,7 +39,7 @@ OPT, SGD = mo.row_sparse(mo.heavy_ball(DECAY), RATE), optax.sgd(RATE, DECAY)
 
 
 def dense(table: Any, state: Any, gradient: Any) -> Any:
-    """What every row-sparse step stands for."""
+    """The step that every row-sparse step is equal to."""
     updates, state = SGD.update(gradient, state)
     return optax.apply_updates(table, updates), state
 

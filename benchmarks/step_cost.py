@@ -1,4 +1,4 @@
-"""What does a compiled momentum step cost, rule by rule, against `optax.trace`?
+"""The cost of a compiled momentum step, rule by rule, against that of `optax.trace`.
 
     python -m benchmarks.step_cost
 
@@ -30,7 +30,7 @@ RULES = {
 
 
 def transformations() -> dict[str, optax.GradientTransformation]:
-    """What is counted: Optax's own momentum, then our rules in each storage."""
+    """The transformations that are counted: Optax's momentum, then the rules of this package."""
     rows = {"optax.trace(0.9)": optax.trace(0.9), "optax.trace(0.9, nesterov=True)": optax.trace(0.9, nesterov=True)}
     rows |= {f"mo.{name}": mo.scale_by_momentum(rule) for name, rule in RULES.items()}
     rows["mo.heavy_ball(0.9), bfloat16"] = mo.scale_by_momentum(mo.heavy_ball(0.9), storage="bfloat16")

@@ -1,4 +1,4 @@
-"""How long does a momentum step take against `optax.sgd` with float32 momentum?
+"""The time of a momentum step against that of `optax.sgd` with float32 momentum.
 
     python -m benchmarks.step_time
 
@@ -85,7 +85,7 @@ def norm(width: int) -> dict[str, tuple[int, ...]]:
 
 
 def optimizers() -> dict[str, optax.GradientTransformation]:
-    """What is timed, the baseline first."""
+    """The optimizers that are timed, the baseline first."""
     table = {
         BASELINE: optax.sgd(0.1, momentum=0.9),
         f"{BASELINE} again": optax.sgd(0.1, momentum=0.9),
@@ -184,7 +184,7 @@ def copy_speed(side: int, pairs: int) -> float:
 
 
 def names_of_all() -> list[str]:
-    """What can be timed here."""
+    """The optimizers that can be timed on this machine."""
     return [*optimizers(), *([TORCH] if importlib.util.find_spec("torch") else [])]
 
 

@@ -1,4 +1,4 @@
-"""How much slower than the best of a grid are the settings of `tuning.suggest`?
+"""The settings of `tuning.suggest` against the best of a grid, in steps to a target.
 
     python -m benchmarks.suggested_settings
 

@@ -1,4 +1,4 @@
-"""What does YellowFin reach without any tuning, and what do settings that somebody searched for?
+"""YellowFin without any tuning against settings from a search.
 
     python -m benchmarks.yellowfin
 
@@ -50,7 +50,7 @@ Candidate = tuple[Callable[..., Any], list[tuple[float, ...]]]
 
 
 def candidates(grid: list[tuple[float, float]]) -> dict[str, Candidate]:
-    """What is compared, with a grid of rates and decays."""
+    """The optimizers that are compared, with a grid of rates and decays."""
     return {
         "YellowFin, untuned": (mo.contrib.yellowfin, [(1.0,)]),
         "YellowFin, factor tuned": (mo.contrib.yellowfin, [(factor,) for factor in FACTORS]),

@@ -15,7 +15,7 @@ Options = TypeVar("Options")
 
 
 def missing(packages: Iterable[str]) -> str:
-    """What to install, or an empty string where all of these packages are installed."""
+    """A sentence that names those of these packages that are not installed, empty where all are."""
     names = [name for name in packages if find_spec(name) is None]
     return f"The demo needs {', '.join(names)}: pip install 'momentum-optax[demo]'" if names else ""
 

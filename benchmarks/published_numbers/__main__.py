@@ -1,4 +1,4 @@
-"""Do the numbers that are known about momentum come out of this package?
+"""Numbers that are known about momentum, reproduced with this package.
 
     python -m benchmarks.published_numbers
 

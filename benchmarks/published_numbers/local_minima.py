@@ -20,7 +20,7 @@ def slope(x: np.ndarray) -> np.ndarray:
 
 
 def travel(rule: mo.Filter, rate: float, x: np.ndarray, steps: int, noise: Any = None) -> np.ndarray:
-    """Where a run from rest is after `steps` steps; `noise` draws what is added to the gradient."""
+    """The point that a run from rest reaches after `steps` steps; `noise` draws an addition to the gradient."""
     A, B, C, D = rule.pruned().matrices()
     v = np.zeros((len(B), *x.shape))
     for _ in range(steps):

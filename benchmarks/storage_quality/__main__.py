@@ -1,4 +1,4 @@
-"""What does keeping the velocity in fewer bytes do to velocities and to final losses?
+"""The effect of keeping the velocity in fewer bytes on velocities and on final losses.
 
     python -m benchmarks.storage_quality --plot docs/figures/storage_quality.png
 
@@ -8,7 +8,7 @@ gradients: the relative error of the stored one is averaged over steps, per leaf
 those of held-out data after the last step: squared error per image, nats per character, nats per image.
 
 Of the autoencoder every leaf is below the size from which int8 and int4 compress, so that these rows keep float32; "all
-leaves" switches that rule off. "reference" is what no single pass can do: each step's own maximum as scale.
+leaves" switches that rule off. "reference" takes two passes, with the exact maximum of each step as scale.
 
 Seeds of the autoencoder and of the GRU train in one vectorised program and share the noise of the rounding. Prints a
 table and writes benchmarks/storage_quality.json.
@@ -39,7 +39,7 @@ RATES = {"autoencoder": 0.1, "gru": 4.0, "cnn": 0.2}
 
 
 def storages(task: str) -> dict[str, Any]:
-    """What a task compares."""
+    """The storages that a task compares."""
     table: dict[str, Any] = {name: name for name in STORAGES}
     if task == "autoencoder":
         whole = [name for name in STORAGES if name.startswith("int")]

@@ -34,7 +34,7 @@ class Reference:
     step_size: ClassVar[float] = (127**2 - 126**2) / 127**2
 
     def init(self, leaf: Any, order: int) -> ReferenceVelocity:
-        """Zeros; every array has a buffer of its own."""
+        """Zeros; no two arrays share a buffer."""
         row = [1 if axis in row_axes(leaf.shape) else size for axis, size in enumerate(leaf.shape)]
         return ReferenceVelocity(
             tuple(jnp.zeros_like(leaf, dtype=jnp.int8) for _ in range(order)),

@@ -129,7 +129,7 @@ def cnn(seeds: int, quick: bool) -> tuple[Any, Train]:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     def train(optimizer: Tracked) -> tuple[np.ndarray, np.ndarray]:
-        # One call per step: XLA's CPU backend runs convolutions inside a loop of its own several times slower.
+        # One call per step: XLA's CPU backend runs convolutions inside a compiled loop several times slower.
         @jax.jit
         def step(weights: Any, state: Any, images: Any, labels: Any) -> Any:
             return optimizer.step(weights, state, jax.grad(loss_of)(weights, images, labels))

@@ -29,7 +29,7 @@ class Tracked:
         return optax.apply_updates(params, updates), (stored, exact), errors
 
     def bytes_per_parameter(self, params: Any) -> float:
-        """What the velocity takes."""
+        """Size of the stored velocity."""
         state = jax.eval_shape(self.tx.init, params)[0]
         # An accelerator packs two of int4 into a byte.
         width = {jnp.dtype(jnp.int4): 0.5}

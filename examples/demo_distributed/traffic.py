@@ -1,4 +1,4 @@
-"""What collectives send: from the compiled program, from the arrays, and as the kernel counts it."""
+"""Bytes that collectives send: from the compiled program, from the arrays, and as the kernel counts them."""
 
 import math
 import re
