@@ -15,6 +15,7 @@ table and writes benchmarks/compiled_bytes.json.
 from . import _moved_bytes  # isort: skip
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -62,6 +63,13 @@ def decayed(momentum: optax.GradientTransformation) -> optax.GradientTransformat
     return optax.chain(optax.add_decayed_weights(1e-4), momentum, rate)
 
 
+def _chained(
+    chain: Callable[[optax.GradientTransformation], optax.GradientTransformation],
+    momentum: Callable[[], optax.GradientTransformation],
+) -> optax.GradientTransformation:
+    return chain(momentum())
+
+
 def rows() -> list[Row]:
     """Every program that is counted."""
     found = [Row("optax.trace", lambda: plain(optax.trace(0.9)), LARGE, 20.0)]
@@ -69,13 +77,12 @@ def rows() -> list[Row]:
         for storage, width in STORAGES.items():
             floor = 12.0 + 2 * width * rule.pruned().order
 
-            def momentum(rule: mo.Filter = rule, storage: str = storage) -> Any:
-                return mo.scale_by_momentum(rule, storage=storage)
-
-            found.append(Row(f"{name}, {storage}", lambda m=momentum: plain(m()), LARGE, floor))
+            momentum = functools.partial(mo.scale_by_momentum, rule, storage=storage)
+            found.append(Row(f"{name}, {storage}", functools.partial(_chained, plain, momentum), LARGE, floor))
             if storage in ("int8", "int4") and name in ("heavy_ball", "nesterov"):
                 label = f"{name}, {storage}, weight decay and schedule"
-                found += [Row(label, lambda m=momentum: decayed(m()), shape, floor) for shape in (LARGE, *SHAPES)]
+                build = functools.partial(_chained, decayed, momentum)
+                found += [Row(label, build, shape, floor) for shape in (LARGE, *SHAPES)]
     found.append(Row("optax.adamw", lambda: optax.adamw(1e-3), LARGE, 28.0))
     found.append(Row("adamw, mu in int8", lambda: mo.compress(optax.adamw(1e-3), {"mu"}, "int8"), LARGE, 22.0))
     found.append(

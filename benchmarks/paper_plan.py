@@ -81,7 +81,7 @@ OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
 def size_of(tree: Any) -> float:
     """Bytes of arrays; two int4 in one, as GPUs and TPUs pack them."""
     four = mo.storage.int4().bytes_per_parameter
-    return sum(x.size * (four if x.dtype == jnp.int4 else x.dtype.itemsize) for x in jax.tree.leaves(tree))
+    return float(sum(x.size * (four if x.dtype == jnp.int4 else x.dtype.itemsize) for x in jax.tree.leaves(tree)))
 
 
 def state_bytes(optimizer: str, params: Any) -> float:
@@ -199,7 +199,8 @@ def outer_state_table() -> str:
 
 def left_whole(model: Model, chips: int) -> float:
     """The part of the parameters whose state `mo.sharding.zero1` cannot divide along an axis of `chips` chips."""
-    return sum(x.size for x in model.params().values() if not any(n % chips == 0 for n in x.shape)) / model.size
+    whole = sum(x.size for x in model.params().values() if not any(n % chips == 0 for n in x.shape))
+    return float(whole / model.size)
 
 
 def whole_table() -> str:

@@ -85,7 +85,7 @@ def measure(share: float, shape: tuple[int, int], pairs: int) -> list[dict[str, 
     rows = [(jnp.asarray(rng.permutation(x)), gradient) for x in picked]
     masks = [(whole, jnp.zeros(shape[0], bool).at[x].set(True)) for x in picked]
     baseline = timer(dense, SGD.init, table, [(whole,)])
-    steps = {
+    steps: dict[str, Callable[[], Callable[[], float]]] = {
         "dense again": lambda: timer(dense, SGD.init, table, [(whole,)]),
         "rows": lambda: timer(by_rows, OPT.init, table, rows),
         "BCOO": lambda: timer(by_bcoo, OPT.init, table, rows),

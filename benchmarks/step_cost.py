@@ -42,19 +42,24 @@ def count(momentum: optax.GradientTransformation) -> dict[str, float]:
     """Flops, bytes moved, temporaries and state of one step, per parameter."""
     tx = optax.chain(momentum, optax.scale_by_learning_rate(0.1))
 
-    def step(params, state, gradients):
+    def step(
+        params: optax.Params, state: optax.OptState, gradients: optax.Updates
+    ) -> tuple[optax.Params, optax.OptState]:
         updates, state = tx.update(gradients, state, params)
         return optax.apply_updates(params, updates), state
 
     params = jax.ShapeDtypeStruct(SHAPE, jnp.float32)
     state = jax.eval_shape(tx.init, params)
     compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
-    cost, size = compiled.cost_analysis(), SHAPE[0] * SHAPE[1]
+    cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    if cost is None or memory is None:
+        raise RuntimeError("this backend of JAX does not report what a program costs")
+    size = SHAPE[0] * SHAPE[1]
     state_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     return {
         "flops": cost["flops"] / size,
         "bytes": cost["bytes accessed"] / size,
-        "temporaries": compiled.memory_analysis().temp_size_in_bytes / size,
+        "temporaries": memory.temp_size_in_bytes / size,
         "state": state_bytes / size,
     }
 

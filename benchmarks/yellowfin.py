@@ -17,7 +17,7 @@ Prints a table and writes benchmarks/yellowfin.json. Takes two minutes.
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -46,7 +46,7 @@ def heavy_ball(rate: Any, decay: Any) -> Any:
 
 
 # A maker of optimizers, and the arguments to try.
-Candidate = tuple[Callable[..., Any], list[tuple[float, ...]]]
+Candidate = tuple[Callable[..., Any], Sequence[tuple[float, ...]]]
 
 
 def candidates(grid: list[tuple[float, float]]) -> dict[str, Candidate]:

@@ -16,7 +16,7 @@ DECAYS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
 
 def slope(x: np.ndarray) -> np.ndarray:
     """The derivative of x^2/20 + 1 - cos 2x."""
-    return 0.1 * x + 2 * np.sin(2 * x)
+    return np.asarray(0.1 * x + 2 * np.sin(2 * x))
 
 
 def travel(rule: mo.Filter, rate: float, x: np.ndarray, steps: int, noise: Any = None) -> np.ndarray:

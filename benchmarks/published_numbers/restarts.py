@@ -1,6 +1,5 @@
 """Nesterov's rule with restarts on a quadratic: steps until the loss is 1e-10 of its start."""
 
-import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -20,7 +19,9 @@ def steps_to_converge(rule: mo.Filter, seed: int, restart: str = "never", condit
     y = np.random.default_rng(seed).normal(size=200)
     v, age, restarts = np.zeros(200), 0, 0
     start = before = _loss(curvature, y)
-    for step in itertools.count(1):
+    step = 0
+    while True:
+        step += 1
         g = curvature * y
         # The next x is y - g, and x + v is y: the move from x to it is -(v + g).
         loss = _loss(curvature, y - g)

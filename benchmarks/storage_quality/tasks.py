@@ -38,7 +38,8 @@ def autoencoder(seeds: int, quick: bool) -> tuple[Any, Train]:
             weights, errors = _scan(optimizer, loss_of, weights, order.reshape(-1, order.shape[-1]))
             return squared_error(weights, test), errors
 
-        return jax.device_get(jax.jit(jax.vmap(run))(settings))
+        losses, errors = jax.device_get(jax.jit(jax.vmap(run))(settings))
+        return losses, errors
 
     return each[0][0], train
 
@@ -71,7 +72,8 @@ def gru(seeds: int, quick: bool) -> tuple[Any, Train]:
             test = _windows(held_out, jnp.arange(0, len(held_out) - LENGTH, LENGTH))
             return _gru_loss(weights, test), errors
 
-        return jax.device_get(jax.jit(jax.vmap(run))(settings))
+        losses, errors = jax.device_get(jax.jit(jax.vmap(run))(settings))
+        return losses, errors
 
     return each[0], train
 
@@ -109,7 +111,7 @@ def _gru_loss(weights: Any, windows: Any) -> jax.Array:
 
     _, states = jax.lax.scan(cell, jnp.zeros((len(windows), HIDDEN)), inputs)
     logits = states @ weights["output"] + weights["output_bias"]
-    return optax.softmax_cross_entropy_with_integer_labels(logits, windows[:, 1:].T).mean()
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, windows[:, 1:].T))
 
 
 def cnn(seeds: int, quick: bool) -> tuple[Any, Train]:
@@ -126,7 +128,7 @@ def cnn(seeds: int, quick: bool) -> tuple[Any, Train]:
 
     def loss_of(weights: Any, images: Any, labels: Any) -> jax.Array:
         logits = nnx.merge(graph, weights)(images)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
     def train(optimizer: Tracked) -> tuple[np.ndarray, np.ndarray]:
         # One call per step: XLA's CPU backend runs convolutions inside a compiled loop several times slower.

@@ -34,7 +34,7 @@ class Tracked:
         # An accelerator packs two of int4 into a byte.
         width = {jnp.dtype(jnp.int4): 0.5}
         total = sum(x.size * width.get(x.dtype, x.dtype.itemsize) for x in jax.tree.leaves(state.velocity))
-        return total / sum(x.size for x in jax.tree.leaves(params))
+        return float(total / sum(x.size for x in jax.tree.leaves(params)))
 
 
 def relative_errors(stored: Any, exact: Any) -> jax.Array:

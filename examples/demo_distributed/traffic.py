@@ -17,7 +17,7 @@ class Collective(NamedTuple):
     """A collective of a compiled program: its kind in XLA's words, and the bytes of its result on one device."""
 
     kind: str
-    result: int
+    result: float
 
 
 def collectives(program: str) -> list[Collective]:

@@ -64,7 +64,7 @@ KNOWN |= {
 def test_the_committed_numbers_are_the_known_ones(committed):
     rows = {(row["experiment"], row["case"]): row for row in committed("published_numbers")}
     assert set(rows) == set(KNOWN)
-    for key, (known, allowed) in KNOWN.items(committed):
+    for key, (known, allowed) in KNOWN.items():
         assert rows[key]["known"] == known, key
         assert abs(rows[key]["measured"] - known) <= rows[key]["tolerance"] <= allowed + 1e-9, key
     # Restarts are two each, and their counts depend on the start.
@@ -116,7 +116,7 @@ def test_the_mean_square_operator_is_that_of_sampled_runs():
 @pytest.mark.slow
 def test_every_published_number_comes_out_again(committed):
     rows = {(row["experiment"], row["case"]): row for row in committed("published_numbers")}
-    for experiment in EXPERIMENTS.values(committed):
+    for experiment in EXPERIMENTS.values():
         for row in experiment(NO_BAR):
             expected = rows[row["experiment"], row["case"]]
             assert row["measured"] == pytest.approx(expected["measured"], rel=1e-4, abs=1e-3), row["case"]
