@@ -22,11 +22,11 @@ from .. import command_line
 from ..command_line import WRITABLE, choice, number, whole_number
 from ..demo.data import LOADERS, PACKAGES, Split
 from . import checkpoint, training
+from .job import START
 from .launcher import Launcher, compared, write_data
 from .processes import WorkerLost
 from .report import headline, plot, survived, table
 from .training import Settings
-from .worker import START
 
 # After this many losses of workers the cause is taken to be in the program.
 RESTARTS = 3

@@ -8,9 +8,9 @@ import numpy as np
 
 from ..demo.data import Split
 from . import checkpoint, training
+from .job import Job
 from .processes import Processes, WorkerLost, free_port
 from .training import Settings
-from .worker import Job
 
 
 class Result(NamedTuple):
@@ -44,7 +44,7 @@ class Launcher:
         """Train to the end, from the last checkpoint again wherever a worker is lost, `restarts` times at most.
 
         Args:
-          strategy: A key of `worker.STRATEGIES`.
+          strategy: A key of `strategies.STRATEGIES`.
           name: The name of the folder of checkpoints.
           victim: A worker to kill half-way.
           restarts: How often to go on after a loss.

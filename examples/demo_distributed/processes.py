@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from . import worker
+from .job import Job
 
 
 class WorkerLost(Exception):  # noqa: N818
@@ -34,7 +35,7 @@ class Processes:
     and a collective whose peer is gone may wait for minutes.
     """
 
-    def __init__(self, jobs: list[worker.Job]):
+    def __init__(self, jobs: list[Job]):
         self._jobs = jobs
         self._processes: list[subprocess.Popen[bytes]] = []
         self._logs = [Path(job.folder) / f"worker-{job.worker}.log" for job in jobs]
@@ -113,7 +114,7 @@ def free_port() -> int:
         return port
 
 
-def _start(job: worker.Job, log: Path) -> subprocess.Popen[bytes]:
+def _start(job: Job, log: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", worker.__name__, json.dumps(job._asdict())]
     with log.open("wb") as errors:
         return subprocess.Popen(

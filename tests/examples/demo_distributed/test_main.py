@@ -20,7 +20,8 @@ from processes_alive import alive, gone, soon
 
 from examples.demo.data import load_digits
 from examples.demo_distributed import __main__ as main
-from examples.demo_distributed import checkpoint, launcher, training, worker
+from examples.demo_distributed import checkpoint, launcher, training
+from examples.demo_distributed.job import START
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ def test_any_worker_may_be_killed(victim, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(pathlib.Path(main.__file__).parents[2]))
     settings = training.Settings(2, 6, 4, 8, 0.05, 3, "digits")
     launcher.write_data(load_digits(3), settings, tmp_path)
-    checkpoint.save(tmp_path / worker.START, training.start(settings))
+    checkpoint.save(tmp_path / START, training.start(settings))
     said = []
     running = launcher.Launcher(settings, tmp_path, soon(240), said.append, lambda *report: None)
     whole = running.run("local steps", "whole")

@@ -6,7 +6,8 @@ import sys
 import pytest
 from processes_alive import alive, gone, soon
 
-from examples.demo_distributed import processes, worker
+from examples.demo_distributed import processes
+from examples.demo_distributed.job import Job
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def scripts(tmp_path, monkeypatch):
 
     monkeypatch.setattr(processes, "_start", start)
     return lambda *codes: processes.Processes(
-        [worker.Job((), str(tmp_path), i, 0, code, "", None) for i, code in enumerate(codes)]
+        [Job((), str(tmp_path), i, 0, code, "", None) for i, code in enumerate(codes)]
     )
 
 

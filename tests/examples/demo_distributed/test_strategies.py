@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import small_network
 
-from examples.demo_distributed import checkpoint, launcher, training, worker
+from examples.demo_distributed import checkpoint, launcher, strategies, training, worker
+from examples.demo_distributed.job import START, Job
 
 
 @pytest.fixture
@@ -16,22 +17,22 @@ def job(tmp_path, monkeypatch):
     shapes = jax.eval_shape(lambda: small_network.PARAMS)
     monkeypatch.setattr(training, "model", lambda settings: (shapes, small_network.apply))
     one = jax.devices()[:1]
-    monkeypatch.setattr(worker.jax, "devices", lambda: one)
+    monkeypatch.setattr(strategies.jax, "devices", lambda: one)
     rng = np.random.default_rng(1)
     images, labels = rng.normal(size=(24, 7, 1)).astype(np.float32), rng.integers(0, 9, size=24)
     np.savez(tmp_path / "data-0.npz", images=images, labels=labels)
     np.savez(tmp_path / "held-out.npz", images=images, labels=labels)
-    checkpoint.save(tmp_path / worker.START, small_network.PARAMS)
-    return worker.Job(settings, str(tmp_path), 0, 0, "local steps", "whole", None)
+    checkpoint.save(tmp_path / START, small_network.PARAMS)
+    return Job(settings, str(tmp_path), 0, 0, "local steps", "whole", None)
 
 
 def test_a_worker_goes_on_from_a_checkpoint_to_the_same_bits(job, tmp_path):
-    whole = worker.LocalSteps(job)
+    whole = strategies.LocalSteps(job)
     ends = [whole.round(round_) for round_ in range(2)]
     shutil.copytree(tmp_path / "whole", tmp_path / "again")
     ends += [whole.round(round_) for round_ in range(2, 4)]
     assert sorted(path.name for path in (tmp_path / "whole").iterdir()) == [f"round-00000{i}" for i in (2, 3, 4)]
-    resumed = worker.LocalSteps(job._replace(run="again", resume=2))
+    resumed = strategies.LocalSteps(job._replace(run="again", resume=2))
     found = [resumed.round(round_) for round_ in range(2, 4)]
     for a, b in zip(ends[2:], found, strict=True):
         jax.tree.map(np.testing.assert_array_equal, a, b)
@@ -45,4 +46,4 @@ def test_a_worker_goes_on_from_a_checkpoint_to_the_same_bits(job, tmp_path):
         picked = logits[np.arange(24), held_out["labels"]]
     np.testing.assert_allclose(evaluated["loss"], (np.log(np.exp(logits).sum(1)) - picked).mean(), rtol=1e-5)
     with pytest.raises(checkpoint.CheckpointError, match=r"round-000001/worker-0.npz is missing"):
-        worker.LocalSteps(job._replace(resume=1))
+        strategies.LocalSteps(job._replace(resume=1))
