@@ -1,4 +1,4 @@
-"""What does accumulation inside the velocity save against `optax.MultiSteps`, and what does rounding k times cost?
+"""Accumulation inside the velocity against `optax.MultiSteps`: bytes saved, and the error of rounding k times.
 
     python -m benchmarks.accumulation
 
@@ -12,17 +12,13 @@ micro-gradients, each of independent standard normal numbers, in norm; the media
 writes benchmarks/accumulation.json.
 """
 
-import argparse
+# First: compilers read the settings in it when JAX is loaded.
+from . import _moved_bytes  # isort: skip
+
 import importlib.util
-import json
 import math
-import pathlib
-import sys
 from typing import Any
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-
-import compiled_bytes  # first: the compilers read its settings when JAX is loaded
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +27,9 @@ from tqdm import tqdm
 
 import momentum_optax as mo
 
-SHAPE = compiled_bytes.LARGE
+from . import _run
+
+SHAPE = _moved_bytes.LARGE
 STORAGES = ("float32", "bfloat16", "int8")
 MICRO_BATCHES, DECAYS = (1, 2, 5), (0.9, 0.99)
 REST = optax.scale_by_learning_rate(0.1)
@@ -50,14 +48,14 @@ def optimizers(storage: str) -> dict[str, optax.GradientTransformation]:
 def sizes(tx: optax.GradientTransformation, tpu: Any) -> dict[str, float | None]:
     """Bytes per parameter: of the state, held at the peak, and moved on TPU."""
     n = math.prod(SHAPE)
-    program = compiled_bytes.compiled(tx, SHAPE, jax.devices()[0])
+    program = _moved_bytes.compiled(tx, SHAPE, jax.devices()[0])
     memory = program.memory_analysis()
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     state = jax.eval_shape(tx.init, jax.ShapeDtypeStruct(SHAPE, jnp.float32))
     return {
         "state": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) / n,
         "peak": (held + memory.temp_size_in_bytes) / n,
-        "moved_tpu": tpu and compiled_bytes.count(compiled_bytes.compiled(tx, SHAPE, tpu), n).bytes,
+        "moved_tpu": tpu and _moved_bytes.count(_moved_bytes.compiled(tx, SHAPE, tpu), n).bytes,
     }
 
 
@@ -79,11 +77,8 @@ def error(storage: str, decay: float, k: int, cycles: int = 50) -> float:
 
 def main() -> None:
     """Count and measure, print the tables and write the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    output = pathlib.Path(__file__).with_suffix(".json")
-    parser.add_argument("--output", type=pathlib.Path, default=output, help="where to write the JSON")
-    arguments = parser.parse_args()
-    tpu = compiled_bytes.target("tpu") if importlib.util.find_spec("libtpu") else None
+    run = _run.Run("accumulation", __doc__, _run.Options)
+    tpu = _moved_bytes.target("tpu") if importlib.util.find_spec("libtpu") else None
     rows = []
     for storage in tqdm(STORAGES, desc="compiling", leave=False):
         rows += [{"storage": storage, "optimizer": n} | sizes(tx, tpu) for n, tx in optimizers(storage).items()]
@@ -102,14 +97,7 @@ def main() -> None:
         for decay in DECAYS:
             found = [row["error"] for row in errors if (row["storage"], row["decay"]) == (storage, decay)]
             print(f"{f'{storage}, decay {decay}':28}" + "".join(f"{x:8.4f}" for x in found))
-    document = {
-        "command": "python -m benchmarks.accumulation",
-        "versions": {"jax": jax.__version__, "optax": optax.__version__, "momentum_optax": mo.__version__},
-        "device": jax.devices()[0].device_kind,
-        "rows": rows,
-        "errors": errors,
-    }
-    arguments.output.write_text(json.dumps(document, indent=1) + "\n")
+    run.write({"rows": rows, "errors": errors})
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What do workers lose that meet rarely?
+"""The loss in quality where workers meet rarely.
 
     python -m benchmarks.outer_quality
 
-Four workers train the deep autoencoder of the demo on 8x8 digits, each on batches of 32 images of its own, with
+Four workers train the deep autoencoder of the demo on 8x8 digits, each on separate batches of 32 images, with
 Nesterov's rule at decay 0.9. Fully synchronous training averages their gradients at every step. The others train alone
 and meet every 20 steps, a twentieth of the messages. Held-out squared error per image after equally many local steps,
 medians of five seeds. Outer rates and momenta are the published ones, not tuned. Bytes are those that one worker sends
@@ -10,11 +10,9 @@ or takes from others for each parameter and step: 8 for an all-reduce in float32
 the others where the exchange is in int8. Prints a table and writes benchmarks/outer_quality.json.
 """
 
-import argparse
+import dataclasses
 import functools
-import json
-import pathlib
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +21,14 @@ import optax
 from tqdm import tqdm
 
 import momentum_optax as mo
-from examples import demo
+from examples.command_line import whole_number
+from examples.demo import autoencoder
+from examples.demo.data import flat_digits
+
+from . import _run
 
 WORKERS, EVERY, RATE = 4, 20, 0.01
-WAYS = {
+STRATEGIES = {
     "averaging": (mo.outer.local_sgd(), 8 / EVERY),
     "averaging, int8 exchange": (mo.outer.local_sgd(exchange="int8"), (WORKERS - 1) / EVERY),
     "DiLoCo": (mo.outer.diloco(), 8 / EVERY),
@@ -39,15 +41,14 @@ WAYS = {
 
 def settings(seeds: int, epochs: int) -> Any:
     """Weights, images, batches of shape (rounds, EVERY, WORKERS, 32), held-out images; stacked over seeds."""
-    digits = demo.load_digits()
-    images = np.concatenate([digits.images, digits.test_images]).reshape(-1, 64)
+    images, _ = flat_digits()
     found = []
     for seed in range(seeds):
-        weights, train, order, _, test = demo._race_seed(images, epochs, (0, seed))
+        weights, train, order, _, test = autoencoder.problem(images, epochs, (0, seed))
         batches = order.reshape(-1, order.shape[-1])
         batches = batches[: len(batches) // (EVERY * WORKERS) * EVERY * WORKERS]
         found.append((weights, train, batches.reshape(-1, EVERY, WORKERS, batches.shape[-1]), test))
-    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *found)
+    return autoencoder.stacked(found)
 
 
 def inner() -> optax.GradientTransformation:
@@ -57,7 +58,7 @@ def inner() -> optax.GradientTransformation:
 
 def gradient(weights: Any, images: Any) -> Any:
     """Of the mean cross-entropy."""
-    return jax.grad(lambda w: demo._errors(w, images)[0])(weights)
+    return jax.grad(autoencoder.cross_entropy)(weights, images)
 
 
 def synchronous(setting: Any) -> jax.Array:
@@ -72,7 +73,7 @@ def synchronous(setting: Any) -> jax.Array:
 
     steps = batches.reshape(-1, *batches.shape[2:])
     (weights, _), _ = jax.lax.scan(step, (weights, tx.init(weights)), steps)
-    return demo._errors(weights, test)[1]
+    return autoencoder.squared_error(weights, test)
 
 
 def rarely(outer: mo.outer.OuterMomentum, needs_rate: bool, setting: Any) -> jax.Array:
@@ -96,24 +97,29 @@ def rarely(outer: mo.outer.OuterMomentum, needs_rate: bool, setting: Any) -> jax
     every = jax.tree.map(lambda w: jnp.stack([w] * WORKERS), weights)
     carry = every, jax.vmap(tx.init)(every), jax.vmap(outer.init)(every)
     (_, _, common), _ = jax.lax.scan(lambda c, rows: (go(c, rows), None), carry, batches)
-    return demo._errors(jax.tree.map(lambda x: x[0], common.anchor), test)[1]
+    return autoencoder.squared_error(jax.tree.map(lambda x: x[0], common.anchor), test)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(_run.Options):
+    """Options of this benchmark."""
+
+    seeds: Annotated[int, whole_number(1, 100)] = 5
+    """runs of each row"""
+    epochs: Annotated[int, whole_number(1, 100_000)] = 480
+    """over all workers together"""
 
 
 def main() -> None:
     """Train every way, print the table and write the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=480, help="over all workers together")
-    output = pathlib.Path(__file__).with_suffix(".json")
-    parser.add_argument("--output", type=pathlib.Path, default=output, help="where to write the JSON")
-    arguments = parser.parse_args()
-    setting = settings(arguments.seeds, arguments.epochs)
-    runs: dict[str, Any] = {"every step": (synchronous, 8.0)}
-    for name, (outer, sent) in WAYS.items():
-        runs[name] = (functools.partial(rarely, outer, name == "SlowMo"), sent)
+    run = _run.Run("outer_quality", __doc__, Options)
+    setting = settings(run.options.seeds, run.options.epochs)
+    trainings: dict[str, Any] = {"every step": (synchronous, 8.0)}
+    for name, (outer, sent) in STRATEGIES.items():
+        trainings[name] = (functools.partial(rarely, outer, name == "SlowMo"), sent)
     rows = []
-    for name, (run, sent) in tqdm(runs.items(), leave=False):
-        losses = np.asarray(jax.jit(jax.vmap(run))(setting))
+    for name, (train, sent) in tqdm(trainings.items(), leave=False):
+        losses = np.asarray(jax.jit(jax.vmap(train))(setting))
         rows.append({"way": name, "bytes": sent, "losses": [float(x) for x in losses]})
     base = np.median(rows[0]["losses"])
     print(f"{'workers meet by':28}{'bytes':>7}{'median':>9}{'range':>18}{'to every step':>16}")
@@ -121,13 +127,7 @@ def main() -> None:
         losses = np.asarray(row["losses"])
         span = f"{losses.min():.3f} to {losses.max():.3f}"
         print(f"{row['way']:28}{row['bytes']:7.2f}{np.median(losses):9.3f}{span:>18}{np.median(losses) / base:16.3f}")
-    document = {
-        "command": "python -m benchmarks.outer_quality",
-        "versions": {"jax": jax.__version__, "optax": optax.__version__},
-        "local_steps": int(np.prod(setting[2].shape[1:3])),
-        "rows": rows,
-    }
-    arguments.output.write_text(json.dumps(document, indent=1) + "\n")
+    run.write({"local_steps": int(np.prod(setting[2].shape[1:3])), "rows": rows})
 
 
 if __name__ == "__main__":

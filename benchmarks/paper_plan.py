@@ -1,4 +1,4 @@
-"""How many bytes does a chip hold and send, for 1, 10 and 100 billion parameters on 8, 256 and 4096 chips?
+"""Bytes that a chip holds and sends, for 1, 10 and 100 billion parameters on 8, 256 and 4096 chips.
 
     python -m benchmarks.paper_plan            # prints the tables
     python -m benchmarks.paper_plan --write    # writes them into docs/plan.md
@@ -9,7 +9,7 @@ model leaves out is said in docs/plan.md. tests/benchmarks/test_paper_plan.py ho
 programs of small size.
 """
 
-import argparse
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import optax
 
 import momentum_optax as mo
+from examples import command_line
 from examples.demo_distributed import traffic
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "plan.md"
@@ -80,7 +81,7 @@ OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
 def size_of(tree: Any) -> float:
     """Bytes of arrays; two int4 in one, as GPUs and TPUs pack them."""
     four = mo.storage.int4().bytes_per_parameter
-    return sum(x.size * (four if x.dtype == jnp.int4 else x.dtype.itemsize) for x in jax.tree.leaves(tree))
+    return float(sum(x.size * (four if x.dtype == jnp.int4 else x.dtype.itemsize) for x in jax.tree.leaves(tree)))
 
 
 def state_bytes(optimizer: str, params: Any) -> float:
@@ -89,7 +90,7 @@ def state_bytes(optimizer: str, params: Any) -> float:
 
 
 def outer_bytes(exchange: str, storage: str, params: Any) -> float:
-    """Bytes of the whole state of DiLoCo: anchor, velocity and, where the exchange is rounded, what was not said."""
+    """Bytes of the whole state of DiLoCo: anchor, velocity and, where the exchange is rounded, the residual."""
     return size_of(jax.eval_shape(mo.outer.diloco(storage=storage, exchange=exchange).init, params))
 
 
@@ -137,7 +138,7 @@ def cell(state: float, total: float) -> str:
 
 
 def models_table() -> str:
-    """What the models are."""
+    """The sizes of the models."""
     rows = []
     for name, model in MODELS.items():
         layer = 12 * model.width**2 * BYTES["float32"]
@@ -197,8 +198,9 @@ def outer_state_table() -> str:
 
 
 def left_whole(model: Model, chips: int) -> float:
-    """The part of the parameters whose state `mo.sharding.zero1` cannot cut on one axis of so many chips."""
-    return sum(x.size for x in model.params().values() if not any(n % chips == 0 for n in x.shape)) / model.size
+    """The part of the parameters whose state `mo.sharding.zero1` cannot divide along an axis of `chips` chips."""
+    whole = sum(x.size for x in model.params().values() if not any(n % chips == 0 for n in x.shape))
+    return float(whole / model.size)
 
 
 def whole_table() -> str:
@@ -230,12 +232,19 @@ def markdown() -> str:
     return "\n".join(parts)
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of this benchmark."""
+
+    write: bool = False
+    """replace the tables of docs/plan.md instead of printing"""
+
+
 def main() -> None:
     """Print the tables, or write them into the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="replace the tables of docs/plan.md instead of printing")
+    options = command_line.parse(Options, "benchmarks.paper_plan", __doc__ or "")
     text = markdown()
-    if not parser.parse_args().write:
+    if not options.write:
         print(text, end="")
         return
     before, rest = PAGE.read_text().split(BEGIN)

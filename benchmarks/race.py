@@ -7,16 +7,16 @@ rates, the best on validation images is taken, and the errors are those of image
 table of the demo and writes benchmarks/race.json.
 """
 
-import argparse
-import json
-import pathlib
-from typing import Any
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
 
-import jax
 import numpy as np
-import optax
 
-from examples import demo
+from examples.command_line import WRITABLE
+from examples.demo.race import RaceResult, race, table
+
+from . import _run
 
 # Okabe and Ito's, told apart under every common colour blindness; dashes for print in grey.
 DRAWN = {
@@ -26,7 +26,7 @@ DRAWN = {
 }
 
 
-def rows(results: list[demo.RaceResult]) -> list[dict[str, Any]]:
+def rows(results: list[RaceResult]) -> list[dict[str, Any]]:
     """One for each rule: its learning rate, and the test errors after each epoch, one list per seed."""
     return [
         {
@@ -39,7 +39,7 @@ def rows(results: list[demo.RaceResult]) -> list[dict[str, Any]]:
     ]
 
 
-def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw median and range over seeds of plain SGD, the heavy ball and Nesterov."""
     # Not pyplot: a bare figure is drawn by Agg and changes no setting of the process.
     from matplotlib.figure import Figure  # noqa: PLC0415
@@ -62,21 +62,24 @@ def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+@dataclasses.dataclass(frozen=True)
+class Options(_run.Options):
+    """Options of this benchmark."""
+
+    plot: Annotated[Path | None, WRITABLE] = None
+    """draw three of the rules to this file"""
+    quick: bool = False
+    """two epochs, two seeds: to see that it runs"""
+
+
 def main() -> None:
     """Run the race, print its table and write the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    output = pathlib.Path(__file__).with_suffix(".json")
-    parser.add_argument("--output", type=pathlib.Path, default=output, help="where to write the JSON")
-    parser.add_argument("--plot", type=pathlib.Path, help="draw three of the rules to this file")
-    parser.add_argument("--quick", action="store_true", help="two epochs, two seeds: to see that it runs")
-    arguments = parser.parse_args()
-    results = demo.race(seeds=2, epochs=2) if arguments.quick else demo.race()
-    print(demo.table(results))
-    versions = {"jax": jax.__version__, "optax": optax.__version__}
-    document = {"command": "python -m benchmarks.race", "versions": versions, "rows": rows(results)}
-    arguments.output.write_text(json.dumps(document) + "\n")
-    if arguments.plot:
-        plot(document["rows"], arguments.plot)
+    run = _run.Run("race", __doc__, Options)
+    results = race(seeds=2, epochs=2) if run.options.quick else race()
+    print(table(results))
+    run.write({"rows": rows(results)}, indent=None)
+    if run.options.plot:
+        plot(rows(results), run.options.plot)
 
 
 if __name__ == "__main__":

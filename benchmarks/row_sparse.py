@@ -1,4 +1,4 @@
-"""How much faster is row-sparse momentum than a dense step, and from which share of active rows on is it not?
+"""The time of row-sparse momentum against that of a dense step, by the share of active rows.
 
     python -m benchmarks.row_sparse
 
@@ -11,17 +11,11 @@ time. The dense step measured against itself shows what the method resolves. Pri
 benchmarks/row_sparse.json.
 """
 
-import argparse
+import dataclasses
 import itertools
-import json
-import os
-import pathlib
-import platform
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -31,18 +25,21 @@ from jax.experimental import sparse
 from tqdm import tqdm
 
 import momentum_optax as mo
+from examples.command_line import whole_number
+
+from . import _run
 
 SHAPE = (50_000, 256)
 SHARES = (0.001, 0.01, 0.03, 0.1, 0.2, 0.3, 1.0)
 RATE, DECAY = 0.1, 0.9
-# Different rows for so many steps, over and over.
+# Steps until the rows repeat.
 BATCHES = 20
 LEAST_SECONDS = 0.02
 OPT, SGD = mo.row_sparse(mo.heavy_ball(DECAY), RATE), optax.sgd(RATE, DECAY)
 
 
 def dense(table: Any, state: Any, gradient: Any) -> Any:
-    """What every row-sparse step stands for."""
+    """The step that every row-sparse step is equal to."""
     updates, state = SGD.update(gradient, state)
     return optax.apply_updates(table, updates), state
 
@@ -88,7 +85,7 @@ def measure(share: float, shape: tuple[int, int], pairs: int) -> list[dict[str, 
     rows = [(jnp.asarray(rng.permutation(x)), gradient) for x in picked]
     masks = [(whole, jnp.zeros(shape[0], bool).at[x].set(True)) for x in picked]
     baseline = timer(dense, SGD.init, table, [(whole,)])
-    ways = {
+    steps: dict[str, Callable[[], Callable[[], float]]] = {
         "dense again": lambda: timer(dense, SGD.init, table, [(whole,)]),
         "rows": lambda: timer(by_rows, OPT.init, table, rows),
         "BCOO": lambda: timer(by_bcoo, OPT.init, table, rows),
@@ -97,7 +94,7 @@ def measure(share: float, shape: tuple[int, int], pairs: int) -> list[dict[str, 
         ),
     }
     found = []
-    for name, make in ways.items():
+    for name, make in steps.items():
         subject = make()
         seconds = np.array([[baseline(), subject()] for _ in range(pairs)])
         low, ratio, high = np.quantile(seconds[:, 0] / seconds[:, 1], [0.25, 0.5, 0.75])
@@ -114,16 +111,21 @@ def measure(share: float, shape: tuple[int, int], pairs: int) -> list[dict[str, 
     return found
 
 
+@dataclasses.dataclass(frozen=True)
+class Options(_run.Options):
+    """Options of this benchmark."""
+
+    pairs: Annotated[int | None, whole_number(1, 10_000)] = None
+    """timings of each row; None is 15, or 3 with --quick"""
+    quick: bool = False
+    """a small table, 3 pairs: to see that it runs"""
+
+
 def main() -> None:
     """Time every share, print the table and write the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    output = pathlib.Path(__file__).with_suffix(".json")
-    parser.add_argument("--output", type=pathlib.Path, default=output, help="where to write the JSON")
-    parser.add_argument("--pairs", type=int, help="timings of each row (default 15)")
-    parser.add_argument("--quick", action="store_true", help="a small table, 3 pairs: to see that it runs")
-    arguments = parser.parse_args()
-    pairs = arguments.pairs or (3 if arguments.quick else 15)
-    shape, shares = ((500, 16), (0.01, 1.0)) if arguments.quick else (SHAPE, SHARES)
+    run = _run.Run("row_sparse", __doc__, Options)
+    pairs = run.options.pairs or (3 if run.options.quick else 15)
+    shape, shares = ((500, 16), (0.01, 1.0)) if run.options.quick else (SHAPE, SHARES)
     found = [row for share in tqdm(shares, leave=False) for row in measure(share, shape, pairs)]
     print(f"{'active rows':>11}  {'step':22}{'ms':>9}{'dense ms':>10}{'times faster (quartiles)':>28}")
     for row in found:
@@ -131,17 +133,7 @@ def main() -> None:
         faster = f"{row['times_faster']:.2f} ({low:.2f} to {high:.2f})"
         times = f"{row['milliseconds']:9.3f}{row['dense_milliseconds']:10.3f}"
         print(f"{row['share']:11.1%}  {row['way']:22}{times}{faster:>28}")
-    document = {
-        "command": shlex.join(["python", "benchmarks/row_sparse.py", *sys.argv[1:]]),
-        "versions": {"python": platform.python_version()}
-        | {name: module.__version__ for name, module in {"jax": jax, "optax": optax, "momentum_optax": mo}.items()},
-        "device": jax.devices()[0].device_kind,
-        "cpu_cores": os.cpu_count(),
-        "shape": shape,
-        "pairs": pairs,
-        "rows": found,
-    }
-    arguments.output.write_text(json.dumps(document, indent=1) + "\n")
+    run.write({"shape": shape, "pairs": pairs, "rows": found})
 
 
 if __name__ == "__main__":

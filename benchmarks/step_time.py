@@ -1,4 +1,4 @@
-"""How long does a momentum step take against `optax.sgd` with float32 momentum?
+"""The time of a momentum step against that of `optax.sgd` with float32 momentum.
 
     python -m benchmarks.step_time
 
@@ -16,17 +16,11 @@ elementwise copy of 4096x4096 float32 into a donated buffer, on the same device.
 fused SGD is timed where torch is installed. Prints a table and writes benchmarks/step_time.json.
 """
 
-import argparse
+import dataclasses
 import importlib.util
-import json
-import os
-import pathlib
-import platform
-import shlex
-import sys
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,13 +29,16 @@ import optax
 from tqdm import tqdm
 
 import momentum_optax as mo
+from examples.command_line import choice, whole_number
+
+from . import _run
 
 STORAGES = ("float32", "bfloat16", "int8", "int4")
 BASELINE = "optax.sgd"
 TORCH = "torch.optim.SGD(fused)"
 LEAST_SECONDS = 0.02
 
-# One timing: the seconds that so many steps take.
+# A function from a number of steps to the seconds that they take.
 Timer = Callable[[int], float]
 
 
@@ -88,7 +85,7 @@ def norm(width: int) -> dict[str, tuple[int, ...]]:
 
 
 def optimizers() -> dict[str, optax.GradientTransformation]:
-    """What is timed, the baseline first."""
+    """The optimizers that are timed, the baseline first."""
     table = {
         BASELINE: optax.sgd(0.1, momentum=0.9),
         f"{BASELINE} again": optax.sgd(0.1, momentum=0.9),
@@ -187,7 +184,7 @@ def copy_speed(side: int, pairs: int) -> float:
 
 
 def names_of_all() -> list[str]:
-    """What can be timed here."""
+    """The optimizers that can be timed on this machine."""
     return [*optimizers(), *([TORCH] if importlib.util.find_spec("torch") else [])]
 
 
@@ -245,39 +242,45 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def surroundings() -> dict[str, Any]:
-    """What the numbers depend on besides this file."""
-    modules: dict[str, Any] = {"jax": jax, "numpy": np, "optax": optax, "momentum_optax": mo}
-    if importlib.util.find_spec("torch"):
-        import torch  # noqa: PLC0415
+TREES, OPTIMIZERS = tuple(trees(quick=True)), tuple(names_of_all())
 
-        modules["torch"] = torch
-    versions = {"python": platform.python_version()} | {name: module.__version__ for name, module in modules.items()}
-    command = shlex.join(["python", "-m", f"benchmarks.{pathlib.Path(__file__).stem}", *sys.argv[1:]])
-    device = jax.devices()[0].device_kind
-    return {"command": command, "versions": versions, "device": device, "cpu_cores": os.cpu_count()}
+
+@dataclasses.dataclass(frozen=True)
+class Options(_run.Options):
+    """Options of this benchmark."""
+
+    pairs: Annotated[int | None, whole_number(1, 10_000)] = None
+    """timings of each row; None is 30, or 3 with --quick"""
+    quick: bool = False
+    """small trees, 3 pairs: to see that it runs"""
+    trees: tuple[Annotated[str, choice(TREES)], ...] = TREES
+    """what to time"""
+    optimizers: tuple[Annotated[str, choice(OPTIMIZERS)], ...] = OPTIMIZERS
+    """which ones"""
 
 
 def main() -> None:
     """Time every row, print the table and write the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    output = pathlib.Path(__file__).with_suffix(".json")
-    parser.add_argument("--output", type=pathlib.Path, default=output, help="where to write the JSON")
-    parser.add_argument("--pairs", type=int, help="timings of each row (default 30)")
-    parser.add_argument("--quick", action="store_true", help="small trees, 3 pairs: to see that it runs")
-    parser.add_argument("--trees", nargs="+", choices=trees(quick=True), help="what to time (default all)")
-    parser.add_argument("--optimizers", nargs="+", choices=names_of_all(), help="which ones (default all)")
-    arguments = parser.parse_args()
-    pairs = arguments.pairs or (3 if arguments.quick else 30)
-    shapes_of = {name: shapes for name, shapes in trees(arguments.quick).items() if name in (arguments.trees or [name])}
-    copy = copy_speed(256 if arguments.quick else 4096, pairs)
-    rows = measure(shapes_of, arguments.optimizers or names_of_all(), pairs, copy)
+    run = _run.Run("step_time", __doc__, Options)
+    options = run.options
+    pairs = options.pairs or (3 if options.quick else 30)
+    shapes_of = {name: shapes for name, shapes in trees(options.quick).items() if name in options.trees}
+    copy = copy_speed(256 if options.quick else 4096, pairs)
+    rows = measure(shapes_of, list(options.optimizers), pairs, copy)
     print(table(rows))
     if TORCH not in names_of_all():
         print("torch is not installed: its fused SGD is left out.")
     print(f"An elementwise copy moves {copy / 1e9:.1f} GB/s on {jax.devices()[0].device_kind}.")
-    result = surroundings() | {"copy_gigabytes_per_second": copy / 1e9, "pairs": pairs, "rows": rows}
-    arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    run.write({"copy_gigabytes_per_second": copy / 1e9, "pairs": pairs, "rows": rows}, versions=torch_version())
+
+
+def torch_version() -> dict[str, str]:
+    """Of PyTorch, where it is installed."""
+    if TORCH not in names_of_all():
+        return {}
+    import torch  # noqa: PLC0415
+
+    return {"torch": torch.__version__}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How much slower than the best of a grid are the settings of `tuning.suggest`?
+"""The settings of `tuning.suggest` against the best of a grid, in steps to a target.
 
     python -m benchmarks.suggested_settings
 
@@ -15,11 +15,7 @@ are the steps until the loss is below a target for the first time.
 Prints a table and writes benchmarks/suggested_settings.json. Takes ten minutes on two cores.
 """
 
-import argparse
-import json
-import os
-import pathlib
-import platform
+import dataclasses
 from typing import Any
 
 import jax
@@ -28,7 +24,10 @@ import numpy as np
 from tqdm import tqdm
 
 import momentum_optax as mo
-from examples import demo
+from examples.demo.autoencoder import cross_entropy, problem
+from examples.demo.data import flat_digits
+
+from . import _run
 
 DECAYS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995)
 RATES = np.geomspace(0.05, 20, 10)  # over the largest curvature at the start
@@ -38,8 +37,8 @@ LOSSES = (25.0, 23.0, 22.0)
 SEEDS = (0, 1, 2, 3, 4)
 
 
-def run(loss: Any, params: Any, batch: Any, steps: int) -> Any:
-    """A compiled function from learning rate and decay to the losses before each of so many steps."""
+def losses_of(loss: Any, params: Any, batch: Any, steps: int) -> Any:
+    """A compiled function from learning rate and decay to the losses before each of `steps` steps."""
 
     @jax.jit
     def losses(rate: Any, decay: Any) -> Any:
@@ -62,12 +61,12 @@ def first(losses: np.ndarray, target: float) -> int | None:
     return int(there[0]) if len(there) else None
 
 
-def compare(problem: Any, steps: int, targets: dict[str, float], bar: Any) -> list[dict[str, Any]]:
+def compare(task: Any, steps: int, targets: dict[str, float], bar: Any) -> list[dict[str, Any]]:
     """One row for each target."""
-    loss, params, batch = problem
+    loss, params, batch = task
     suggested = mo.tuning.suggest(loss, params, batch)
     L = mo.tuning.estimate_curvature(loss, params, batch).L
-    losses = run(loss, params, batch, steps)
+    losses = losses_of(loss, params, batch, steps)
     grid = {}
     for rate in RATES / L:
         for decay in DECAYS:
@@ -97,9 +96,8 @@ def compare(problem: Any, steps: int, targets: dict[str, float], bar: Any) -> li
 
 def logistic(penalty: float) -> tuple[Any, Any, Any]:
     """The loss, zero coefficients, and inputs with labels."""
-    digits = demo.load_digits()
-    images = np.concatenate([digits.images, digits.test_images]).reshape(-1, 64).astype(np.float64)
-    labels = np.concatenate([digits.labels, digits.test_labels]) % 2 * 2.0 - 1.0
+    images, digits = flat_digits()
+    images, labels = images.astype(np.float64), digits % 2 * 2.0 - 1.0
     inputs = np.column_stack([images - images.mean(0), np.ones(len(images))])
 
     def loss(w: Any, batch: Any) -> Any:
@@ -109,9 +107,9 @@ def logistic(penalty: float) -> tuple[Any, Any, Any]:
     return loss, jnp.zeros(65), (jnp.asarray(inputs), jnp.asarray(labels))
 
 
-def minimum(problem: Any) -> float:
+def minimum(task: Any) -> float:
     """The least loss, by Newton's method."""
-    loss, w, batch = problem
+    loss, w, batch = task
     gradient, hessian = jax.jit(jax.grad(loss)), jax.jit(jax.hessian(loss))
     for _ in range(30):
         w = w - jnp.linalg.solve(hessian(w, batch), gradient(w, batch))
@@ -120,10 +118,8 @@ def minimum(problem: Any) -> float:
 
 def autoencoder(seed: int) -> tuple[Any, Any, Any]:
     """The loss, weights and images."""
-    digits = demo.load_digits()
-    images = np.concatenate([digits.images, digits.test_images]).reshape(-1, 64)
-    weights, train, *_ = demo._race_seed(images, 1, (0, seed))
-    return lambda w, x: demo._errors(w, x)[0], jax.tree.map(jnp.asarray, weights), jnp.asarray(train)
+    weights, train, *_ = problem(flat_digits()[0], 1, (0, seed))
+    return cross_entropy, jax.tree.map(jnp.asarray, weights), jnp.asarray(train)
 
 
 def measure(penalties: tuple[float, ...], seeds: tuple[int, ...]) -> list[dict[str, Any]]:
@@ -133,12 +129,12 @@ def measure(penalties: tuple[float, ...], seeds: tuple[int, ...]) -> list[dict[s
         # float64 for the logistic losses, whose excess goes to a millionth; the network trains in float32.
         with jax.enable_x64(True):
             for penalty in penalties:
-                problem = logistic(penalty)
-                least = minimum(problem)
-                excess = float(problem[0](*problem[1:])) - least
+                task = logistic(penalty)
+                least = minimum(task)
+                excess = float(task[0](*task[1:])) - least
                 targets = {f"excess {share:g}": least + share * excess for share in SHARES}
                 name = f"logistic regression, penalty {penalty:g}"
-                rows += [{"task": name} | row for row in compare(problem, 2000, targets, bar)]
+                rows += [{"task": name} | row for row in compare(task, 2000, targets, bar)]
         for seed in seeds:
             targets = {f"loss {loss:g}": loss for loss in LOSSES}
             rows += [
@@ -161,19 +157,20 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+@dataclasses.dataclass(frozen=True)
+class Options(_run.Options):
+    """Options of this benchmark."""
+
+    quick: bool = False
+    """logistic regression with the largest penalty only"""
+
+
 def main() -> None:
     """Run everything, print the table, write the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    output = pathlib.Path(__file__).with_suffix(".json")
-    parser.add_argument("--output", type=pathlib.Path, default=output, help="where to write the JSON")
-    parser.add_argument("--quick", action="store_true", help="logistic regression with the largest penalty only")
-    arguments = parser.parse_args()
-    rows = measure(PENALTIES[:1], ()) if arguments.quick else measure(PENALTIES, SEEDS)
+    run = _run.Run("suggested_settings", __doc__, Options)
+    rows = measure(PENALTIES[:1], ()) if run.options.quick else measure(PENALTIES, SEEDS)
     print(table(rows))
-    versions = {"python": platform.python_version(), "jax": jax.__version__, "momentum_optax": mo.__version__}
-    surroundings = {"command": f"python -m benchmarks.{pathlib.Path(__file__).stem}", "versions": versions}
-    surroundings |= {"device": jax.devices()[0].device_kind, "cpu_cores": os.cpu_count()}
-    arguments.output.write_text(json.dumps(surroundings | {"rows": rows}, indent=2) + "\n")
+    run.write({"rows": rows})
 
 
 if __name__ == "__main__":

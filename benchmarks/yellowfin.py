@@ -1,4 +1,4 @@
-"""What does YellowFin reach without any tuning, and what do settings that somebody searched for?
+"""YellowFin without any tuning against settings from a search.
 
     python -m benchmarks.yellowfin
 
@@ -15,13 +15,9 @@ step from the value of the loss and a lower bound of 0, are there for scale.
 Prints a table and writes benchmarks/yellowfin.json. Takes two minutes.
 """
 
-import argparse
+import dataclasses
 import itertools
-import json
-import os
-import pathlib
-import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -31,7 +27,10 @@ import optax
 from tqdm import tqdm
 
 import momentum_optax as mo
-from examples import demo
+from examples.demo.autoencoder import cross_entropy, problem, squared_error, stacked
+from examples.demo.data import flat_digits
+
+from . import _run
 
 FACTORS = (0.3, 1.0, 3.0, 10.0, 30.0)
 # Of the heavy ball: rates are over L, or what they would be at a decay of 0.9 with the same effective rate.
@@ -47,11 +46,11 @@ def heavy_ball(rate: Any, decay: Any) -> Any:
 
 
 # A maker of optimizers, and the arguments to try.
-Way = tuple[Callable[..., Any], list[tuple[float, ...]]]
+Candidate = tuple[Callable[..., Any], Sequence[tuple[float, ...]]]
 
 
-def ways(grid: list[tuple[float, float]]) -> dict[str, Way]:
-    """What is compared, with a grid of rates and decays."""
+def candidates(grid: list[tuple[float, float]]) -> dict[str, Candidate]:
+    """The optimizers that are compared, with a grid of rates and decays."""
     return {
         "YellowFin, untuned": (mo.contrib.yellowfin, [(1.0,)]),
         "YellowFin, factor tuned": (mo.contrib.yellowfin, [(factor,) for factor in FACTORS]),
@@ -62,13 +61,13 @@ def ways(grid: list[tuple[float, float]]) -> dict[str, Way]:
     }
 
 
-def quadratic(kappa: float, L: float) -> Callable[[Way], list[int]]:
-    """The steps that each setting of a way needs."""
+def quadratic(kappa: float, L: float) -> Callable[[Candidate], list[int]]:
+    """The steps that each setting of a candidate needs."""
     curvature = jnp.asarray(np.geomspace(L / kappa, L, 20), jnp.float32)
     start = jnp.ones(20)
 
-    def of(way: Way) -> list[int]:
-        make, settings = way
+    def of(candidate: Candidate) -> list[int]:
+        make, settings = candidate
 
         def run(setting: Any) -> Any:
             tx = optax.with_extra_args_support(make(*setting))
@@ -93,18 +92,15 @@ def quadratic(kappa: float, L: float) -> Callable[[Way], list[int]]:
 
 def autoencoder(quick: bool) -> tuple[Any, Any, Any]:
     """Weights and data of each seed, the loss that is trained and the one that is reported."""
-    digits = demo.load_digits()
-    images = np.concatenate([digits.images, digits.test_images]).reshape(-1, 64)
-    seeds = [demo._race_seed(images, 2 if quick else 120, (0, seed)) for seed in range(SEEDS)]
+    images, _ = flat_digits()
+    seeds = [problem(images, 2 if quick else 120, (0, seed)) for seed in range(SEEDS)]
     each = [(w, (train,), order.reshape(-1, order.shape[-1]), (v,), (t,)) for w, train, order, v, t in seeds]
-    return each, lambda w, x: demo._errors(w, x)[0], lambda w, x: demo._errors(w, x)[1]
+    return each, cross_entropy, squared_error
 
 
 def classifier(quick: bool) -> tuple[Any, Any, Any]:
     """The same for a network with one hidden layer."""
-    digits = demo.load_digits()
-    images = np.concatenate([digits.images, digits.test_images]).reshape(-1, 64)
-    labels = np.concatenate([digits.labels, digits.test_labels])
+    images, labels = flat_digits()
     each = []
     for seed in range(SEEDS):
         rng = np.random.default_rng((3, seed))
@@ -123,13 +119,13 @@ def classifier(quick: bool) -> tuple[Any, Any, Any]:
     return each, loss, loss
 
 
-def network(task: tuple[Any, Any, Any]) -> Callable[[Way], tuple[np.ndarray, np.ndarray]]:
-    """Validation and test losses of each setting of a way, of shape (settings, seeds)."""
+def network(task: tuple[Any, Any, Any]) -> Callable[[Candidate], tuple[np.ndarray, np.ndarray]]:
+    """Validation and test losses of each setting of a candidate, of shape (settings, seeds)."""
     each, loss, report = task
-    data = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *each)
+    data = stacked(each)
 
-    def of(way: Way) -> tuple[np.ndarray, np.ndarray]:
-        make, settings = way
+    def of(candidate: Candidate) -> tuple[np.ndarray, np.ndarray]:
+        make, settings = candidate
 
         def run(setting: Any, data: Any) -> Any:
             weights, train, order, validation, test = data
@@ -152,27 +148,29 @@ def network(task: tuple[Any, Any, Any]) -> Callable[[Way], tuple[np.ndarray, np.
 
 
 def measure(quick: bool) -> list[dict[str, Any]]:
-    """One row for each task and way."""
+    """One row for each task and candidate."""
     rows = []
     problems = [(10.0, 1.0)] if quick else list(itertools.product((10.0, 100.0, 1000.0), (0.01, 1.0, 100.0)))
     tasks = {"autoencoder": autoencoder, "classifier": classifier}
-    with tqdm(total=6 * (len(problems) + len(tasks)), unit="way", leave=False) as bar:
+    with tqdm(total=6 * (len(problems) + len(tasks)), unit="row", leave=False) as bar:
         for kappa, L in problems:
             steps_of = quadratic(kappa, L)
-            for name, way in ways([(rate / L, decay) for rate, decay in itertools.product(*QUADRATIC)]).items():
-                steps = steps_of(way)
+            for name, candidate in candidates(
+                [(rate / L, decay) for rate, decay in itertools.product(*QUADRATIC)]
+            ).items():
+                steps = steps_of(candidate)
                 best = int(np.argmin(steps))
-                row = {"task": f"quadratic, kappa {kappa:g}, L {L:g}", "way": name, "setting": way[1][best]}
+                row = {"task": f"quadratic, kappa {kappa:g}, L {L:g}", "way": name, "setting": candidate[1][best]}
                 rows.append(row | {"steps": steps[best] if steps[best] <= MOST else None})
                 bar.update()
         for task, load in tasks.items():
             losses_of = network(load(quick))
             pairs = [(rate * (1 - decay) / 0.1, decay) for rate, decay in itertools.product(*NETWORK)]
-            for name, way in ways(pairs).items():
-                validation, test = losses_of(way)
+            for name, candidate in candidates(pairs).items():
+                validation, test = losses_of(candidate)
                 best = int(np.argmin(validation.mean(1)))
                 losses = [round(float(x), 5) if np.isfinite(x) else None for x in test[best]]
-                rows.append({"task": task, "way": name, "setting": way[1][best], "losses": losses})
+                rows.append({"task": task, "way": name, "setting": candidate[1][best], "losses": losses})
                 bar.update()
     return rows
 
@@ -191,20 +189,20 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+@dataclasses.dataclass(frozen=True)
+class Options(_run.Options):
+    """Options of this benchmark."""
+
+    quick: bool = False
+    """one quadratic, two epochs: to see that it runs"""
+
+
 def main() -> None:
     """Run everything, print the table, write the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    output = pathlib.Path(__file__).with_suffix(".json")
-    parser.add_argument("--output", type=pathlib.Path, default=output, help="where to write the JSON")
-    parser.add_argument("--quick", action="store_true", help="one quadratic, two epochs: to see that it runs")
-    arguments = parser.parse_args()
-    rows = measure(arguments.quick)
+    run = _run.Run("yellowfin", __doc__, Options)
+    rows = measure(run.options.quick)
     print(table(rows))
-    modules = {"jax": jax, "numpy": np, "optax": optax, "momentum_optax": mo}
-    versions = {"python": platform.python_version()} | {name: module.__version__ for name, module in modules.items()}
-    surroundings = {"command": f"python -m benchmarks.{pathlib.Path(__file__).stem}", "versions": versions}
-    surroundings |= {"device": jax.devices()[0].device_kind, "cpu_cores": os.cpu_count()}
-    arguments.output.write_text(json.dumps(surroundings | {"rows": rows}, indent=2) + "\n")
+    run.write({"rows": rows})
 
 
 if __name__ == "__main__":

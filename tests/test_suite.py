@@ -26,7 +26,7 @@ def test_table(row): ...
 
 
 def collected(*arguments, cwd):
-    """The names that pytest collects, in a process of its own without pytest-xdist."""
+    """The names that pytest collects, in a separate process without pytest-xdist."""
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
     env = os.environ | {"PYTHONPATH": str(TESTS.parent), "JAX_PLATFORMS": "cpu", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     run = subprocess.run([*command, *arguments], cwd=cwd, env=env, capture_output=True, text=True, check=False)

@@ -29,7 +29,7 @@ class CheckpointError(Exception):
 
 
 def folder_of(root: Path, round_: int) -> Path:
-    """Where the files of a round are."""
+    """The folder with the files of a round."""
     return root / f"round-{round_:06}"
 
 

@@ -1,4 +1,4 @@
-"""What collectives send: from the compiled program, from the arrays, and as the kernel counts it."""
+"""Bytes that collectives send: from the compiled program, from the arrays, and as the kernel counts them."""
 
 import math
 import re
@@ -17,7 +17,7 @@ class Collective(NamedTuple):
     """A collective of a compiled program: its kind in XLA's words, and the bytes of its result on one device."""
 
     kind: str
-    result: int
+    result: float
 
 
 def collectives(program: str) -> list[Collective]:

@@ -1,30 +1,38 @@
-"""What the workers compute: shards, the order of batches, and the programs, on a mesh where a worker is a device."""
+"""The computations of the workers: shards, order of batches, and programs on a mesh with one worker on each device."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from momentum_optax.distributed.outer import OuterMomentum, OuterState, diloco
-from momentum_optax.rules.look_ahead import nesterov
-from momentum_optax.storage import int8
-from momentum_optax.transform import scale_by_momentum
+import momentum_optax as mo
 
-from .. import demo
+from ..demo.cnn import build_cnn
 
 AXIS = "workers"
-EACH, WHOLE = PartitionSpec(AXIS), PartitionSpec()
+PER_WORKER, REPLICATED = PartitionSpec(AXIS), PartitionSpec()
 SIDES = {"mnist": 28, "digits": 8}
 # Of an outer state, the anchor and the momentum are common and the residual is each worker's own.
-OUTER = OuterState(WHOLE, WHOLE, EACH)
+OUTER = mo.outer.OuterState(REPLICATED, REPLICATED, PER_WORKER)
 
 
 class Settings(NamedTuple):
-    """What is trained: so many workers, rounds, steps a round, images a step on each worker; rate; seed; data."""
+    """Settings of a training run.
+
+    Attributes:
+      workers: Processes.
+      rounds: Meetings of DiLoCo.
+      inner_steps: Steps from one meeting to the next.
+      batch_size: Images of a step on each worker.
+      learning_rate: The peak of the inner optimizer's schedule.
+      seed: Of the initial parameters, the split and the orders.
+      data: A key of `SIDES`.
+    """
 
     workers: int
     rounds: int
@@ -36,26 +44,30 @@ class Settings(NamedTuple):
 
 
 class Programs(NamedTuple):
-    """Jitted functions, on arrays that have an axis of workers in front where every worker has its own.
+    """Jitted functions; arrays that differ between workers have an axis of workers in front.
 
     Attributes:
-      local: `local(params, state, images, labels) -> params, state`: a round's steps, on each worker's own batches.
+      local: `local(params, state, images, labels) -> params, state`: the steps of a round, on each worker's batches.
       meet: `meet(params, outer_state) -> params, outer_state`: the exchange.
-      step: `step(params, state, images, labels) -> params, state`: a step on the mean of the gradients of all.
+      step: `step(params, state, images, labels) -> params, state`: a step on the mean of all workers' gradients.
     """
 
-    local: Any
-    meet: Any
-    step: Any
+    local: jax.stages.Wrapped
+    meet: jax.stages.Wrapped
+    step: jax.stages.Wrapped
+
+
+# A function from parameters and images to logits.
+Apply: TypeAlias = Callable[[optax.Params, jax.Array], jax.Array]
 
 
 def shards(images: np.ndarray, labels: np.ndarray, workers: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Each worker's own images and labels; each image goes to one worker."""
+    """Images and labels of each worker; every image goes to one worker."""
     return list(zip(np.array_split(images, workers), np.array_split(labels, workers), strict=True))
 
 
 def order(settings: Settings, worker: int, images: int) -> np.ndarray:
-    """Which of its images a worker takes, of shape (rounds, inner_steps, batch_size): every one before one again."""
+    """Indices of a worker's images, shape (rounds, inner_steps, batch_size); every image before one occurs again."""
     rng = np.random.default_rng((settings.seed, worker))
     shape = (settings.rounds, settings.inner_steps, settings.batch_size)
     epochs = -(-int(np.prod(shape)) // images)
@@ -70,82 +82,107 @@ def inner(settings: Settings) -> optax.GradientTransformation:
     return optax.chain(
         optax.clip_by_global_norm(1.0),
         # Every worker has its parameters as a whole.
-        scale_by_momentum(nesterov(0.9), storage=int8(axis_names=())),
+        mo.scale_by_momentum(mo.nesterov(0.9), storage=mo.storage.int8(axis_names=())),
         optax.scale_by_learning_rate(schedule),
     )
 
 
-def outer() -> OuterMomentum:
+def outer() -> mo.outer.OuterMomentum:
     """DiLoCo with its published rate and momentum, velocity and exchange in bytes."""
-    return diloco(storage="int8", exchange="int8")
+    return mo.outer.diloco(storage="int8", exchange="int8")
 
 
-def start(settings: Settings) -> Any:
+def start(settings: Settings) -> optax.Params:
     """The initial parameters of the CNN of `examples.demo`."""
     from flax import nnx  # noqa: PLC0415
 
-    return nnx.split(demo.build_cnn(SIDES[settings.data], settings.seed))[1]
+    return nnx.split(build_cnn(SIDES[settings.data], settings.seed))[1]
 
 
-def model(settings: Settings) -> tuple[Any, Callable[[Any, Any], Any]]:
+def model(settings: Settings) -> tuple[optax.Params, Apply]:
     """The shapes of `start`, which takes seconds, and the function from parameters and images to logits."""
     from flax import nnx  # noqa: PLC0415
 
-    graph, shapes = nnx.split(nnx.eval_shape(partial(demo.build_cnn, SIDES[settings.data], settings.seed)))
+    graph, shapes = nnx.split(nnx.eval_shape(partial(build_cnn, SIDES[settings.data], settings.seed)))
     return shapes, lambda params, images: nnx.merge(graph, params)(images)
 
 
-def programs(mesh: Mesh, settings: Settings, apply: Callable[[Any, Any], Any]) -> Programs:
-    """See `Programs`."""
-    tx, meetings = inner(settings), outer()
-
-    def gradient(params: Any, images: Any, labels: Any) -> Any:
-        def loss(params: Any) -> Any:
-            return optax.softmax_cross_entropy_with_integer_labels(apply(params, images), labels).mean()
-
-        return jax.grad(loss)(params)
-
-    def moved(params: Any, state: Any, gradients: Any) -> tuple[Any, Any]:
-        updates, state = tx.update(gradients, state, params)
-        return optax.apply_updates(params, updates), state
-
-    def local(params: Any, state: Any, images: Any, labels: Any) -> tuple[Any, Any]:
-        def one(carry: Any, batch: Any) -> tuple[Any, None]:
-            params, state = carry
-            return moved(params, state, gradient(params, *batch)), None
-
-        (params, state), _ = jax.lax.scan(one, (_own(params), _own(state)), (images[0], labels[0]))
-        return _stacked(params), _stacked(state)
-
-    def meet(params: Any, state: OuterState) -> tuple[Any, OuterState]:
-        params, state = meetings.sync(_own(params), state._replace(residual=_own(state.residual)), axis_name=AXIS)
-        return _stacked(params), state._replace(residual=_stacked(state.residual))
-
-    def step(params: Any, state: Any, images: Any, labels: Any) -> tuple[Any, Any]:
-        return moved(params, state, jax.lax.pmean(gradient(params, images[0], labels[0]), AXIS))
-
+def programs(mesh: Mesh, settings: Settings, apply: Apply) -> Programs:
+    """The programs of a training run, for a mesh of one axis, `AXIS`."""
+    local, meet, step = _local_steps(inner(settings), apply), _meeting(outer()), _data_parallel(inner(settings), apply)
     over = partial(jax.shard_map, mesh=mesh, check_vma=False)
     return Programs(
-        jax.jit(over(local, in_specs=EACH, out_specs=EACH), donate_argnums=(0, 1)),
-        jax.jit(over(meet, in_specs=(EACH, OUTER), out_specs=(EACH, OUTER)), donate_argnums=(0, 1)),
-        jax.jit(over(step, in_specs=(WHOLE, WHOLE, EACH, EACH), out_specs=WHOLE), donate_argnums=(0, 1)),
+        jax.jit(over(local, in_specs=PER_WORKER, out_specs=PER_WORKER), donate_argnums=(0, 1)),
+        jax.jit(over(meet, in_specs=(PER_WORKER, OUTER), out_specs=(PER_WORKER, OUTER)), donate_argnums=(0, 1)),
+        jax.jit(
+            over(step, in_specs=(REPLICATED, REPLICATED, PER_WORKER, PER_WORKER), out_specs=REPLICATED),
+            donate_argnums=(0, 1),
+        ),
     )
 
 
-def placed(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
-    """This worker's arrays as its part of global ones; with `EACH` they have an axis of length 1 in front."""
+def _gradient(apply: Apply, params: optax.Params, images: jax.Array, labels: jax.Array) -> optax.Updates:
+    def loss(params: optax.Params) -> jax.Array:
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(apply(params, images), labels))
+
+    return jax.grad(loss)(params)
+
+
+def _stepped(
+    tx: optax.GradientTransformation, params: optax.Params, state: optax.OptState, gradients: optax.Updates
+) -> tuple[optax.Params, optax.OptState]:
+    updates, state = tx.update(gradients, state, params)
+    return optax.apply_updates(params, updates), state
+
+
+def _local_steps(tx: optax.GradientTransformation, apply: Apply) -> Callable[..., tuple[optax.Params, optax.OptState]]:
+    def local(
+        params: optax.Params, state: optax.OptState, images: jax.Array, labels: jax.Array
+    ) -> tuple[optax.Params, optax.OptState]:
+        def one(carry: Any, batch: Any) -> tuple[Any, None]:
+            params, state = carry
+            return _stepped(tx, params, state, _gradient(apply, params, *batch)), None
+
+        (params, state), _ = jax.lax.scan(one, (_own(params), _own(state)), (images[0], labels[0]))
+        return _with_axis(params), _with_axis(state)
+
+    return local
+
+
+def _meeting(outer: mo.outer.OuterMomentum) -> Callable[..., tuple[optax.Params, mo.outer.OuterState]]:
+    def meet(params: optax.Params, state: mo.outer.OuterState) -> tuple[optax.Params, mo.outer.OuterState]:
+        params, state = outer.sync(_own(params), state._replace(residual=_own(state.residual)), axis_name=AXIS)
+        return _with_axis(params), state._replace(residual=_with_axis(state.residual))
+
+    return meet
+
+
+def _data_parallel(
+    tx: optax.GradientTransformation, apply: Apply
+) -> Callable[..., tuple[optax.Params, optax.OptState]]:
+    def step(
+        params: optax.Params, state: optax.OptState, images: jax.Array, labels: jax.Array
+    ) -> tuple[optax.Params, optax.OptState]:
+        return _stepped(tx, params, state, jax.lax.pmean(_gradient(apply, params, images[0], labels[0]), AXIS))
+
+    return step
+
+
+def placed(tree: optax.Params, mesh: Mesh, spec: PartitionSpec) -> optax.Params:
+    """This worker's arrays as its part of global ones; with `PER_WORKER` they have an axis of length 1 in front."""
     sharding = NamedSharding(mesh, spec)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
 
 
-def here(tree: Any) -> Any:
+def here(tree: optax.Params) -> optax.Params:
     """This worker's part of global arrays."""
     return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), tree)
 
 
-def _own(tree: Any) -> Any:
+def _own(tree: optax.Params) -> optax.Params:
+    """Without the axis of workers, which has length 1 on a device."""
     return jax.tree.map(lambda x: x[0], tree)
 
 
-def _stacked(tree: Any) -> Any:
+def _with_axis(tree: optax.Params) -> optax.Params:
     return jax.tree.map(lambda x: x[None], tree)

@@ -1,210 +1,45 @@
-"""What one process does: join the others, train, report, write checkpoints. Started by `crew`, not by hand."""
+"""The program of one process, started by `processes`: join the others, train, report, write checkpoints."""
 
 import json
 import os
 import sys
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
-from jax.sharding import Mesh
 
-from . import checkpoint, traffic, training
-from .training import EACH, WHOLE
-
-# The initial parameters.
-START = "start.npz"
+from . import training
+from .job import Job
+from .strategies import STRATEGIES
 
 
-class Job(NamedTuple):
-    """What a worker is told.
-
-    Attributes:
-      settings: A `Settings`, as a list.
-      folder: Where the data are, and where checkpoints go.
-      worker: Its number.
-      port: Of the coordinator, which is in the process of worker 0.
-      way: "every step" or "rarely".
-      run: The name of the folder of checkpoints.
-      resume: The round to go on from; None to start.
-    """
-
-    settings: Sequence[Any]
-    folder: str
-    worker: int
-    port: int
-    way: str
-    run: str
-    resume: int | None
-
-
-class Cost(NamedTuple):
-    """What a worker has had: meetings, collectives, bytes sent by three counts (see `traffic`), seconds of training."""
-
-    meetings: float = 0
-    collectives: float = 0
-    planned: float = 0
-    compiled: float = 0
-    measured: float = 0
-    seconds: float = 0
-
-
-class Measured:
-    """A compiled program, and what its calls so far have cost."""
-
-    def __init__(self, program: Any, planned: float, workers: int, *arguments: Any):
-        self._run = program.lower(*arguments).compile()
-        self._found = traffic.collectives(self._run.as_text())
-        self._sent = sum(traffic.sent(one, workers) for one in self._found)
-        self._planned = planned
-        self.cost = Cost()
-
-    def __call__(self, *arguments: Any) -> Any:
-        """What the program gives, when it is done."""
-        before, start = traffic.written_by_this_process(), time.perf_counter()
-        result = jax.block_until_ready(self._run(*arguments))
-        seconds, written = time.perf_counter() - start, traffic.written_by_this_process() - before
-        count = len(self._found)
-        self.cost = added(self.cost, Cost(int(count > 0), count, self._planned, self._sent, written, seconds))
-        return result
-
-
-def added(a: Cost, b: Cost) -> Cost:
-    """The sum of two costs."""
-    return Cost(*(x + y for x, y in zip(a, b, strict=True)))
-
-
-class Run:
-    """The state of a worker's training, and a way to go on by a round."""
-
-    def __init__(self, job: Job):
-        self.job, self.settings = job, training.Settings(*job.settings)
-        devices = sorted(jax.devices(), key=lambda device: device.process_index)
-        self.mesh = Mesh(np.asarray(devices), (training.AXIS,))
-        shapes, self.apply = training.model(self.settings)
-        self.params = checkpoint.load(Path(job.folder) / START, shapes)
-        self.programs = training.programs(self.mesh, self.settings, self.apply)
-        with np.load(Path(job.folder) / f"data-{job.worker}.npz") as file:
-            self.images, self.labels = file["images"], file["labels"]
-        self.order = training.order(self.settings, job.worker, len(self.images))
-        self.inner = training.inner(self.settings).init(self.params)
-
-    def batches(self, round_: int) -> tuple[Any, Any]:
-        """Images and labels of a round, this worker's part of global arrays."""
-        rows = self.order[round_]
-        return self.images[rows], self.labels[rows]
-
-    def each(self, tree: Any) -> Any:
-        """A tree of this worker's own, as its part of global arrays."""
-        return training.placed(jax.tree.map(lambda x: np.asarray(x)[None], tree), self.mesh, EACH)
-
-    def whole(self, tree: Any) -> Any:
-        """A tree that is the same on every worker."""
-        return training.placed(tree, self.mesh, WHOLE)
-
-
-class EveryStep(Run):
-    """Gradients are averaged at every step."""
-
-    def __init__(self, job: Job):
-        super().__init__(job)
-        planned = traffic.gradient_bytes(self.params, self.settings.workers)
-        self.state = self.whole(self.params), self.whole(self.inner)
-        batch = jax.tree.map(lambda x: self.each(x[0]), self.batches(0))
-        self.step = Measured(self.programs.step, planned, self.settings.workers, *self.state, *batch)
-
-    def round(self, round_: int) -> Any:
-        """Go on by a round; gives the parameters."""
-        for images, labels in zip(*self.batches(round_), strict=True):
-            self.state = self.step(*self.state, self.each(images), self.each(labels))
-        return training.here(self.state[0])
-
-    @property
-    def cost(self) -> Cost:
-        """Of all rounds so far."""
-        return self.step.cost
-
-
-class Rarely(Run):
-    """Workers train alone for a round, then meet."""
-
-    def __init__(self, job: Job):
-        super().__init__(job)
-        self.inner, self.outer = self.each(self.inner), training.outer().init(self.params)
-        if job.resume is not None:
-            self._load(job.resume)
-        anchor, momentum, residual = self.outer
-        self.outer = type(self.outer)(self.whole(anchor), self.whole(momentum), self.each(residual))
-        # Where they meet all have the anchor's parameters: there is nothing else to save.
-        self.params = self.each(anchor)
-        planned = traffic.exchange_bytes(anchor, self.settings.workers)
-        batch = jax.tree.map(self.each, self.batches(0))
-        workers = self.settings.workers
-        self.local = Measured(self.programs.local, 0.0, workers, self.params, self.inner, *batch)
-        self.meet = Measured(self.programs.meet, planned, workers, self.params, self.outer)
-
-    def round(self, round_: int) -> Any:
-        """Go on by a round; gives the parameters."""
-        self.params, self.inner = self.local(self.params, self.inner, *map(self.each, self.batches(round_)))
-        self.params, self.outer = self.meet(self.params, self.outer)
-        self._save(round_ + 1)
-        return training.here(self.outer.anchor)
-
-    @property
-    def cost(self) -> Cost:
-        """Of all rounds so far."""
-        return added(self.local.cost, self.meet.cost)
-
-    def _save(self, round_: int) -> None:
-        root, worker = Path(self.job.folder) / self.job.run, self.job.worker
-        folder = checkpoint.folder_of(root, round_)
-        checkpoint.save(folder / checkpoint.file_of(worker), training.here((self.inner, self.outer.residual)))
-        if worker == 0:
-            checkpoint.save(folder / checkpoint.COMMON, training.here(self.outer[:2]))
-            # All have met: what they wrote before is complete.
-            checkpoint.keep_only(root, round_ - checkpoint.KEPT_ROUNDS + 1, round_)
-
-    def _load(self, round_: int) -> None:
-        folder = checkpoint.folder_of(Path(self.job.folder) / self.job.run, round_)
-        own = training.here(self.inner), jax.tree.map(lambda x: x[None], self.outer.residual)
-        inner, residual = checkpoint.load(folder / checkpoint.file_of(self.job.worker), own)
-        anchor, momentum = checkpoint.load(folder / checkpoint.COMMON, tuple(self.outer[:2]))
-        self.inner = training.placed(inner, self.mesh, EACH)
-        self.outer = type(self.outer)(anchor, momentum, jax.tree.map(lambda x: x[0], residual))
-
-
-WAYS: dict[str, type[EveryStep] | type[Rarely]] = {"every step": EveryStep, "rarely": Rarely}
-
-
-def judge(folder: Path, apply: Callable[[Any, Any], Any]) -> Callable[[Any], dict[str, float]]:
+def evaluator(folder: Path, apply: training.Apply) -> Callable[[optax.Params], dict[str, float]]:
     """A function from parameters to accuracy and mean cross-entropy on the images held out."""
     with np.load(folder / "held-out.npz") as file:
         images, labels = file["images"], file["labels"]
 
     @jax.jit
-    def run(params: Any) -> tuple[Any, Any]:
+    def run(params: optax.Params) -> tuple[jax.Array, jax.Array]:
         logits = apply(params, images)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
         return (logits.argmax(-1) == labels).mean(), loss
 
-    def judged(params: Any) -> dict[str, float]:
+    def evaluate(params: optax.Params) -> dict[str, float]:
         accuracy, loss = run(params)
         return {"accuracy": float(accuracy), "loss": float(loss)}
 
-    return judged
+    return evaluate
 
 
 def main(text: str) -> None:
-    """Do a `Job`, given in JSON; a line of JSON on the standard output after each round."""
-    # Libraries write to the standard output as well: what is not a report goes to the log.
+    """Carry out a `Job`, given in JSON; print a line of JSON on the standard output after each round."""
+    # Libraries write to the standard output as well: all but the reports goes to the log.
     reports = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    threading.Thread(target=_leave_with_the_launcher, daemon=True).start()
+    threading.Thread(target=_exit_with_launcher, daemon=True).start()
     job = Job(**json.loads(text))
     settings = training.Settings(*job.settings)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -212,16 +47,16 @@ def main(text: str) -> None:
     jax.distributed.initialize(
         address, settings.workers, job.worker, initialization_timeout=60, coordinator_bind_address=address
     )
-    run = WAYS[job.way](job)
-    judged = judge(Path(job.folder), run.apply) if job.worker == 0 else lambda _: {}
+    run = STRATEGIES[job.strategy](job)
+    evaluate = evaluator(Path(job.folder), run.apply) if job.worker == 0 else lambda _: {}
     for round_ in range(job.resume or 0, settings.rounds):
         params = run.round(round_)
-        report = {"round": round_ + 1, **run.cost._asdict(), **judged(params)}
+        report = {"round": round_ + 1, **run.cost._asdict(), **evaluate(params)}
         print(json.dumps(report), file=reports, flush=True)
 
 
-def _leave_with_the_launcher() -> None:
-    """The standard input is a pipe that nothing is written to; it ends when the launcher does, however that may be."""
+def _exit_with_launcher() -> None:
+    """The standard input is a pipe to which nothing is written; it ends with the launcher, whatever ends that."""
     os.read(0, 1)
     os._exit(1)
 

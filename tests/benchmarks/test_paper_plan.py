@@ -1,6 +1,5 @@
-"""The paper plan: its page is what its script computes; its formulas are what small arrays hold and programs send."""
+"""The paper plan: its page is what its program computes; its formulas are what small arrays hold and programs send."""
 
-import importlib.util
 import pathlib
 import re
 
@@ -11,14 +10,11 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import momentum_optax as mo
+from benchmarks import paper_plan as plan
 from examples.demo_distributed import traffic
 
 P = PartitionSpec
 ROOT = pathlib.Path(__file__).parents[2]
-SPEC = importlib.util.spec_from_file_location("paper_plan", ROOT / "benchmarks" / "paper_plan.py")
-plan = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(plan)
-
 PAGE = (ROOT / "docs" / "plan.md").read_text()
 # 16 and 8 divide every width; each row has 512 elements or more.
 SMALL = plan.Model(layers=2, width=512, vocabulary=1024)

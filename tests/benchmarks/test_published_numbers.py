@@ -1,16 +1,21 @@
-"""The committed results of the benchmarks that compare with known numbers, and cheap parts of them run again."""
+"""The committed results that compare with known numbers, and cheap parts of them computed again."""
 
-import importlib.util
-import json
 import math
-import pathlib
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
+import momentum_optax as mo
+
+pytest.importorskip("tqdm")
+pytest.importorskip("tyro")
+
+from benchmarks.published_numbers import local_minima, regression, restarts
+from benchmarks.published_numbers.__main__ import EXPERIMENTS
+from benchmarks.published_numbers.aggregated import steps_per_e
+from benchmarks.published_numbers.row import row as line
+
 NO_BAR = SimpleNamespace(update=lambda: None)
 
 # What is known, written down apart from the script: value and allowed distance.
@@ -56,32 +61,13 @@ KNOWN |= {
 }
 
 
-def load(name):
-    """A script of benchmarks/, which is no package, as a module."""
-    pytest.importorskip("tqdm")
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def committed(name):
-    return json.loads((BENCHMARKS / f"{name}.json").read_text())["rows"]
-
-
-@pytest.fixture(scope="module")
-def script():
-    return load("published_numbers")
-
-
-def test_the_committed_numbers_are_the_known_ones():
+def test_the_committed_numbers_are_the_known_ones(committed):
     rows = {(row["experiment"], row["case"]): row for row in committed("published_numbers")}
     assert set(rows) == set(KNOWN)
     for key, (known, allowed) in KNOWN.items():
         assert rows[key]["known"] == known, key
         assert abs(rows[key]["measured"] - known) <= rows[key]["tolerance"] <= allowed + 1e-9, key
-    # Restarts are two each, and their counts hang on the start.
+    # Restarts are two each, and their counts depend on the start.
     for kind in ("loss", "gradient"):
         assert rows["restarts", f"restart by {kind}"]["restarts"] == 2
     # In regression with batches of one the heavy ball's exponent nears one, as for plain descent.
@@ -89,28 +75,28 @@ def test_the_committed_numbers_are_the_known_ones():
     assert rows["regression", "Nesterov"]["steps"][-1] == pytest.approx(47.8, rel=0.15)
 
 
-def test_cheap_rows_come_out_again(script):
+def test_cheap_rows_come_out_again(committed):
     rows = {(row["experiment"], row["case"]): row["measured"] for row in committed("published_numbers")}
-    ball = script.steps_per_e(script.mo.heavy_ball(0.9), 1e4)
-    again = [script.row("aggregated", "heavy ball 0.9, kappa 10000", ball, 265.8, 13)]
-    steps, restarts = script.steps_to_converge(script.mo.tuning.smooth_nesterov(1.0, 1e-4).rule, 0)
-    again.append(script.row("restarts", "constant decay", steps, 799, 8))
-    x = np.random.default_rng(0).uniform(-12, 12, script.STARTS)
-    end = script.travel(script.mo.heavy_ball(0.9), 0.1, x, 500)
-    again.append(script.row("local minima", "rate 0.1, heavy ball, decay 0.9", script.share(end), 0.222, 0.02))
-    slow = script.best_rate(lambda: (script.mo.heavy_ball(0.0), 1.0), [(math.log(0.02), math.log(3.999))], 16.0, 41)
-    assert restarts == 0
+    ball = steps_per_e(mo.heavy_ball(0.9), 1e4)
+    again = [line("aggregated", "heavy ball 0.9, kappa 10000", ball, 265.8, 13)]
+    steps, restarted = restarts.steps_to_converge(mo.tuning.smooth_nesterov(1.0, 1e-4).rule, 0)
+    again.append(line("restarts", "constant decay", steps, 799, 8))
+    x = np.random.default_rng(0).uniform(-12, 12, local_minima.STARTS)
+    end = local_minima.travel(mo.heavy_ball(0.9), 0.1, x, 500)
+    again.append(line("local minima", "rate 0.1, heavy ball, decay 0.9", local_minima.share(end), 0.222, 0.02))
+    slow = regression.best_rate(lambda: (mo.heavy_ball(0.0), 1.0), [(math.log(0.02), math.log(3.999))], 16.0, 41)
+    assert restarted == 0
     assert -1 / math.log(slow) == pytest.approx(4.54, abs=5e-3)
     for row in again:
         assert row["measured"] == pytest.approx(rows[row["experiment"], row["case"]], rel=1e-6), row["case"]
 
 
-def test_the_mean_square_operator_is_that_of_sampled_runs(script):
+def test_the_mean_square_operator_is_that_of_sampled_runs():
     # Plain descent has it in closed form; for the heavy ball the exact mean over all 2^8 sequences of inputs.
     rate, kappa = 1.3, 16.0
-    descent = script.mean_square_rate(script.mo.heavy_ball(0.0), np.array([rate]), kappa)
+    descent = regression.mean_square_rate(mo.heavy_ball(0.0), np.array([rate]), kappa)
     assert descent[0] == pytest.approx(max((1 + (1 - rate * c) ** 2) / 2 for c in (1.0, 2 / kappa)), rel=1e-12)
-    rule, steps = script.mo.heavy_ball(0.6), 8
+    rule, steps = mo.heavy_ball(0.6), 8
     moments = np.zeros(steps)
     for sequence in range(2**steps):
         theta, v = 1.0, 0.0
@@ -119,7 +105,7 @@ def test_the_mean_square_operator_is_that_of_sampled_runs(script):
             v = 0.6 * v + g
             theta -= 0.5 * v
             moments[t] += theta**2 / 2**steps
-    hit, idle = (script.analysis.closed_loop(rule, 0.5, c) for c in (0.9, 0.0))
+    hit, idle = (mo.analysis.closed_loop(rule, 0.5, c) for c in (0.9, 0.0))
     operator = (np.kron(hit, hit) + np.kron(idle, idle)) / 2
     state = np.array([1.0, 0.0, 0.0, 0.0])
     for t in range(steps):
@@ -128,51 +114,9 @@ def test_the_mean_square_operator_is_that_of_sampled_runs(script):
 
 
 @pytest.mark.slow
-def test_every_published_number_comes_out_again(script):
+def test_every_published_number_comes_out_again(committed):
     rows = {(row["experiment"], row["case"]): row for row in committed("published_numbers")}
-    for experiment in script.EXPERIMENTS.values():
+    for experiment in EXPERIMENTS.values():
         for row in experiment(NO_BAR):
             expected = rows[row["experiment"], row["case"]]
             assert row["measured"] == pytest.approx(expected["measured"], rel=1e-4, abs=1e-3), row["case"]
-
-
-# Suggested settings.
-
-
-def test_suggested_settings_are_at_most_one_and_a_half_times_slower_than_the_best_of_the_grid():
-    rows = committed("suggested_settings")
-    tasks = {row["task"] for row in rows}
-    assert {task.split(",")[0] for task in tasks} == {"logistic regression", "autoencoder"}
-    assert len(tasks) == 8
-    for row in rows:
-        # To a hundredth of the excess at the smallest penalty, within 20 steps of the best, is where it is slower.
-        loose = row["task"].endswith("penalty 0.0001") and row["target"] == "excess 0.01"
-        assert row["ratio"] <= (2.5 if loose else 1.5), row
-        assert row["ratio"] == pytest.approx(row["steps"] / row["best_steps"], abs=1e-3)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-def test_the_suggestion_for_the_autoencoder_is_worth_it_again(seed):
-    # Not the same steps: rounding decides where a run at the edge of stability goes.
-    pytest.importorskip("sklearn")
-    script = load("suggested_settings")
-    problem = script.autoencoder(seed)
-    suggested = script.mo.tuning.suggest(*problem)
-    losses = script.run(*problem, 600)(suggested.learning_rate, suggested.decay)
-    rows = [row for row in committed("suggested_settings") if row["task"] == f"autoencoder, seed {seed}"]
-    assert len(rows) == len(script.LOSSES)
-    for row, target in zip(rows, script.LOSSES, strict=True):
-        assert script.first(losses, target) <= 1.5 * row["best_steps"]
-
-
-@pytest.mark.slow
-def test_the_suggestion_for_logistic_regression_comes_out_again():
-    pytest.importorskip("sklearn")
-    script = load("suggested_settings")
-    rows = {(row["task"], row["target"]): row for row in committed("suggested_settings")}
-    for row in script.measure(script.PENALTIES[:1], ()):
-        expected = rows[row["task"], row["target"]]
-        assert row["steps"] == expected["steps"]
-        assert row["best_steps"] == expected["best_steps"]
-        assert row["learning_rate"] == pytest.approx(expected["learning_rate"], rel=1e-6)

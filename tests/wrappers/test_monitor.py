@@ -105,16 +105,15 @@ class AlwaysBytes(type(mo.storage.int8())):
 
 # Counts of the compiled step: alone, measured at every tenth step, and at every step.
 COUNTS = """
-import json, math, sys
-sys.path.insert(0, "benchmarks")
-import compiled_bytes
+import json, math
+from benchmarks import _moved_bytes
 import momentum_optax as mo
-rule, found, device = mo.nesterov(0.9), {}, compiled_bytes.target("tpu")
+rule, found, device = mo.nesterov(0.9), {}, _moved_bytes.target("tpu")
 for storage in ("float32", "int8"):
     alone = mo.sgd(0.1, rule, storage=storage)
     for every, tx in ((0, alone), (10, mo.monitor(alone, rule, every=10)), (1, mo.monitor(alone, rule))):
-        program = compiled_bytes.compiled(tx, compiled_bytes.LARGE, device)
-        found[f"{storage} {every}"] = compiled_bytes.count(program, math.prod(compiled_bytes.LARGE))._asdict()
+        program = _moved_bytes.compiled(tx, _moved_bytes.LARGE, device)
+        found[f"{storage} {every}"] = _moved_bytes.count(program, math.prod(_moved_bytes.LARGE))._asdict()
 print(json.dumps(found))
 """
 

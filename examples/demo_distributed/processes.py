@@ -1,4 +1,4 @@
-"""Processes: start one for each worker, listen to them, and end all of them whatever happens."""
+"""Start a process for each worker, read its reports, and end all of them whatever happens."""
 
 import json
 import os
@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from . import worker
+from .job import Job
 
 
 class WorkerLost(Exception):  # noqa: N818
@@ -26,15 +27,15 @@ class WorkerLost(Exception):  # noqa: N818
         self.log = log.read_text(errors="replace")
 
 
-class Crew:
-    """The processes of all workers, as a context: none is left when it is.
+class Processes:
+    """The processes of all workers, as a context manager; on leaving it none is alive.
 
     Each is the leader of a process group, so that what it may have started ends with it, and so that a key pressed in
     the terminal reaches the launcher only, who then ends them all. They are killed, not asked: JAX catches SIGTERM,
     and a collective whose peer is gone may wait for minutes.
     """
 
-    def __init__(self, jobs: list[worker.Job]):
+    def __init__(self, jobs: list[Job]):
         self._jobs = jobs
         self._processes: list[subprocess.Popen[bytes]] = []
         self._logs = [Path(job.folder) / f"worker-{job.worker}.log" for job in jobs]
@@ -59,7 +60,7 @@ class Crew:
             os.killpg(self._processes[number].pid, signal.SIGKILL)
 
     def reports(self, deadline: float) -> Iterator[tuple[int, dict[str, Any]]]:
-        """What workers report, with their numbers, until all have finished.
+        """The reports of workers, with their numbers, until all have finished.
 
         Raises:
           WorkerLost: If one ends otherwise.
@@ -113,7 +114,7 @@ def free_port() -> int:
         return port
 
 
-def _start(job: worker.Job, log: Path) -> subprocess.Popen[bytes]:
+def _start(job: Job, log: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", worker.__name__, json.dumps(job._asdict())]
     with log.open("wb") as errors:
         return subprocess.Popen(
@@ -128,7 +129,7 @@ def _start(job: worker.Job, log: Path) -> subprocess.Popen[bytes]:
 
 def _pipe(file: IO[bytes] | None) -> IO[bytes]:
     if file is None:
-        raise RuntimeError("processes of a crew have pipes")
+        raise RuntimeError("the processes of workers have pipes")
     return file
 
 

@@ -1,0 +1,166 @@
+"""Bytes that a compiled optimizer step moves, exactly, for accelerators that need not be here.
+
+JAX compiles ahead of time for a device that is absent (TPU: the package libtpu; H200: the CUDA plugin and nvcc, without
+a driver). The bytes are the operands and results of the fusions in the optimized program. A fused slice is charged for
+the slice, an asynchronous copy once, buffers in on-chip memory not at all.
+"""
+
+import math
+import os
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The TPU compiler would ask a metadata server where it is, and allow one process only.
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+# The leaf of most rows.
+LARGE = (8192, 4096)
+
+# From NVIDIA's data sheet and programming guide, in the format that XLA wants.
+H200 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
+  shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 4800000000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
+  device_memory_size: 150000000000 shared_memory_per_block_optin: 232448
+  cuda_compute_capability { major: 9 } registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 7 }
+runtime_version { major: 12 minor: 8 patch: 0 }
+device_description_str: "NVIDIA H200"
+"""
+
+
+class Count(NamedTuple):
+    """Bytes that a program moves, per parameter; `passes` counts the fusions that move a byte per parameter or more."""
+
+    bytes: float
+    branch: float
+    temporaries: float
+    passes: int
+
+
+def target(name: str) -> Any:
+    """The device to compile for."""
+    # Without its device a compiler can write a program to JAX's persistent cache and cannot read it there.
+    jax.config.update("jax_enable_compilation_cache", False)
+    if name == "cpu":
+        return jax.devices("cpu")[0]
+    if name == "tpu":
+        return topologies.get_topology_desc("v5e:2x2", platform="tpu").devices[0]
+    one = {"topology_name": "1x1x1", "topology": "1x1x1"}
+    return topologies.get_topology_desc(platform="cuda", target_config=H200, **one).devices[0]
+
+
+def compiled(tx: optax.GradientTransformation, shape: tuple[int, ...], device: Any) -> Any:
+    """The step of `tx` for `device`, with parameters and state donated."""
+    sharding = SingleDeviceSharding(device)
+
+    def place(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    def step(params: Any, state: Any, gradients: Any) -> Any:
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = place(jax.ShapeDtypeStruct(shape, jnp.float32))
+    state = jax.tree.map(place, jax.eval_shape(tx.init, params))
+    return jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
+
+
+class Instruction(NamedTuple):
+    """A line of an optimized program."""
+
+    name: str
+    kind: str
+    op: str
+    operands: list[str]
+    called: str
+
+
+_LINE = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)")
+_ARRAY = re.compile(r"(pred|bf16|f8\w+|[fsuc]\d+)\[([\d,]*)\](\{[^}]*\})?")
+# These name or regroup buffers; nothing is moved.
+_FREE = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant", "after-all", "partition-id"}
+
+
+def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
+    """The computations of an optimized program, and the name of its entry."""
+    computations: dict[str, list[Instruction]] = {}
+    entry = current = ""
+    for line in text.splitlines():
+        header = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$", line)
+        if header:
+            current = header.group(2)
+            entry = current if header.group(1) else entry
+            computations[current] = []
+        elif current and (found := _LINE.match(line)):
+            name, kind, op, rest = found.groups()
+            called = re.search(r"calls=%?([\w.\-]+)", rest)
+            operands = [rest] if op == "parameter" else re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
+            computations[current].append(Instruction(name, kind, op, operands, called.group(1) if called else ""))
+    return computations, entry
+
+
+def size(kind: str) -> float:
+    """Bytes of a type in main memory; TPU layouts mark on-chip buffers with S(1) and up."""
+    total = 0.0
+    for dtype, dims, layout in _ARRAY.findall(kind):
+        if "S(" not in layout:
+            bits = 8 if dtype == "pred" else int(re.findall(r"\d+", dtype)[0])
+            total += math.prod(int(d) for d in dims.split(",") if d) * bits / 8
+    return total
+
+
+def read_sizes(body: list[Instruction]) -> Iterator[tuple[int, float | None]]:
+    """For each parameter of a fusion its index and what is read of it: None for all, or the sum of its slices."""
+    for parameter in body:
+        if parameter.op == "parameter":
+            users = [i for i in body if parameter.name in i.operands]
+            sliced = users and all(
+                u.op in ("slice", "dynamic-slice") and u.operands[0] == parameter.name for u in users
+            )
+            index = int(re.match(r"\d+", parameter.operands[0]).group())  # type: ignore[union-attr]  # always a number
+            yield index, sum(size(u.kind) for u in users) if sliced else None
+
+
+def count(program: Any, parameters: int) -> Count:
+    """Count the bytes that a compiled program moves."""
+    computations, entry = parse(program.as_text())
+    sizes = {i.name: size(i.kind) for i in computations[entry]}
+    moved = branch = 0.0
+    passes = 0
+    for instruction in computations[entry]:
+        if instruction.op in _FREE or instruction.op.endswith("-done"):
+            continue
+        part = dict(read_sizes(computations.get(instruction.called, [])))
+        reads = [part.get(i) for i in range(len(instruction.operands))]
+        operands = [
+            sizes.get(name, 0.0) if read is None else read
+            for name, read in zip(instruction.operands, reads, strict=True)
+        ]
+        # The start of an asynchronous copy has its source among its results.
+        result = 0.0 if instruction.op.endswith("-start") else sizes[instruction.name]
+        if instruction.op.endswith("-start"):
+            operands, result = [size(instruction.kind)], 0.0
+        cost = result + sum(operands)
+        if instruction.op == "conditional":
+            branch += cost
+        else:
+            moved += cost
+            passes += cost >= parameters
+    temporaries = program.memory_analysis().temp_size_in_bytes
+    return Count(moved / parameters, branch / parameters, temporaries / parameters, passes)

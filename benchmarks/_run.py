@@ -1,0 +1,67 @@
+"""The frame of the benchmarks: the command line, and the JSON file with the surroundings of its numbers."""
+
+import dataclasses
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar
+
+import jax
+import numpy as np
+import optax
+
+import momentum_optax as mo
+from examples import command_line
+from examples.command_line import WRITABLE
+
+FOLDER = Path(__file__).parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options that all benchmarks have."""
+
+    output: Annotated[Path | None, WRITABLE] = None
+    """JSON file to write; None is the committed one"""
+
+
+ChosenOptions = TypeVar("ChosenOptions", bound=Options)
+
+
+class Run(Generic[ChosenOptions]):
+    """A run of a benchmark.
+
+    Attributes:
+      options: The options on the command line.
+      path: The JSON file.
+    """
+
+    def __init__(self, name: str, description: str | None, options: type[ChosenOptions]):
+        self.options = command_line.parse(options, f"benchmarks.{name}", description or "")
+        self.path = self.options.output or FOLDER / f"{name}.json"
+        self._command = shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
+
+    def write(
+        self, results: Mapping[str, Any], *, versions: Mapping[str, str] | None = None, indent: int | None = 1
+    ) -> None:
+        """Write the results, and what they depend on besides the code of the benchmark.
+
+        Args:
+          results: Entries of the JSON document.
+          versions: Of packages that only this benchmark uses.
+          indent: Of the JSON text; None puts all of it on one line.
+        """
+        modules = {"jax": jax, "numpy": np, "optax": optax, "momentum_optax": mo}
+        document = {
+            "command": self._command,
+            "versions": {"python": platform.python_version()}
+            | {name: module.__version__ for name, module in modules.items()}
+            | dict(versions or {}),
+            "device": jax.devices()[0].device_kind,
+            "cpu_cores": os.cpu_count(),
+        }
+        self.path.write_text(json.dumps(document | dict(results), indent=indent) + "\n")

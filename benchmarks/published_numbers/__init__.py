@@ -1,0 +1,1 @@
+"""Published numbers about momentum, reproduced: see `__main__`."""

@@ -1,0 +1,1 @@
+"""Losses and velocities with the velocity in fewer bytes: see `__main__`."""

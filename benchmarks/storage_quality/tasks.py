@@ -1,0 +1,156 @@
+"""The networks that train: their weights, and training with an optimizer whose velocity is compared."""
+
+import math
+from collections.abc import Callable
+from pydoc_data.topics import topics
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from examples.demo.autoencoder import cross_entropy, problem, squared_error, stacked
+from examples.demo.cnn import build_cnn
+from examples.demo.data import flat_digits, load_mnist
+
+from .tracked import Tracked
+
+HIDDEN, EMBEDDING, LENGTH = 96, 32, 64
+
+# A function from an optimizer to the final losses and the mean relative errors, an entry for each seed.
+Train = Callable[[Tracked], tuple[np.ndarray, np.ndarray]]
+
+
+def autoencoder(seeds: int, quick: bool) -> tuple[Any, Train]:
+    """The deep autoencoder of the demo on 8x8 digits, batches of 32: its weights, and how to train it."""
+    images, _ = flat_digits()
+    each = [problem(images, 2 if quick else 120, (0, seed)) for seed in range(seeds)]
+    settings = stacked(each)
+
+    def train(optimizer: Tracked) -> tuple[np.ndarray, np.ndarray]:
+        def run(setting: Any) -> tuple[jax.Array, jax.Array]:
+            weights, images, order, _, test = setting
+
+            def loss_of(weights: Any, rows: Any) -> jax.Array:
+                return cross_entropy(weights, images[rows])
+
+            weights, errors = _scan(optimizer, loss_of, weights, order.reshape(-1, order.shape[-1]))
+            return squared_error(weights, test), errors
+
+        losses, errors = jax.device_get(jax.jit(jax.vmap(run))(settings))
+        return losses, errors
+
+    return each[0][0], train
+
+
+def _scan(optimizer: Tracked, loss_of: Any, weights: Any, batches: Any) -> tuple[Any, jax.Array]:
+    """Train on the batches in turn, all in one program: final weights and mean errors."""
+
+    def step(carry: Any, batch: Any) -> tuple[Any, jax.Array]:
+        weights, state = carry
+        weights, state, errors = optimizer.step(weights, state, jax.grad(loss_of)(weights, batch))
+        return (weights, state), errors
+
+    (weights, _), errors = jax.lax.scan(step, (weights, optimizer.init(weights)), batches)
+    return weights, errors.mean(0)
+
+
+def gru(seeds: int, quick: bool) -> tuple[Any, Train]:
+    """A character-level GRU on the help texts of the standard library; the last tenth is held out."""
+    text = "\n\n".join(topics[name] for name in sorted(topics)).encode("ascii", "replace")
+    symbols, codes = np.unique(np.frombuffer(text, np.uint8), return_inverse=True)
+    data, held_out = (jnp.asarray(part, jnp.int32) for part in np.split(codes, [9 * len(codes) // 10]))
+    rngs = [np.random.default_rng((1, seed)) for seed in range(seeds)]
+    each = [_gru_weights(rng, len(symbols)) for rng in rngs]
+    starts = [rng.integers(len(data) - LENGTH, size=(6 if quick else 300, 32)) for rng in rngs]
+    settings = stacked(list(zip(each, starts, strict=True)))
+
+    def train(optimizer: Tracked) -> tuple[np.ndarray, np.ndarray]:
+        def run(setting: Any) -> tuple[jax.Array, jax.Array]:
+            weights, errors = _scan(optimizer, lambda w, s: _gru_loss(w, _windows(data, s)), *setting)
+            test = _windows(held_out, jnp.arange(0, len(held_out) - LENGTH, LENGTH))
+            return _gru_loss(weights, test), errors
+
+        losses, errors = jax.device_get(jax.jit(jax.vmap(run))(settings))
+        return losses, errors
+
+    return each[0], train
+
+
+def _windows(text: Any, starts: Any) -> Any:
+    """Stretches of one character more than the network reads; one row each."""
+    return text[starts[:, None] + jnp.arange(LENGTH + 1)]
+
+
+def _gru_weights(rng: np.random.Generator, symbols: int) -> dict[str, np.ndarray]:
+    """Initial weights: each unit's inputs add up to variance 1; update gate, reset gate and candidate in one matrix."""
+
+    def matrix(rows: int, columns: int) -> np.ndarray:
+        return (rng.standard_normal((rows, columns)) / math.sqrt(rows)).astype(np.float32)
+
+    return {
+        "embedding": rng.standard_normal((symbols, EMBEDDING)).astype(np.float32),
+        "input": matrix(EMBEDDING, 3 * HIDDEN),
+        "hidden": matrix(HIDDEN, 3 * HIDDEN),
+        "bias": np.zeros(3 * HIDDEN, np.float32),
+        "output": matrix(HIDDEN, symbols),
+        "output_bias": np.zeros(symbols, np.float32),
+    }
+
+
+def _gru_loss(weights: Any, windows: Any) -> jax.Array:
+    """Mean nats per character, each predicted from those before it in its window (Cho et al., 2014)."""
+    inputs = weights["embedding"][windows[:, :-1].T] @ weights["input"] + weights["bias"]
+
+    def cell(h: Any, x: Any) -> tuple[Any, Any]:
+        (x_gates, x_new), (h_gates, h_new) = (jnp.split(y, [2 * HIDDEN], -1) for y in (x, h @ weights["hidden"]))
+        update, reset = jnp.split(jax.nn.sigmoid(x_gates + h_gates), 2, -1)
+        h = update * h + (1 - update) * jnp.tanh(x_new + reset * h_new)
+        return h, h
+
+    _, states = jax.lax.scan(cell, jnp.zeros((len(windows), HIDDEN)), inputs)
+    logits = states @ weights["output"] + weights["output_bias"]
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, windows[:, 1:].T))
+
+
+def cnn(seeds: int, quick: bool) -> tuple[Any, Train]:
+    """The CNN of the demo on 4000 MNIST images, four epochs of batches of 64; 1000 images are held out."""
+    from flax import nnx  # noqa: PLC0415
+
+    data = load_mnist()
+    steps = len(data.images) // 64
+    models = [nnx.split(build_cnn(28, seed), nnx.Param) for seed in range(seeds)]
+    rows = np.tile(np.arange(len(data.images)), (4, 1))
+    orders = [np.random.default_rng((2, seed)).permuted(rows, axis=1)[:, : steps * 64] for seed in range(seeds)]
+    batches = [order.reshape(-1, 64)[: 3 if quick else None] for order in orders]
+    graph = models[0][0]
+
+    def loss_of(weights: Any, images: Any, labels: Any) -> jax.Array:
+        logits = nnx.merge(graph, weights)(images)
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+    def train(optimizer: Tracked) -> tuple[np.ndarray, np.ndarray]:
+        # One call per step: XLA's CPU backend runs convolutions inside a compiled loop several times slower.
+        @jax.jit
+        def step(weights: Any, state: Any, images: Any, labels: Any) -> Any:
+            return optimizer.step(weights, state, jax.grad(loss_of)(weights, images, labels))
+
+        @jax.jit
+        def test(weights: Any) -> jax.Array:
+            return loss_of(weights, data.test_images, data.test_labels)
+
+        def run(weights: Any, batches: np.ndarray) -> tuple[float, np.ndarray]:
+            state, errors = optimizer.init(weights), []
+            for rows in batches:
+                weights, state, error = step(weights, state, data.images[rows], data.labels[rows])
+                errors.append(error)
+            return float(test(weights)), np.mean(jax.device_get(errors), 0)
+
+        runs = [run(weights, of_seed) for (_, weights), of_seed in zip(models, batches, strict=True)]
+        return np.array([loss for loss, _ in runs]), np.array([errors for _, errors in runs])
+
+    return models[0][1], train
+
+
+TASKS = {"autoencoder": autoencoder, "gru": gru, "cnn": cnn}

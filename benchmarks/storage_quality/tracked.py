@@ -1,0 +1,46 @@
+"""An optimizer whose velocity is compared with the exact one of the same gradients."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import momentum_optax as mo
+
+
+class Tracked:
+    """An optimizer in some storage, and beside it the exact velocity of the same gradients."""
+
+    def __init__(self, storage: Any, decay: float, rate: float) -> None:
+        rule = mo.nesterov(decay)
+        self.tx = optax.chain(mo.scale_by_momentum(rule, storage=storage), optax.scale_by_learning_rate(rate))
+        self.exact = mo.scale_by_momentum(rule)
+
+    def init(self, params: Any) -> Any:
+        """The states of both."""
+        return self.tx.init(params), self.exact.init(params)
+
+    def step(self, params: Any, state: Any, gradients: Any) -> tuple[Any, Any, jax.Array]:
+        """New parameters and states, and the relative errors: mean over leaves, and of the whole tree."""
+        updates, stored = self.tx.update(gradients, state[0], params)
+        _, exact = self.exact.update(gradients, state[1])
+        errors = relative_errors(mo.velocity(stored)[0], mo.velocity(exact)[0])
+        return optax.apply_updates(params, updates), (stored, exact), errors
+
+    def bytes_per_parameter(self, params: Any) -> float:
+        """Size of the stored velocity."""
+        state = jax.eval_shape(self.tx.init, params)[0]
+        # An accelerator packs two of int4 into a byte.
+        width = {jnp.dtype(jnp.int4): 0.5}
+        total = sum(x.size * width.get(x.dtype, x.dtype.itemsize) for x in jax.tree.leaves(state.velocity))
+        return float(total / sum(x.size for x in jax.tree.leaves(params)))
+
+
+def relative_errors(stored: Any, exact: Any) -> jax.Array:
+    """|stored - exact| / |exact|: mean over leaves, and of the whole tree; 0 where nothing has a velocity yet."""
+    norms = jax.tree.map(lambda s, e: jnp.stack([jnp.sum(jnp.square(s - e)), jnp.sum(jnp.square(e))]), stored, exact)
+    squares = jnp.stack(jax.tree.leaves(norms))
+    squares = jnp.concatenate([squares, squares.sum(0, keepdims=True)])
+    ratios = jnp.sqrt(jnp.where(squares[:, 1] > 0, squares[:, 0] / squares[:, 1], 0))
+    return jnp.stack([ratios[:-1].mean(), ratios[-1]])

@@ -1,0 +1,71 @@
+"""The frame of the benchmarks: what it records beside the results."""
+
+import json
+import os
+import pathlib
+import platform
+import re
+import shlex
+
+import jax
+import optax
+import pytest
+
+pytest.importorskip("tyro")
+
+import momentum_optax as mo
+from benchmarks import _run
+
+ROOT = pathlib.Path(__file__).parents[2]
+FOLDER = ROOT / "benchmarks"
+
+
+def test_a_run_records_its_command_versions_and_device(tmp_path, monkeypatch):
+    output = tmp_path / "a b.json"
+    monkeypatch.setattr("sys.argv", ["/anywhere/name.py", "--output", str(output)])
+    run = _run.Run("name", "What it measures.", _run.Options)
+    run.write({"rows": [1.5, None]}, versions={"libtpu": "9"})
+    document = json.loads(output.read_text())
+    assert document.pop("command") == f"python -m benchmarks.name --output {shlex.quote(str(output))}"
+    versions = document.pop("versions")
+    assert (versions["python"], versions["libtpu"]) == (platform.python_version(), "9")
+    assert (versions["jax"], versions["optax"]) == (jax.__version__, optax.__version__)
+    assert versions["momentum_optax"] == mo.__version__
+    assert document == {"device": "cpu", "cpu_cores": os.cpu_count(), "rows": [1.5, None]}
+
+
+def test_without_an_option_the_committed_file_is_written(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["name.py"])
+    assert _run.Run("race", "", _run.Options).path == FOLDER / "race.json"
+
+
+def test_a_wrong_option_ends_the_program_before_anything_is_measured(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["name.py", "--output", "no/such/folder/x.json"])
+    with pytest.raises(SystemExit) as stop:
+        _run.Run("name", "", _run.Options)
+    assert stop.value.code == 2
+    assert "Error parsing --output: must be a file in a directory" in " ".join(capsys.readouterr().err.split())
+
+
+def programs():
+    """The names of the benchmarks."""
+    files = [path for path in FOLDER.glob("*.py") if not path.name.startswith("_")]
+    return sorted([path.stem for path in files] + [path.parent.name for path in FOLDER.glob("*/__main__.py")])
+
+
+def test_every_program_says_its_command_and_is_run_by_make():
+    makefile = (ROOT / "Makefile").read_text()
+    assert len(programs()) == 12
+    for name in programs():
+        path = FOLDER / f"{name}.py" if (FOLDER / f"{name}.py").exists() else FOLDER / name / "__main__.py"
+        assert f"    python -m benchmarks.{name}" in path.read_text().split('"""')[1]
+        # The plan measures nothing: its tables are part of a page.
+        assert (name == "paper_plan") or f"-m benchmarks.{name}" in makefile
+
+
+def test_every_committed_file_is_that_of_a_program():
+    for path in FOLDER.glob("*.json"):
+        command = json.loads(path.read_text()).get("command", f"python -m benchmarks.{path.stem}")
+        name = re.match(r"python -m benchmarks\.(\w+)", command)[1]
+        assert name in programs()
+        assert path.stem.startswith(name)
