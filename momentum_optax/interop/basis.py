@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import _checks
-from ..filters import Filter
-from ..filters.algebra import equivalent
+from ..filters import Filter, equivalent
 from .slots import Slot, check_same_paths, checked_steps, only_state, order_of, read, write
 
 # Where a rule with a special first step is looked at again: it must have settled.

@@ -191,8 +191,10 @@ def _numbers(recipe: Recipe) -> Numbers:
     rate: Any = d.learning_rate
     rule = Filter((), (), (), 1.0) if d.rule is None else d.rule
     settled = rule.at(1, 1).pruned()
+    start: Any = rule.at(0, 0).D
+    late: Any = settled.D
     if settled.order == 0:
-        gain, decay, nu = settled.D, 0.0, 1.0
+        gain, decay, nu = late, 0.0, 1.0
     else:
         try:
             gain, decay, nu = settled.normal_form()
@@ -203,8 +205,7 @@ def _numbers(recipe: Recipe) -> Numbers:
     l2: Any = d.l2
     decoupled: Any = d.decoupled
     shrink = decoupled * (1.0 if rate is None else rate)
-    start = rule.at(0, 0).D
-    first = 1.0 if start == settled.D else start / settled.D
+    first = 1.0 if start == late else start / late
     return Numbers(rate, gain * size, decay, nu, first, l2, shrink, d.maximize, d.sign)
 
 

@@ -35,7 +35,7 @@ def test_tuned_coefficients_in_numbers():
     }
     for tune, numbers in expected.items():
         tuned = tune(L, mu)
-        assert (tuned.learning_rate, tuned.decay, tuned.rate) == pytest.approx(numbers, rel=1e-12), tune
+        assert (tuned.learning_rate, tuned.decay, tuned.contraction) == pytest.approx(numbers, rel=1e-12), tune
         if tune is not tuning.optimal_chebyshev and tuned.decay:
             assert analysis.poles(tuned.rule)[0] == pytest.approx(tuned.decay, rel=1e-12)
         assert str(tuned).count("\n  - ") == len(tuned.reasons) >= 2
@@ -53,20 +53,18 @@ def test_tuned_coefficients_in_numbers():
 )
 def test_nothing_near_a_quadratic_optimum_is_better(tune, build):
     tuned = tune(1.0, 0.01)
-    best = analysis.convergence_rate(tuned.rule, tuned.learning_rate, 0.01, 1.0)
+    best = analysis.contraction(tuned.rule, tuned.learning_rate, 0.01, 1.0)
     for by_rate in (0.98, 1.0, 1.02):
         for by_decay in (0.98, 1.0, 1.02):
             if (by_rate, by_decay) != (1.0, 1.0) and (tuned.decay or by_rate != 1.0):
-                near = analysis.convergence_rate(
-                    build(tuned.decay * by_decay), tuned.learning_rate * by_rate, 0.01, 1.0
-                )
+                near = analysis.contraction(build(tuned.decay * by_decay), tuned.learning_rate * by_rate, 0.01, 1.0)
                 assert near > best
 
 
 def test_equal_curvatures_need_one_step():
     for tune in (tuning.gradient_descent, tuning.optimal_heavy_ball, tuning.smooth_nesterov, tuning.quadratic_nesterov):
         tuned = tune(5.0, 5.0)
-        assert tuned.rate == pytest.approx(0.0, abs=1e-12)
+        assert tuned.contraction == pytest.approx(0.0, abs=1e-12)
         assert abs(analysis.error_curve(tuned.rule, tuned.learning_rate, 5.0, 2)[2]) < 1e-12
 
 
@@ -211,14 +209,14 @@ def test_on_a_quadratic_the_suggestion_is_nesterovs_theorem(x64):
     got = tuning.suggest(loss, params, 1.0)
     assert got.learning_rate == pytest.approx(1.0, rel=1e-6)
     assert got.decay == pytest.approx(9 / 11, rel=1e-6)
-    assert got.rate == pytest.approx(0.9, rel=1e-6)
+    assert got.contraction == pytest.approx(0.9, rel=1e-6)
     assert mo.equivalent(got.rule, rules.nesterov(got.decay))
     text = str(got)
     for words in (
         "largest curvature",
         "condition number is 100",
         "whole spectrum was seen",
-        "twice the rate is no better",
+        "twice the learning rate is no better",
     ):
         assert words in text
     # It converges at the rate it says, and its trials are runs of the rule.
@@ -232,7 +230,7 @@ def test_on_a_quadratic_the_suggestion_is_nesterovs_theorem(x64):
 
     losses = np.asarray(jax.lax.scan(step, (params, tx.init(params)), None, length=400)[1])
     trial = str(tuning.suggest(loss, params, 1.0, steps=15))
-    assert f"after 15 steps from params the loss is {losses[14]:.4g} at rate 1 with decay 0.8182" in trial
+    assert f"after 15 steps from params the loss is {losses[14]:.4g} at learning rate 1 with decay 0.8182" in trial
     # A double root: t times a power.
     measured = (np.log(losses[399] / losses[199]) / 2 - math.log(2)) / 200
     assert measured == pytest.approx(math.log(0.9), rel=0.03)
@@ -244,7 +242,7 @@ def test_where_curvature_is_negative_the_decay_is_the_default():
 
     got = tuning.suggest(loss, jnp.array([0.001, 3.0, -2.5]), steps=4)
     assert got.decay == 0.9
-    assert got.rate is None
+    assert got.contraction is None
     assert "negative" in str(got)
     assert "contraction per step unknown" in str(got)
 
@@ -283,7 +281,7 @@ def test_rates_are_doubled_while_a_trial_gains(x64):
 
     start = jnp.array([3000.0, 3000.1])
     got = tuning.suggest(loss, start, steps=20)
-    assert str(got).count("twice the rate is better") == 4
+    assert str(got).count("twice the learning rate is better") == 4
     L = tuning.estimate_curvature(loss, start).L
     assert got.learning_rate > 8 / L
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -333,7 +331,7 @@ ERRORS = [
     (
         lambda: tuning.match_learning_rate(0.1, rules.nesterov(mo.schedules.fista()), rules.ema(0.9)),
         ValueError,
-        "follows the step",
+        "depends on the step",
     ),
     (lambda: tuning.estimate_curvature(3.0, ONES), TypeError, "loss must be a function of params and batch, got 3.0"),
     (lambda: tuning.estimate_curvature(lambda p, _: p, ONES), ValueError, r"loss must give a scalar, got shape \(3,\)"),
