@@ -140,7 +140,7 @@ class Filter:
           ValueError: If T has another shape or no inverse.
         """
         rows = _rows(T)
-        basis = np.asarray(rows, np.float64).reshape(len(rows), -1)
+        basis = np.asarray(rows, np.float64).reshape(len(rows), -1) if rows else np.empty((0, 0))
         if basis.shape != (self.order, self.order):
             raise ValueError(f"T must be {self.order} rows of {self.order} numbers, got shape {basis.shape}")
         if self.order and not (np.all(np.isfinite(basis)) and np.linalg.cond(basis) < 1e15):
