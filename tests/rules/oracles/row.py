@@ -49,15 +49,8 @@ class Row:
     def run(self, grad, x, steps, h=None, *, learning_rate=None):
         """Stored and evaluated points after each step, two arrays (steps, n); the second is None without one."""
         loop = self.reference if h is None else self.scheduled_reference or self.reference
-        points = list(
-            loop(
-                grad,
-                x,
-                steps,
-                self.learning_rate if learning_rate is None else learning_rate,
-                h or (lambda t: self.constants),
-            )
-        )
+        lr = self.learning_rate if learning_rate is None else learning_rate
+        points = list(loop(grad, x, steps, lr, h or (lambda t: self.constants)))
         if not self.evaluates:
             return np.array(points), None
         stored, evaluated = zip(*points, strict=True)
