@@ -1,15 +1,15 @@
-r"""Schedules for momentum coefficients: plain Optax schedules, functions of the step counted from 0.
+r"""Schedules for momentum coefficients: Optax schedules, functions of the step counted from 0.
 
-They take Python integers as well as traced ones, and give float64 for the former. Any coefficient of any rule accepts
-them, and any Optax schedule too.
+They take Python integers, for which they give Python floats, and traced ones. Any coefficient of any rule accepts them,
+and any Optax schedule.
 """
 
-# Divisors are floats throughout: JAX divides two integers in float32, also where 64 bits are enabled.
+# Divisors are floats throughout: JAX divides two integers in float32 even where 64 bits are enabled.
 
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from . import _checks
 from .filters.coefficients import Scalar, table_lookup, value_at
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     import jax
     import numpy as np
 
-Schedule = Callable[[Any], Any]
+    from ._typing import Count, Number
+
+Schedule: TypeAlias = "Callable[[Count], Number]"
 
 
 def sutskever(
@@ -27,14 +29,14 @@ def sutskever(
     r"""Sutskever's schedule: $\mu_t = \min(1 - 2^{-1-\log_2(\lfloor t/250 \rfloor + 1)}, \mu_{max})$.
 
     Args:
-      max_decay: Its limit, in [0, 1); the paper tries 0, 0.9, 0.99, 0.995 and 0.999.
+      max_decay: Upper limit, in [0, 1); the paper tries 0, 0.9, 0.99, 0.995 and 0.999.
       stage: Steps between two increases, at least 1.
       drop_at: From this step on the momentum is at most `drop_to`; the paper does so for the last 1000 steps.
-      drop_to: See `drop_at`, in [0, 1).
+      drop_to: Upper limit from `drop_at` on, in [0, 1).
 
     Raises:
       ValueError: If a number is out of range.
-      TypeError: If an argument is no number.
+      TypeError: If an argument is not a number.
 
     Reference:
       Sutskever, Martens, Dahl and Hinton, ICML 2013, equation 5.
@@ -45,7 +47,7 @@ def sutskever(
     if drop_at is not None:
         _checks.integer("drop_at", drop_at, 0)
 
-    def schedule(step: Any) -> Any:
+    def schedule(step: "Count") -> "Number":
         rising = _least(1 - 0.5 / (step // stage + 1.0), max_decay)
         return rising if drop_at is None else _select(step >= drop_at, _least(rising, drop_to), rising)
 
@@ -66,10 +68,10 @@ def fista() -> Schedule:
     table = [(now - 1) / later for now, later in itertools.pairwise(t)]
     last, anchor = len(table) - 1, t[-2]
 
-    def schedule(step: Any) -> Any:
+    def schedule(step: "Count") -> "Number":
         # 2t - ln(t)/2 grows by 1 + O(t^-3) per step; three fixed-point rounds invert it to the last digits.
         beyond = (step - last) * (step > last)
-        guess = anchor + beyond / 2.0
+        guess: Number = anchor + beyond / 2.0
         for _ in range(3):
             guess = anchor + beyond / 2.0 + _log(guess / anchor) / 4
         tail = (guess - 1) / (0.5 + (0.25 + guess * guess) ** 0.5)
@@ -82,11 +84,12 @@ def nesterov_convex(offset: float = 3.0) -> Schedule:
     r"""The simple schedule for convex problems: $\mu_k = k/(k + 3)$.
 
     Args:
-      offset: What stands for 3, in (0, inf); larger values forget less in the long run and help restarts less.
+      offset: The constant 3 of the formula, in (0, inf); larger values forget less in the long run, and restarts help
+        them less.
 
     Raises:
       ValueError: If `offset` is out of range.
-      TypeError: If `offset` is no number.
+      TypeError: If `offset` is not a number.
 
     Reference:
       Su, Boyd and Candes, "A differential equation for modeling Nesterov's accelerated gradient method", JMLR 2016,
@@ -105,7 +108,7 @@ def demon(decay: float, total_steps: int) -> Schedule:
 
     Raises:
       ValueError: If a number is out of range.
-      TypeError: If an argument is no number.
+      TypeError: If an argument is not a number.
 
     Reference:
       Chen, Wolfe, Li and Kyrillidis, "Demon: improved neural network training with momentum decay", ICASSP 2022,
@@ -114,7 +117,7 @@ def demon(decay: float, total_steps: int) -> Schedule:
     _checks.number("decay", decay, "[0, 1)")
     _checks.integer("total_steps", total_steps, 1)
 
-    def schedule(step: Any) -> Any:
+    def schedule(step: "Count") -> "Number":
         left = 1 - _least(step / float(total_steps), 1.0)
         return decay * left / ((1 - decay) + decay * left)
 
@@ -122,19 +125,19 @@ def demon(decay: float, total_steps: int) -> Schedule:
 
 
 def restarted(schedule: Schedule, at: "int | Sequence[int] | np.ndarray | jax.Array") -> Schedule:
-    """A schedule that begins anew at given steps: scheduled restart.
+    """Scheduled restart: the schedule starts again from its step 0 at given steps.
 
     `nesterov(restarted(nesterov_convex(), 40))` is the SRSGD rule: its momentum is 0 at a restart, which also
     clears the velocity.
 
     Args:
-      schedule: What to repeat.
-      at: A period of at least 1, or the increasing steps, of at least 1, at which it begins anew; numbers, or an
-        integer array of no or one axis, which is not checked.
+      schedule: The schedule to restart.
+      at: A period of at least 1, or increasing steps, of at least 1, to restart at; numbers, or an integer array with
+        at most one axis, which is not checked.
 
     Raises:
       ValueError: If `at` is out of range, empty or not increasing.
-      TypeError: If `schedule` is no function, or `at` holds something else than whole numbers.
+      TypeError: If `schedule` is not a function, or `at` holds anything but whole numbers.
 
     Reference:
       Wang et al., "Scheduled restart momentum for accelerated stochastic gradient descent", SIAM J. Imaging Sci. 2022,
@@ -143,11 +146,13 @@ def restarted(schedule: Schedule, at: "int | Sequence[int] | np.ndarray | jax.Ar
     if not _checks.is_schedule(schedule):
         raise TypeError(f"schedule must be a function of the step, got {_checks.shown(schedule)}")
     if getattr(at, "ndim", 0) == 1:
-        return lambda step: schedule(step - ((at <= step) * at).max(initial=0))
+        steps = cast("jax.Array", at)
+        return lambda step: schedule(step - ((steps <= step) * steps).max(initial=0))
     if not isinstance(at, Sequence):
         if not _checks.is_array(at):
             _checks.integer("at", at, 1)
-        return lambda step: schedule(step % at)
+        period = cast("Count", at)
+        return lambda step: schedule(step % period)
     for i, begin in enumerate(at):
         _checks.integer(f"at[{i}]", begin, 1 if i == 0 else at[i - 1] + 1)
     if not at:
@@ -166,7 +171,7 @@ def cyclical(low: float, high: float, period: int) -> Schedule:
 
     Raises:
       ValueError: If a number is out of range.
-      TypeError: If an argument is no number.
+      TypeError: If an argument is not a number.
 
     Reference:
       Smith, "A disciplined approach to neural network hyper-parameters", 2018, arXiv:1803.09820.
@@ -175,7 +180,7 @@ def cyclical(low: float, high: float, period: int) -> Schedule:
     _checks.number("high", high, f"[{low}, 1)")
     _checks.integer("period", period, 2)
 
-    def schedule(step: Any) -> Any:
+    def schedule(step: "Count") -> "Number":
         phase = 2 * (step % period) / float(period)
         return high - (high - low) * _least(phase, 2 - phase)
 
@@ -189,11 +194,11 @@ def one_cycle(total_steps: int, low: float = 0.85, high: float = 0.95, *, peak: 
       total_steps: Steps of the cycle, at least 2.
       low: The value at the peak of the learning rate, in [0, 1).
       high: The value at both ends, in [low, 1).
-      peak: Where the learning rate peaks, as a share of the cycle, in (0, 1).
+      peak: The step of the learning rate's peak as a fraction of the cycle, in (0, 1).
 
     Raises:
       ValueError: If a number is out of range.
-      TypeError: If an argument is no number.
+      TypeError: If an argument is not a number.
 
     Reference:
       Smith and Topin, "Super-convergence", 2018, arXiv:1708.07120; Smith, 2018, arXiv:1803.09820.
@@ -203,7 +208,7 @@ def one_cycle(total_steps: int, low: float = 0.85, high: float = 0.95, *, peak: 
     _checks.number("high", high, f"[{low}, 1)")
     _checks.number("peak", peak, "(0, 1)")
 
-    def schedule(step: Any) -> Any:
+    def schedule(step: "Count") -> "Number":
         share = _least(step / float(total_steps), 1.0)
         return high - (high - low) * _least(share / peak, (1 - share) / (1 - peak))
 
@@ -219,7 +224,7 @@ def ramp(value: float, steps: int) -> Schedule:
 
     Raises:
       ValueError: If a number is out of range (0 steps would be 0/0).
-      TypeError: If an argument is no number.
+      TypeError: If an argument is not a number.
 
     Reference:
       Pagliardini, Ablin and Grangier, ICLR 2025, arXiv:2409.03137, appendix.
@@ -242,7 +247,7 @@ def half_life_ramp(start: float, end: float, steps: int) -> Schedule:
 
     Raises:
       ValueError: If a number is out of range (0 steps would be 0/0).
-      TypeError: If an argument is no number.
+      TypeError: If an argument is not a number.
 
     Reference:
       Pagliardini, Ablin and Grangier, ICLR 2025, arXiv:2409.03137, appendix.
@@ -252,7 +257,7 @@ def half_life_ramp(start: float, end: float, steps: int) -> Schedule:
     _checks.integer("steps", steps, 1)
     first, last = (math.log(0.5) / math.log(decay) for decay in (start, end))
 
-    def schedule(step: Any) -> Any:
+    def schedule(step: "Count") -> "Number":
         share = _least((step + 1) / float(steps), 1.0)
         return 0.5 ** (1 / ((1 - share) * first + share * last))
 
@@ -263,16 +268,16 @@ def momentum_correction(decay: Scalar, learning_rate: Schedule) -> Schedule:
     r"""The decay that makes a heavy ball exact under a learning-rate schedule: $\beta_t\,\eta_{t-1}/\eta_t$.
 
     With the learning rate after the velocity, `chain(scale_by_momentum(heavy_ball(decay)),
-    scale_by_learning_rate(rate))`, a drop of the rate shrinks the whole history at once. With this decay in its place
-    the steps equal those of the learning rate inside the velocity, $v' = \beta v + \eta_t g$. Where the rate is 0 the
-    decay is 0 too: the history ends there, since a step of size 0 cannot show it.
+    scale_by_learning_rate(learning_rate))`, a drop of the learning rate shrinks the whole history at once. With this
+    decay instead the steps equal those of the learning rate inside the velocity, $v' = \beta v + \eta_t g$. Where the
+    learning rate is 0 so is the decay: a history cannot be carried through a step of size 0.
 
     Args:
       decay: beta, a number, a scalar array or a schedule.
       learning_rate: The schedule that scales the update afterwards.
 
     Raises:
-      TypeError: If `learning_rate` is no schedule: at a constant rate there is nothing to correct.
+      TypeError: If `learning_rate` is not a schedule: a constant one needs no correction.
 
     Reference:
       Goyal et al., "Accurate, large minibatch SGD: training ImageNet in 1 hour", 2017, arXiv:1706.02677, section 3.
@@ -281,28 +286,28 @@ def momentum_correction(decay: Scalar, learning_rate: Schedule) -> Schedule:
     if not _checks.is_schedule(learning_rate):
         raise TypeError(f"learning_rate must be a schedule of the step, got {_checks.shown(learning_rate)}")
 
-    def schedule(step: Any) -> Any:
-        rate = learning_rate(step)
-        # The rate before step 0 meets a velocity of zero; asking for it there may leave the schedule's domain.
+    def schedule(step: "Count") -> "Number":
+        now = learning_rate(step)
+        # At step 0 the velocity is zero, so any value will do, and step -1 may be outside the schedule's domain.
         before = learning_rate(step - (step > 0))
-        alive = rate != 0
-        return value_at(decay, step) * before * alive / (rate + (1 - alive))
+        alive = now != 0
+        return value_at(decay, step) * before * alive / (now + (1 - alive))
 
     return schedule
 
 
-def _select(condition: Any, yes: Any, no: Any) -> Any:
-    """`yes` where the condition holds, else `no`, by operators alone; both must be finite."""
+def _select(condition: "bool | np.ndarray | jax.Array", yes: "Number", no: "Number") -> "Number":
+    """`yes` where the condition holds, else `no`, in operators only; both must be finite."""
     return condition * yes + (1 - condition) * no
 
 
-def _least(a: Any, b: Any) -> Any:
+def _least(a: "Number", b: "Number") -> "Number":
     return _select(a < b, a, b)
 
 
-def _log(x: Any) -> Any:
+def _log(x: "Number") -> "Number":
     if _checks.is_number(x):
         return math.log(x)
-    import jax.numpy as jnp  # noqa: PLC0415  only a traced step needs it
+    import jax.numpy as jnp  # noqa: PLC0415  needed for traced steps only
 
     return jnp.log(x)

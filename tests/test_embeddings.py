@@ -13,9 +13,9 @@ import optax
 import pytest
 from conformance import assert_bit_equal, avals, own_jit, pointers
 from jax.experimental import sparse
-from references import TABLE
 
 import momentum_optax as mo
+from tests.rules.oracles import TABLE
 
 ROWS, WIDTH, STEPS = 12, 3, 40
 RNG = np.random.default_rng(5)
@@ -54,7 +54,7 @@ def test_what_is_read_is_dense_momentum_of_the_papers_loop_at_every_step(name, x
     row = RULES[name]
     replayed = map(dense, range(STEPS))
     expected, _ = row.run(lambda _: next(replayed), START, STEPS)
-    opt = mo.row_sparse(row.make(), row.rate)
+    opt = mo.row_sparse(row.make(), row.learning_rate)
     seen, table, state = followed(opt, jnp.asarray(START))
     np.testing.assert_allclose(seen, [START, *expected[:-1]], rtol=0, atol=1e-12)
     assert abs(np.asarray(table) - expected[-1]).max() > 1e-3, "no row is behind: nothing to catch up"

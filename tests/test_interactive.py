@@ -108,7 +108,7 @@ def ask(tmp_path, script, query="", width=None):
 
 def expected(case):
     rule, rate, mu = RULES[case["rule"]](case).at(10**6), case["rate"], 1 / case["kappa"]
-    worst = float(mo.analysis.convergence_rate(rule, rate, mu, 1.0))
+    worst = float(mo.analysis.contraction(rule, rate, mu, 1.0))
     return {
         "dc_gain": mo.analysis.dc_gain(rule),
         "effective_learning_rate": mo.analysis.effective_learning_rate(rule, rate),
@@ -118,7 +118,7 @@ def expected(case):
         "stability_limit": mo.analysis.stability_limit(rule, 1.0),
         "radius_at_L": mo.analysis.spectral_radius(rule, rate, 1.0),
         "radius_at_mu": mo.analysis.spectral_radius(rule, rate, mu),
-        "convergence_rate": worst,
+        "contraction": worst,
         "iterations": float(mo.analysis.asymptotic_iterations(worst)),
     }
 
@@ -168,7 +168,7 @@ def test_the_address_sets_it_the_sliders_move_it_and_it_draws(tmp_path):
     for at, shown in [(settings, numbers), *found["moved"]]:
         for name, value in expected(at).items():
             # Some presets are at critical damping, where two roots meet.
-            tolerance = 1e-6 if name in ("radius_at_L", "radius_at_mu", "convergence_rate", "iterations") else 1e-9
+            tolerance = 1e-6 if name in ("radius_at_L", "radius_at_mu", "contraction", "iterations") else 1e-9
             text = math.inf if shown[name] is None else float(shown[name])
             assert text == pytest.approx(float(value), rel=tolerance, abs=tolerance), (at, name)
     (_, decay), (at, matched) = found["moved"][:2]
@@ -221,7 +221,7 @@ def test_examples_stay_in_their_panel_and_leave_the_buttons_where_they_are(tmp_p
         button.click();
         const b = bowl(RULES[settings.rule].filter(settings));
         const inside = b.path.every(([x, y]) => Math.abs(x) <= b.x && Math.abs(y) <= b.y);
-        seen.push([button.textContent, inside, Number($("convergence_rate").dataset.value), places()]);
+        seen.push([button.textContent, inside, Number($("contraction").dataset.value), places()]);
       }
       for (const rule of Object.keys(RULES)) { settings.rule = rule; draw(); seen.push([rule, true, 0, places()]); }
       return {seen, wide: document.body.scrollWidth};

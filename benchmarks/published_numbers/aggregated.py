@@ -14,7 +14,7 @@ from .row import Bar, Row, row
 def steps_per_e(rule: mo.Filter, kappa: float) -> float:
     """Steps per factor e on quadratics, at the best of 2000 rates below the stability limit."""
     rates = analysis.stability_limit(rule, 1.0) * np.geomspace(1e-4, 1, 2000)[:-1]
-    return -1 / math.log(analysis.convergence_rate(rule, rates, 1 / kappa, 1.0).min())
+    return -1 / math.log(analysis.contraction(rule, rates, 1 / kappa, 1.0).min())
 
 
 def aggregated(bar: Bar) -> Iterator[Row]:
@@ -31,6 +31,6 @@ def aggregated(bar: Bar) -> Iterator[Row]:
             bar.update()
     for kappa, number in zip(kappas, (1.5, 5.0, 15.8, 50.0), strict=True):
         tuned = mo.tuning.optimal_heavy_ball(1.0, 1 / kappa)
-        radius = analysis.convergence_rate(tuned.rule, tuned.learning_rate, 1 / kappa, 1.0)
+        radius = analysis.contraction(tuned.rule, tuned.learning_rate, 1 / kappa, 1.0)
         yield row("aggregated", f"optimal heavy ball, kappa {kappa:g}", -1 / math.log(radius), number, 0.05 * number)
         bar.update()

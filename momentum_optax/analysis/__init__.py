@@ -1,10 +1,15 @@
-"""What a rule will do, before it runs: memory, gains, rates, stability and noise, from its coefficients alone.
+"""Analysis of a rule before it runs: memory, gains, convergence, stability and noise, from its coefficients.
 
-Everything is NumPy in float64 and takes any `Filter`. Arrays broadcast. Functions that need constant coefficients use,
-for coefficients that follow a leaf's age (special first steps, debiasing weights), the values that they settle at; for
-rules that follow the step they want to be told which: `step=`.
+Everything is NumPy in float64 and takes any `Filter`. Arrays broadcast. Functions that need constant coefficients use
+the limit of coefficients that depend on a leaf's age (special first steps, debiasing weights); for a rule that depends
+on the step, `step=` chooses the step whose coefficients are used.
 """
 
+from .convergence import asymptotic_iterations as asymptotic_iterations
+from .convergence import contraction as contraction
+from .convergence import iterations as iterations
+from .convergence import stability_limit as stability_limit
+from .convergence import transient_growth as transient_growth
 from .games import bilinear_game as bilinear_game
 from .loop import closed_loop as closed_loop
 from .loop import error_curve as error_curve
@@ -13,11 +18,6 @@ from .mechanics import energy as energy
 from .mechanics import energy_limit as energy_limit
 from .noise import stationary_variance as stationary_variance
 from .plots import plot as plot
-from .rates import asymptotic_iterations as asymptotic_iterations
-from .rates import convergence_rate as convergence_rate
-from .rates import iterations as iterations
-from .rates import stability_limit as stability_limit
-from .rates import transient_growth as transient_growth
 from .response import bandwidth as bandwidth
 from .response import dc_gain as dc_gain
 from .response import effective_learning_rate as effective_learning_rate

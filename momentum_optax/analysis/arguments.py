@@ -1,28 +1,31 @@
-"""What the functions of this folder are given, as NumPy float64: a rule with known numbers, and arrays of numbers."""
+"""Checks and conversions of the arguments of the analysis: rules with known coefficients, arrays in float64."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .. import _checks
 from ..filters import Filter
 from ..filters.coefficients import Coefficient, PerLeafSchedule, value_at
 
-# An age at which every start-up correction has died out: decay^age underflows for any decay that float64 tells from 1.
+# The result of a function that broadcasts: np.float64 for numbers, an array for arrays. `Any`, as in NumPy's stubs.
+Floats: TypeAlias = Any
+
+# An age at which every start-up correction has died out: decay^age underflows for any decay below 1 in float64.
 _LATE = 2**60
 _RELATIVE = 1e-12
 
 
-def constant(rule: Any, step: Any = None) -> Filter:
+def constant(rule: Filter, step: int | None = None) -> Filter:
     """The rule with plain numbers for coefficients, without the velocities that are never read or always zero.
 
-    With `step` the coefficients of that step, for a leaf that has received a gradient at every step. Without it numbers
-    and arrays as they are, and of coefficients that follow a leaf's age (an undampened first step, a debiasing weight)
-    the values that they settle at.
+    With `step`, the coefficients at that step for a leaf that has received a gradient at every step. Without it, the
+    limit of coefficients that depend on a leaf's age (an undampened first step, a debiasing weight).
 
     Raises:
-      TypeError: If `rule` is no `Filter`, `step` no whole number, or a coefficient is traced.
-      ValueError: If `step` is negative, or None while a coefficient follows the step or does not settle.
+      TypeError: If `rule` is not a `Filter`, `step` not a whole number, or a coefficient is traced.
+      ValueError: If `step` is negative, or None while a coefficient depends on the step or does not settle.
     """
     _check_rule(rule)
     if step is not None:
@@ -36,24 +39,24 @@ def constant(rule: Any, step: Any = None) -> Filter:
     return Filter(A, B, C, _now("D", rule.D, step), lookahead).pruned()
 
 
-def known(rule: Any) -> Filter:
+def known(rule: Filter) -> Filter:
     """The rule itself, if its coefficients can be evaluated at any step.
 
     Raises:
-      TypeError: If `rule` is no `Filter`, or a coefficient is traced.
+      TypeError: If `rule` is not a `Filter`, or a coefficient is traced.
     """
     _check_rule(rule)
     for entry in rule.coefficients():
         if not callable(entry) and not isinstance(entry, PerLeafSchedule):
             _as_float("a coefficient", entry)
-    return rule  # type: ignore[no-any-return]
+    return rule
 
 
-def reals(name: str, value: Any, interval: str) -> np.ndarray:
+def reals(name: str, value: ArrayLike, interval: str) -> np.ndarray:
     """`value` as a float64 array, each entry in `interval`, e.g. ``"[0, inf)"``.
 
     Raises:
-      TypeError: If it is no real number or array of them.
+      TypeError: If it is not a real number or an array of them.
       ValueError: If an entry is outside, or not finite where the interval is open at infinity.
     """
     array = _array(name, value, "biuf", "a real number or an array of them")
@@ -66,11 +69,11 @@ def reals(name: str, value: Any, interval: str) -> np.ndarray:
     return array
 
 
-def curvatures(value: Any) -> np.ndarray:
-    """Curvatures as a float64 array, or a complex128 one: the spectrum of a game's vector field is complex.
+def curvatures(value: ArrayLike) -> np.ndarray:
+    """Curvatures as a float64 array, or complex128, since the vector field of a game has a complex spectrum.
 
     Raises:
-      TypeError: If it is no number or array of them.
+      TypeError: If it is not a number or an array of them.
       ValueError: If an entry is not finite.
     """
     array = _array("curvature", value, "biufc", "a number or an array of them")
@@ -79,7 +82,7 @@ def curvatures(value: Any) -> np.ndarray:
     return array
 
 
-def _array(name: str, value: Any, kinds: str, wanted: str) -> np.ndarray:
+def _array(name: str, value: ArrayLike, kinds: str, wanted: str) -> np.ndarray:
     try:
         array = np.asarray(value)
     except (TypeError, ValueError) as error:  # a tracer, or lists of different lengths
@@ -91,7 +94,7 @@ def _array(name: str, value: Any, kinds: str, wanted: str) -> np.ndarray:
     return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
 
 
-def _check_rule(rule: Any) -> None:
+def _check_rule(rule: object) -> None:
     if not isinstance(rule, Filter):
         raise TypeError(f"rule must be a Filter such as heavy_ball(0.9), got {_checks.shown(rule)}")
 
@@ -102,19 +105,19 @@ def _now(name: str, entry: Coefficient, step: int | None) -> float:
     if isinstance(entry, PerLeafSchedule) and not entry.reads_step:
         return _settled(name, entry)
     if callable(entry) or isinstance(entry, PerLeafSchedule):
-        raise ValueError(f"{name} follows the step: step must say which step to look at, got None")
+        raise ValueError(f"{name} depends on the step: step must choose one, got None")
     return _as_float(name, entry)
 
 
 def _settled(name: str, entry: PerLeafSchedule) -> float:
     late, later = (_as_float(name, entry.function(age, age)) for age in (_LATE, 2 * _LATE))
     if abs(late - later) > _RELATIVE * abs(later):
-        raise ValueError(f"{name} never settles: step must say which step to look at, got None")
+        raise ValueError(f"{name} never settles: step must choose one, got None")
     return later
 
 
-def _as_float(name: str, value: Any) -> float:
+def _as_float(name: str, value: Coefficient) -> float:
     try:
-        return float(value)
+        return float(value)  # type: ignore[arg-type]
     except TypeError as error:
         raise TypeError(f"{name} must have a value that is known now, got {_checks.shown(value)}") from error

@@ -1,21 +1,26 @@
-"""A rule on both sides of the bilinear game, the simplest problem on which ordinary momentum does harm."""
-
-from typing import Any
+"""Both players of the bilinear game use a rule; the simplest problem on which ordinary momentum does harm."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .. import _checks
 from ..filters import Filter
-from .arguments import constant, reals
+from .arguments import Floats, constant, reals
 
 
 def bilinear_game(
-    rule: Filter, learning_rate: Any, strength: Any = 1.0, *, alternating: bool = False, step: int | None = None
-) -> Any:
+    rule: Filter,
+    learning_rate: ArrayLike,
+    strength: ArrayLike = 1.0,
+    *,
+    alternating: bool = False,
+    step: int | None = None,
+) -> Floats:
     r"""The contraction per round of $\min_x \max_y s\,x y$ when both players use the rule.
 
-    Simultaneous play is the loop of `spectral_radius` at the curvatures $\pm i s$. In alternating play y answers to the
-    new x. Plain descent diverges simultaneously and goes in circles alternatingly; a negative decay contracts there.
+    Simultaneous play is the loop of `spectral_radius` at the curvatures $\pm i s$. In alternating play y responds to
+    the new x. Plain descent diverges in simultaneous play and circles in alternating play, where a negative decay
+    contracts.
 
     Args:
       rule: A rule; its coefficients must be constant, or `step` given.
@@ -36,20 +41,20 @@ def bilinear_game(
     """
     _checks.flag("alternating", alternating)
     A, B, C, D = constant(rule, step).matrices()
-    rate, s = np.broadcast_arrays(
+    eta, s = np.broadcast_arrays(
         reals("learning_rate", learning_rate, "[0, inf)"), reals("strength", strength, "(0, inf)")
     )
     K = len(B)
     d = K + 1
-    own = np.eye(d)  # of (parameter, velocities), without any gradient
+    own = np.eye(d)  # of (parameter, velocities), without the gradient
     own[1:, 1:] = A
-    own = np.broadcast_to(own, (*rate.shape, d, d)).copy()
-    own[..., 0, 1:] = -rate[..., None] * C
-    # How one unit of gradient enters a player's state.
-    push = np.empty((*rate.shape, d))
-    push[..., 0], push[..., 1:] = -rate * D, B
-    hears = (push * s[..., None])[..., :, None] * np.eye(d)[0]  # the gradient is +- s times the other's parameter
-    x_moves = np.zeros((*rate.shape, 2 * d, 2 * d))
+    own = np.broadcast_to(own, (*eta.shape, d, d)).copy()
+    own[..., 0, 1:] = -eta[..., None] * C
+    # The change of a player's state per unit of gradient.
+    push = np.empty((*eta.shape, d))
+    push[..., 0], push[..., 1:] = -eta * D, B
+    hears = (push * s[..., None])[..., :, None] * np.eye(d)[0]  # the gradient is +-s times the other's parameter
+    x_moves = np.zeros((*eta.shape, 2 * d, 2 * d))
     x_moves[..., d:, d:] = np.eye(d)
     x_moves[..., :d, :d], x_moves[..., :d, d:] = own, hears
     y_moves = np.zeros_like(x_moves)

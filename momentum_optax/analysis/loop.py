@@ -5,54 +5,53 @@ The state is the error and the velocities, (theta, v), and one step multiplies i
     M = [ 1 - eta lambda D   -eta C ]
         [     lambda B          A   ]
 
-A quadratic loss is one such loop for every eigenvalue of its Hessian. A complex curvature stands for a rotation: the
-vector field of a bilinear game of strength s has the curvatures +-i s.
+A quadratic loss is one such loop per eigenvalue of its Hessian. A complex curvature describes a rotation: the vector
+field of a bilinear game of strength s has the curvatures +-i s.
 """
 
-from typing import Any
-
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .. import _checks
 from ..filters import Filter
-from ..filters.coefficients import value_at
-from .arguments import constant, curvatures, known, reals
+from ..filters.coefficients import Coefficient, value_at
+from .arguments import Floats, constant, curvatures, known, reals
 
 POINTS = ("stored", "evaluated")
 
 
-def closed_loop(rule: Filter, learning_rate: Any, curvature: Any, *, step: int | None = None) -> np.ndarray:
-    """The matrix M that takes (theta, v_1, ..., v_K) to the next step's.
+def closed_loop(rule: Filter, learning_rate: ArrayLike, curvature: ArrayLike, *, step: int | None = None) -> np.ndarray:
+    """The matrix M that maps (theta, v_1, ..., v_K) to its value at the next step.
 
     Args:
       rule: A rule; its coefficients must be constant, or `step` given.
       learning_rate: In [0, inf); broadcasts against `curvature`.
       curvature: Real, or complex for games; finite.
-      step: The step whose coefficients are used. None: constants, and for coefficients that follow a leaf's age
-        (special first steps, debiasing weights) what they settle at.
+      step: The step whose coefficients are used; None for constant coefficients, with the limit of those that depend
+        on a leaf's age (special first steps, debiasing weights).
 
     Returns:
       Shape (..., K + 1, K + 1), float64, or complex128 for a complex curvature; K counts the velocities that are read.
 
     Raises:
       TypeError: If an argument has the wrong type.
-      ValueError: If a number is out of range, or a coefficient follows the step and `step` is None.
+      ValueError: If a number is out of range, or a coefficient depends on the step and `step` is None.
 
     Reference:
       Lessard, Recht and Packard, SIAM J. Optim. 2016, arXiv:1408.3595.
     """
     A, B, C, D = constant(rule, step).matrices()
-    rate, curvature = np.broadcast_arrays(reals("learning_rate", learning_rate, "[0, inf)"), curvatures(curvature))
-    M = np.zeros((*rate.shape, len(B) + 1, len(B) + 1), curvature.dtype)
-    M[..., 0, 0] = 1 - rate * curvature * D
-    M[..., 0, 1:] = -rate[..., None] * C
+    eta, curvature = np.broadcast_arrays(reals("learning_rate", learning_rate, "[0, inf)"), curvatures(curvature))
+    M = np.zeros((*eta.shape, len(B) + 1, len(B) + 1), curvature.dtype)
+    M[..., 0, 0] = 1 - eta * curvature * D
+    M[..., 0, 1:] = -eta[..., None] * C
     M[..., 1:, 0] = curvature[..., None] * B
     M[..., 1:, 1:] = A
     return M
 
 
-def spectral_radius(rule: Filter, learning_rate: Any, curvature: Any, *, step: int | None = None) -> Any:
-    r"""By what factor the error shrinks per step in the long run: the largest modulus of the loop's eigenvalues.
+def spectral_radius(rule: Filter, learning_rate: ArrayLike, curvature: ArrayLike, *, step: int | None = None) -> Floats:
+    r"""The asymptotic factor per step on the error: the largest modulus of the loop's eigenvalues.
 
     Below 1 the loop converges, above 1 it diverges. For plain descent it is $|1 - \eta\lambda|$, for an underdamped
     heavy ball $\sqrt\beta$. Exact to rounding, except where two eigenvalues meet (critical damping): about 1e-8 there.
@@ -68,7 +67,7 @@ def spectral_radius(rule: Filter, learning_rate: Any, curvature: Any, *, step: i
 
     Raises:
       TypeError: If an argument has the wrong type.
-      ValueError: If a number is out of range, or a coefficient follows the step and `step` is None.
+      ValueError: If a number is out of range, or a coefficient depends on the step and `step` is None.
 
     Reference:
       Polyak, 1964; Lessard, Recht and Packard, 2016, arXiv:1408.3595.
@@ -77,7 +76,7 @@ def spectral_radius(rule: Filter, learning_rate: Any, curvature: Any, *, step: i
 
 
 def readout(rule: Filter, learning_rate: np.ndarray, point: str) -> np.ndarray:
-    """The weights of (theta, v) in the point looked at: theta, or theta + eta lookahead . v; shape (..., K + 1)."""
+    """The weights of (theta, v) in the point: theta, or theta + eta lookahead . v; shape (..., K + 1)."""
     _checks.choice("point", point, POINTS)
     weights = np.zeros((*learning_rate.shape, rule.order + 1))
     weights[..., 0] = 1.0
@@ -86,33 +85,35 @@ def readout(rule: Filter, learning_rate: np.ndarray, point: str) -> np.ndarray:
     return weights
 
 
-def error_curve(rule: Filter, learning_rate: Any, curvature: Any, n: int, *, point: str = "stored") -> np.ndarray:
-    r"""The errors theta_0 = 1, theta_1, ..., theta_n of a run from rest, exactly as the transformation makes them.
+def error_curve(
+    rule: Filter, learning_rate: ArrayLike, curvature: ArrayLike, n: int, *, point: str = "stored"
+) -> np.ndarray:
+    r"""The errors theta_0 = 1, theta_1, ..., theta_n of a run from rest, those of the transformation itself.
 
-    Schedules and first steps are followed step by step. For the optimal heavy ball it is $(1 + Bt) s^t$: the factor
-    before the power is what the spectral radius alone hides.
+    Schedules and first steps are applied step by step. For the optimal heavy ball it is $(1 + Bt) s^t$: the spectral
+    radius alone does not show the factor before the power.
 
     Args:
       rule: Any rule, scheduled too.
       learning_rate: In [0, inf); broadcasts against `curvature`.
       curvature: Real, or complex for games; finite.
       n: Number of steps, at least 0.
-      point: "stored" for the parameters that the gradient is taken at, "evaluated" for what `eval_params` gives.
+      point: "stored" for the parameters that the gradient is taken at, "evaluated" for the point of `eval_params`.
 
     Returns:
       Shape (n + 1, ...), float64, or complex128 for a complex curvature.
 
     Raises:
       TypeError: If an argument has the wrong type.
-      ValueError: If a number is out of range or `point` is another word.
+      ValueError: If a number is out of range or `point` is another string.
     """
     _checks.integer("n", n, 0)
     _checks.choice("point", point, POINTS)
     rule = known(rule).pruned()
-    rate, curvature = np.broadcast_arrays(reals("learning_rate", learning_rate, "[0, inf)"), curvatures(curvature))
-    theta = np.ones(rate.shape, curvature.dtype)
-    v = np.zeros((rule.order, *rate.shape), curvature.dtype)
-    out = np.empty((int(n) + 1, *rate.shape), curvature.dtype)
+    eta, curvature = np.broadcast_arrays(reals("learning_rate", learning_rate, "[0, inf)"), curvatures(curvature))
+    theta = np.ones(eta.shape, curvature.dtype)
+    v = np.zeros((rule.order, *eta.shape), curvature.dtype)
+    out = np.empty((int(n) + 1, *eta.shape), curvature.dtype)
     out[0] = theta
     now = rule
     for t in range(int(n)):
@@ -120,16 +121,18 @@ def error_curve(rule: Filter, learning_rate: Any, curvature: Any, n: int, *, poi
             now = _numbers(rule, t)
             A, B, C, D = now.matrices()
         g = curvature * theta
-        theta = theta - rate * (np.tensordot(C, v, 1) + D * g)
+        theta = theta - eta * (np.tensordot(C, v, 1) + D * g)
         v = np.tensordot(A, v, 1) + np.multiply.outer(B, g)
-        out[t + 1] = theta + (rate * np.tensordot(now.lookahead, v, 1) if point == "evaluated" else 0.0)
+        out[t + 1] = theta + (
+            eta * np.tensordot(np.asarray(now.lookahead, np.float64), v, 1) if point == "evaluated" else 0.0
+        )
     return out
 
 
 def _numbers(rule: Filter, t: int) -> Filter:
     """The rule at step t, every coefficient a Python float."""
 
-    def at(entry: Any) -> float:
+    def at(entry: Coefficient) -> float:
         return float(value_at(entry, t))
 
     A = tuple(tuple(map(at, row)) for row in rule.A)

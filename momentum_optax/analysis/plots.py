@@ -1,26 +1,30 @@
-"""The standard picture of a rule: what it remembers, what it passes, where it converges, how a run from rest goes."""
+"""The standard picture of a rule: impulse and frequency response, contraction, a run from rest."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .. import _checks
 from ..filters import Filter
 from .arguments import constant
+from .convergence import stability_limit
 from .loop import error_curve, spectral_radius
-from .rates import stability_limit
 from .response import frequency_response, impulse_response, memory
 
-# Okabe and Ito's colours, told apart under every common colour blindness; dashes for print in grey.
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, distinct under every common colour blindness; dashes for print in grey.
 _STYLES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", ":"))
 _POINTS = 400
 
 
-def plot(rule: Filter, *, learning_rate: float, L: float, mu: float, steps: int | None = None) -> Any:
+def plot(rule: Filter, *, learning_rate: float, L: float, mu: float, steps: int | None = None) -> "Figure":
     r"""Draw four panels: impulse response, frequency response, contraction over curvature, error of a run from rest.
 
-    The impulse response and the run follow schedules from step 0 on; the other two need constant coefficients, and are
-    left empty, with a note, for a rule that follows the step.
+    The impulse response and the run apply schedules from step 0 on; the other two need constant coefficients, and are
+    empty but for a note for a rule that depends on the step.
 
     Args:
       rule: Any rule.
@@ -57,10 +61,10 @@ def plot(rule: Filter, *, learning_rate: float, L: float, mu: float, steps: int 
     settled = _settled(rule)
     n = int(steps) if steps is not None else _length(settled, learning_rate, mu)
     figure = Figure(figsize=(9.6, 6.8), layout="constrained")
-    (memory_axes, pass_axes), (rate_axes, run_axes) = figure.subplots(2, 2)
-    _draw_impulse(memory_axes, rule, settled, n)
-    _draw_frequency(pass_axes, settled)
-    _draw_rate(rate_axes, settled, learning_rate, L, mu)
+    (impulse_axes, frequency_axes), (contraction_axes, run_axes) = figure.subplots(2, 2)
+    _draw_impulse(impulse_axes, rule, settled, n)
+    _draw_frequency(frequency_axes, settled)
+    _draw_contraction(contraction_axes, settled, learning_rate, L, mu)
     _draw_run(run_axes, rule, learning_rate, (mu, L), n)
     for axes in figure.axes:
         axes.grid(color="0.9")
@@ -69,7 +73,7 @@ def plot(rule: Filter, *, learning_rate: float, L: float, mu: float, steps: int 
 
 
 def _settled(rule: Filter) -> Filter | None:
-    """The constant rule, or None for one that follows the step."""
+    """The constant rule, or None for one that depends on the step."""
     try:
         return constant(rule)
     except ValueError:
@@ -85,17 +89,17 @@ def _length(rule: Filter | None, learning_rate: float, mu: float) -> int:
     return int(min(max(10 * run, remembered if np.isfinite(remembered) else 0, 20), 2000))
 
 
-def _draw_impulse(axes: Any, rule: Filter, settled: Filter | None, n: int) -> None:
+def _draw_impulse(axes: "Axes", rule: Filter, settled: Filter | None, n: int) -> None:
     shown = n if settled is None else int(min(max(2 * memory(settled, 0.95), 10), n))
     weights = impulse_response(rule, shown)
     color, _ = _STYLES[0]
     axes.vlines(np.arange(shown), 0, weights, color=color, linewidth=1)
     axes.plot(np.arange(shown), weights, ".", color=color)
-    axes.set(title="what one gradient goes on doing", xlabel="steps later", ylabel="weight in the update")
+    axes.set(title="impulse response", xlabel="steps later", ylabel="weight in the update")
 
 
-def _draw_frequency(axes: Any, rule: Filter | None) -> None:
-    axes.set(title="what it passes", xlabel="frequency (radians per step)", ylabel="gain")
+def _draw_frequency(axes: "Axes", rule: Filter | None) -> None:
+    axes.set(title="frequency response", xlabel="frequency (radians per step)", ylabel="gain")
     if rule is None:
         return _note(axes)
     omega = np.geomspace(1e-4, np.pi, _POINTS)
@@ -104,7 +108,7 @@ def _draw_frequency(axes: Any, rule: Filter | None) -> None:
     return None
 
 
-def _draw_rate(axes: Any, rule: Filter | None, learning_rate: float, L: float, mu: float) -> None:
+def _draw_contraction(axes: "Axes", rule: Filter | None, learning_rate: float, L: float, mu: float) -> None:
     axes.set(title="contraction per step", xlabel="curvature", ylabel="spectral radius")
     if rule is None:
         return _note(axes)
@@ -121,7 +125,7 @@ def _draw_rate(axes: Any, rule: Filter | None, learning_rate: float, L: float, m
     return None
 
 
-def _draw_run(axes: Any, rule: Filter, learning_rate: float, ends: tuple[float, float], n: int) -> None:
+def _draw_run(axes: "Axes", rule: Filter, learning_rate: float, ends: tuple[float, float], n: int) -> None:
     mu, L = ends
     curvature = np.array([mu, np.sqrt(mu * L), L])
     with np.errstate(over="ignore", invalid="ignore"):
@@ -133,5 +137,5 @@ def _draw_run(axes: Any, rule: Filter, learning_rate: float, ends: tuple[float, 
     axes.legend(frameon=False)
 
 
-def _note(axes: Any) -> None:
-    axes.text(0.5, 0.5, "follows the step", ha="center", transform=axes.transAxes)
+def _note(axes: "Axes") -> None:
+    axes.text(0.5, 0.5, "depends on the step", ha="center", transform=axes.transAxes)

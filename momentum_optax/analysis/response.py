@@ -1,27 +1,27 @@
-r"""What a rule does with a signal: its responses, gains and delays, before any loss is in the loop.
+r"""The response of a rule to a signal: gains, delays and memory, without a loss in the loop.
 
 For constant coefficients the impulse response is $h_0 = D$, $h_k = C A^{k-1} B$, and the transfer function
 $H(z) = \sum_k h_k z^{-k} = C (zI - A)^{-1} B + D$.
 """
 
 import math
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .. import _checks
 from ..filters import Filter
-from .arguments import constant, known, reals
+from .arguments import Floats, constant, known, reals
 from .settling import settling_time, squares
 
-# Frequencies among which the bandwidth is looked for, before it is refined.
+# Frequencies to search for the bandwidth, before it is refined.
 _SEARCHED = 8192
 
 
 def impulse_response(rule: Filter, n: int, *, start: int = 0) -> np.ndarray:
-    r"""The updates of `n` steps after a unit gradient at step `start` alone: what one gradient goes on doing.
+    r"""The impulse response: the `n` updates from step `start` on for a gradient that is 1 at that step, else 0.
 
-    Exact for schedules and first-step coefficients too, which is why the result may depend on `start`.
+    Exact for schedules and first-step coefficients too, for which the result depends on `start`.
 
     Args:
       rule: Any rule.
@@ -32,14 +32,14 @@ def impulse_response(rule: Filter, n: int, *, start: int = 0) -> np.ndarray:
       Shape (n,), float64.
 
     Raises:
-      TypeError: If `rule` is no `Filter`, or a number is not whole.
+      TypeError: If `rule` is not a `Filter`, or a number is not whole.
       ValueError: If a number is negative.
     """
     return known(rule).impulse_response(n, start)
 
 
 def step_response(rule: Filter, n: int) -> np.ndarray:
-    r"""The first `n` updates for a gradient that is 1 from the first step on; it ends at `dc_gain`.
+    r"""The first `n` updates for a gradient that is 1 from the first step on; they tend to `dc_gain`.
 
     Args:
       rule: Any rule.
@@ -49,30 +49,30 @@ def step_response(rule: Filter, n: int) -> np.ndarray:
       Shape (n,), float64.
 
     Raises:
-      TypeError: If `rule` is no `Filter`, or `n` is not whole.
+      TypeError: If `rule` is not a `Filter`, or `n` is not whole.
       ValueError: If `n` is negative.
     """
     _checks.integer("n", n, 0)
     return known(rule).response(np.ones(int(n)))
 
 
-def frequency_response(rule: Filter, omega: Any, *, step: int | None = None) -> Any:
-    r"""$H(e^{i\omega})$: by how much an oscillation of the gradient is scaled, and by which phase it is turned.
+def frequency_response(rule: Filter, omega: ArrayLike, *, step: int | None = None) -> Floats:
+    r"""$H(e^{i\omega})$: gain and phase of the update for an oscillating gradient.
 
     For `ema` the magnitude is $(1-\beta)/\sqrt{1 - 2\beta\cos\omega + \beta^2}$.
 
     Args:
       rule: A rule; its coefficients must be constant, or `step` given.
       omega: Radians per step; any shape.
-      step: The step whose coefficients are used. None: constants, and for coefficients that follow a leaf's age
-        (special first steps, debiasing weights) what they settle at.
+      step: The step whose coefficients are used; None for constant coefficients, with the limit of those that depend
+        on a leaf's age (special first steps, debiasing weights).
 
     Returns:
       complex128 of the shape of `omega`; infinite at a pole on the unit circle.
 
     Raises:
       TypeError: If an argument has the wrong type.
-      ValueError: If `omega` is not finite, or a coefficient follows the step and `step` is None.
+      ValueError: If `omega` is not finite, or a coefficient depends on the step and `step` is None.
     """
     A, B, C, D = constant(rule, step).matrices()
     z = np.exp(1j * reals("omega", omega, "(-inf, inf)"))
@@ -83,7 +83,7 @@ def frequency_response(rule: Filter, omega: Any, *, step: int | None = None) -> 
 
 
 def dc_gain(rule: Filter, *, step: int | None = None) -> float:
-    r"""The update that a constant gradient of 1 settles at: $H(1) = \sum_k h_k = C (I - A)^{-1} B + D$.
+    r"""The limit of the update for a constant gradient of 1: $H(1) = \sum_k h_k = C (I - A)^{-1} B + D$.
 
     1/(1-beta) for `heavy_ball` and `nesterov`, 1 for averages.
 
@@ -96,13 +96,13 @@ def dc_gain(rule: Filter, *, step: int | None = None) -> float:
 
     Raises:
       TypeError: If an argument has the wrong type.
-      ValueError: If a coefficient follows the step and `step` is None.
+      ValueError: If a coefficient depends on the step and `step` is None.
     """
     return constant(rule, step).dc_gain()
 
 
-def effective_learning_rate(rule: Filter, learning_rate: Any, *, step: int | None = None) -> Any:
-    """The learning rate of plain descent that goes equally far along a lasting gradient: rate times `dc_gain`.
+def effective_learning_rate(rule: Filter, learning_rate: ArrayLike, *, step: int | None = None) -> Floats:
+    """The learning rate of plain descent with the same steps under a constant gradient: learning rate times `dc_gain`.
 
     Args:
       rule: A rule; its coefficients must be constant, or `step` given.
@@ -114,13 +114,13 @@ def effective_learning_rate(rule: Filter, learning_rate: Any, *, step: int | Non
 
     Raises:
       TypeError: If an argument has the wrong type.
-      ValueError: If a rate is out of range, or a coefficient follows the step and `step` is None.
+      ValueError: If a learning rate is out of range, or a coefficient depends on the step and `step` is None.
     """
     return (reals("learning_rate", learning_rate, "[0, inf)") * dc_gain(rule, step=step))[()]
 
 
 def poles(rule: Filter, *, step: int | None = None) -> np.ndarray:
-    """The eigenvalues of A: each velocity's memory is a mixture of powers of them.
+    """The eigenvalues of A; every velocity is a mixture of their powers.
 
     Velocities that are never read or always zero are left out.
 
@@ -133,7 +133,7 @@ def poles(rule: Filter, *, step: int | None = None) -> np.ndarray:
 
     Raises:
       TypeError: If an argument has the wrong type.
-      ValueError: If a coefficient follows the step and `step` is None.
+      ValueError: If a coefficient depends on the step and `step` is None.
     """
     eigenvalues = np.linalg.eigvals(constant(rule, step).matrices()[0]).astype(np.complex128)
     return eigenvalues[np.argsort(-abs(eigenvalues), kind="stable")]
@@ -142,7 +142,7 @@ def poles(rule: Filter, *, step: int | None = None) -> np.ndarray:
 def half_life(rule: Filter, *, step: int | None = None) -> float:
     r"""Steps in which the slowest memory falls to half: $\ln 2 / (-\ln|p|)$ for the pole p of largest modulus.
 
-    6.58 for a decay of 0.9, 68.97 for 0.99. How soon the rule as a whole follows is `memory`.
+    6.58 for a decay of 0.9, 68.97 for 0.99. `memory` measures the rule as a whole.
 
     Args:
       rule: A rule; its coefficients must be constant, or `step` given.
@@ -153,7 +153,7 @@ def half_life(rule: Filter, *, step: int | None = None) -> float:
 
     Raises:
       TypeError: If an argument has the wrong type.
-      ValueError: If a coefficient follows the step and `step` is None.
+      ValueError: If a coefficient depends on the step and `step` is None.
     """
     slowest = float(max(abs(poles(rule, step=step)), default=0.0))
     if slowest == 0:
@@ -162,7 +162,7 @@ def half_life(rule: Filter, *, step: int | None = None) -> float:
 
 
 def memory(rule: Filter, fraction: float = 0.5, *, step: int | None = None) -> float:
-    r"""The number of gradients that make up a fraction of the update of a constant gradient, and keep making it up.
+    r"""The number of latest gradients that make up a fraction of the update under a constant gradient.
 
     The least n for which $|\sum_{k \ge m} h_k| \le (1 - f)\,|H(1)|$ for every $m \ge n$. For `ema` it is
     $\lceil \ln(1-f)/\ln\beta \rceil$.
@@ -177,7 +177,7 @@ def memory(rule: Filter, fraction: float = 0.5, *, step: int | None = None) -> f
 
     Raises:
       TypeError: If an argument has the wrong type.
-      ValueError: If `fraction` is out of range, or a coefficient follows the step and `step` is None.
+      ValueError: If `fraction` is out of range, or a coefficient depends on the step and `step` is None.
     """
     _checks.number("fraction", fraction, "(0, 1)")
     rule = constant(rule, step)
@@ -185,16 +185,16 @@ def memory(rule: Filter, fraction: float = 0.5, *, step: int | None = None) -> f
     gain = rule.dc_gain()
     if max(abs(np.linalg.eigvals(A)), default=0.0) >= 1 or gain == 0:
         return math.inf
-    # What the gradients from the k-th back still contribute is the readout of A^(k-1) B through `rest`.
+    # The gradients older than k steps contribute the readout of A^(k-1) B through `rest`.
     rest = np.linalg.solve(np.eye(len(B)) - A.T, C)
-    allowed = (1 - fraction) * abs(gain) * (1 + 1e-12)  # a fraction that is met exactly is met
+    allowed = (1 - fraction) * abs(gain) * (1 + 1e-12)  # a fraction met exactly counts as met
     return 1.0 + settling_time(A, B, rest, allowed)
 
 
 def mean_lag(rule: Filter, *, step: int | None = None) -> float:
     r"""The mean age of the gradients in an update, $\sum_k k h_k / \sum_k h_k = C (I-A)^{-2} B / H(1)$.
 
-    It is the group delay at zero frequency: by how many steps the update is late on a gradient that drifts.
+    The group delay at zero frequency: the steps by which the update lags behind a drifting gradient.
     beta/(1-beta) for `heavy_ball` and `ema`. Negative weights can make it negative: a prediction.
 
     Args:
@@ -206,7 +206,7 @@ def mean_lag(rule: Filter, *, step: int | None = None) -> float:
 
     Raises:
       TypeError: If an argument has the wrong type.
-      ValueError: If a coefficient follows the step and `step` is None.
+      ValueError: If a coefficient depends on the step and `step` is None.
     """
     rule = constant(rule, step)
     A, B, C, _ = rule.matrices()
@@ -220,8 +220,8 @@ def mean_lag(rule: Filter, *, step: int | None = None) -> float:
 def noise_gain(rule: Filter, *, step: int | None = None) -> float:
     r"""The variance of the update for independent gradient noise of variance 1: $\sum_k h_k^2$.
 
-    (1-beta)/(1+beta) for `ema`, 1/(1-beta^2) for `heavy_ball`. Over the square of `dc_gain` it says how much of the
-    noise is left at equal effective learning rate.
+    (1-beta)/(1+beta) for `ema`, 1/(1-beta^2) for `heavy_ball`. Divided by the square of `dc_gain` it compares
+    rules at equal effective learning rate.
 
     Args:
       rule: A rule; its coefficients must be constant, or `step` given.
@@ -232,17 +232,17 @@ def noise_gain(rule: Filter, *, step: int | None = None) -> float:
 
     Raises:
       TypeError: If an argument has the wrong type.
-      ValueError: If a coefficient follows the step and `step` is None.
+      ValueError: If a coefficient depends on the step and `step` is None.
     """
     A, B, C, D = constant(rule, step).matrices()
     return float(D**2 + C @ squares(A, B) @ C) if len(B) else D**2
 
 
 def bandwidth(rule: Filter, *, step: int | None = None) -> float:
-    r"""The lowest frequency, in radians per step, whose power is passed by half: $|H|$ is $|H(0)|/\sqrt2$, -3 dB.
+    r"""The lowest frequency, in radians per step, at which half the power passes: $|H|$ is $|H(0)|/\sqrt2$, -3 dB.
 
-    For `ema` it is $\cos\omega = 1 - (1-\beta)^2/(2\beta)$. Looked for among 8192 frequencies between 1e-9 and pi,
-    evenly spaced in the logarithm, then refined to rounding.
+    For `ema` it is $\cos\omega = 1 - (1-\beta)^2/(2\beta)$. Searched among 8192 frequencies between 1e-9 and pi,
+    evenly spaced in the logarithm, then refined by bisection.
 
     Args:
       rule: A rule; its coefficients must be constant, or `step` given.
@@ -253,14 +253,15 @@ def bandwidth(rule: Filter, *, step: int | None = None) -> float:
 
     Raises:
       TypeError: If an argument has the wrong type.
-      ValueError: If the gain at zero frequency is 0 or infinite, or a coefficient follows the step and `step` is None.
+      ValueError: If the gain at zero frequency is 0 or infinite, or a coefficient depends on the step and `step` is
+        None.
     """
     rule = constant(rule, step)
     gain = abs(rule.dc_gain())
     if gain == 0 or math.isinf(gain):
         raise ValueError(f"rule must have a finite gain other than 0 at zero frequency, got {gain}")
 
-    def passes(omega: Any) -> Any:
+    def passes(omega: ArrayLike) -> Floats:
         return abs(frequency_response(rule, omega)) > gain / math.sqrt(2)
 
     omega = np.geomspace(1e-9, math.pi, _SEARCHED)

@@ -1,12 +1,12 @@
-r"""What keeping the velocities in few bits does to a rule: where it stalls, and how much noise rounding adds.
+r"""The effect of velocities in few bits: the value at which a rule stalls, and the noise that rounding adds.
 
-Of a storage only two declared numbers are read: `step_size`, the distance of neighbouring values over their size (over
-the row's largest value for storages with scales), and `bytes_per_parameter`.
+A storage is described by two numbers: `step_size`, the distance of neighbouring values over their size (over the row's
+largest value for storages with scales), and `bytes_per_parameter`.
 """
 
 import dataclasses
 import math
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
@@ -15,20 +15,32 @@ from ..filters import Filter
 from .arguments import constant
 from .settling import squares
 
-# Steps after which a stall is taken to be a cycle; decay 0.9999 in float32 needs some 150,000.
+# Steps after which the search for a fixed point stops; decay 0.9999 in float32 needs some 150,000.
 _LONGEST = 2**22
+
+
+class Spacing(Protocol):
+    """The numbers that a storage declares, such as `mo.storage.bfloat16()`."""
+
+    @property
+    def step_size(self) -> float:
+        """Distance of neighbouring values over their size."""
+
+    @property
+    def bytes_per_parameter(self) -> float:
+        """Bytes of one velocity per parameter."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Precision:
-    """What a storage does to a rule.
+    """The effect of a storage on a rule.
 
     Attributes:
       bytes_per_parameter: Of all velocities together.
-      stall: Where the update for a constant gradient stops, over where it should, if velocities are rounded to nearest.
-        1 is no stall. Rounding at random does not stall, which is why it is the default.
+      stall: The limit of the update for a constant gradient with velocities rounded to nearest, over the exact limit;
+        1 where nothing is lost. Stochastic rounding does not stall, which is why it is the default.
       noise: Root mean square of the error of the update over that of the update, for independent gradients and
-        unbiased rounding. An upper estimate: every velocity is taken to have the widest spacing for its size.
+        unbiased rounding. An upper estimate: every velocity is assumed to have the widest spacing for its size.
     """
 
     bytes_per_parameter: float
@@ -36,11 +48,11 @@ class Precision:
     noise: float
 
 
-def precision(rule: Filter, storage: Any, *, step: int | None = None) -> Precision:
-    r"""Stall and noise of a rule whose velocities are kept in `storage`, and what they cost.
+def precision(rule: Filter, storage: Spacing, *, step: int | None = None) -> Precision:
+    r"""Stall, noise and size of the velocities of a rule in `storage`.
 
-    An unbiased rounding to values a distance d apart has a variance of $d^2/6$ when what is rounded falls anywhere
-    between them. Each such error then runs through the filter as part of a velocity.
+    An unbiased rounding to values a distance d apart has a variance of $d^2/6$ for values spread evenly between them.
+    Each such error then passes through the filter as part of a velocity.
 
     Args:
       rule: A rule; its coefficients must be constant, or `step` given.
@@ -53,7 +65,7 @@ def precision(rule: Filter, storage: Any, *, step: int | None = None) -> Precisi
 
     Raises:
       TypeError: If an argument has the wrong type.
-      ValueError: If a declared number is out of range, or a coefficient follows the step and `step` is None.
+      ValueError: If a declared number is out of range, or a coefficient depends on the step and `step` is None.
 
     Reference:
       Gupta et al., "Deep learning with limited numerical precision", ICML 2015, arXiv:1502.02551.
@@ -63,7 +75,7 @@ def precision(rule: Filter, storage: Any, *, step: int | None = None) -> Precisi
     return Precision(rule.order * size, _stall(rule, spacing), _noise(rule, spacing))
 
 
-def _declared(storage: Any, name: str) -> float:
+def _declared(storage: object, name: str) -> float:
     value = getattr(storage, name, None)
     if not _checks.is_number(value):
         raise TypeError(f"storage must be an object with a number {name}, got {_checks.shown(storage)}")
@@ -102,5 +114,4 @@ def _nearest(v: np.ndarray, spacing: float) -> np.ndarray:
     """`v` rounded to floating-point numbers, half to even, whose distance is `spacing` times a power of two."""
     _, exponent = np.frexp(v)
     unit = np.ldexp(spacing, exponent - 1)
-    rounded: np.ndarray = np.round(v / unit) * unit
-    return rounded
+    return np.asarray(np.round(v / unit) * unit)

@@ -1,12 +1,12 @@
-r"""How long a linear system $x_{t+1} = M x_t$, $y_t = c \cdot x_t$ stays above a level, and what it adds up to.
+r"""Settling time, peak and sums of squares of a linear system $x_{t+1} = M x_t$, $y_t = c \cdot x_t$.
 
-$P = \sum_j M^{\top j} c\,c^\top M^j$ makes "for ever" finite: $x_t^\top P x_t = \sum_{s \ge t} y_s^2$ bounds every
-later y, so once it is below a level the whole future is.
+With $P = \sum_j M^{\top j} c\,c^\top M^j$, $x_t^\top P x_t = \sum_{s \ge t} y_s^2$ bounds every later y, so that a
+finite number of steps decides about all of them.
 """
 
 import numpy as np
 
-# States are kept, so memory sets the limit: so many numbers.
+# The most numbers to hold in memory: all states of a run are.
 _LARGEST = 2**24
 
 
@@ -33,8 +33,7 @@ def squares(M: np.ndarray, G: np.ndarray) -> np.ndarray:
 
 def is_contraction(M: np.ndarray) -> np.ndarray:
     """Whether the spectral radius of M is below 1, by more than the rounding of its eigenvalues; shape (...,)."""
-    radius: np.ndarray = abs(np.linalg.eigvals(M)).max(-1, initial=0.0)
-    return radius < 1 - 1e-13
+    return np.asarray(abs(np.linalg.eigvals(M)).max(-1, initial=0.0) < 1 - 1e-13)
 
 
 def settling_time(M: np.ndarray, x: np.ndarray, c: np.ndarray, level: float) -> float:
@@ -57,20 +56,20 @@ def settling_time(M: np.ndarray, x: np.ndarray, c: np.ndarray, level: float) -> 
 
 
 def peak(M: np.ndarray, x: np.ndarray, c: np.ndarray) -> float:
-    """The largest |y_t| for all t >= 0, where |y_0| is above 0; infinite likewise. Shapes as in `settling_time`."""
+    """The largest |y_t| over t >= 0, for |y_0| above 0; infinite as, and with shapes as, in `settling_time`."""
     y = _until_below(M, x, c, abs(float(c @ x)))
     return np.inf if y is None else float(y.max())
 
 
 def _until_below(M: np.ndarray, x: np.ndarray, c: np.ndarray, level: float) -> np.ndarray | None:
-    """|y_0|, |y_1|, ... for so long that all later ones are at most `level`; None if M does not contract."""
+    """|y_0|, |y_1|, ... until all later ones are at most `level`; None if M does not contract."""
     P = squares(M.T, c)
     if not np.all(np.isfinite(P)):
         return None
     powers, later = [M], M @ x  # later is the state after as many steps as the last power has
     while later @ P @ later > level**2:
         if len(x) << len(powers) > _LARGEST:
-            raise ValueError(f"the rule must settle within {_LARGEST // len(x)} steps here, it takes longer")
+            raise ValueError(f"rule must settle within {_LARGEST // len(x)} steps here, it takes longer")
         later = powers[-1] @ later
         powers.append(powers[-1] @ powers[-1])
     states = x[None, :]

@@ -1,95 +1,81 @@
-"""Everything that can be said about a rule before it runs, in one table."""
+"""`report`: the numbers of a rule before it runs, in one table."""
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from .. import _checks
 from ..filters import Filter
 from .arguments import constant
+from .convergence import contraction, iterations, stability_limit, transient_growth
 from .mechanics import energy_limit
 from .noise import stationary_variance
-from .rates import convergence_rate, iterations, stability_limit, transient_growth
 from .response import bandwidth, dc_gain, half_life, mean_lag, memory, noise_gain, poles
-from .rounding import precision
+from .rounding import Spacing, precision
 
-# Curvatures between mu and L at which the run from rest is followed.
+# Curvatures between mu and L at which a run from rest is evaluated.
 _FOLLOWED = 65
+
+# Values of fields of `Report` by name.
+Numbers: TypeAlias = dict[str, Any]
+
+
+def _row(label: str, unit: str = "", *, optional: bool = False) -> Any:
+    """A field of `Report` with its line of the table; optional ones may be None."""
+    default = None if optional else dataclasses.MISSING
+    return dataclasses.field(default=default, metadata={"label": label, "unit": unit})
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What `report` found; None for what an argument was missing for. Printed, it is a table.
+    """The numbers of `report`; None where an argument that they need was not given. Printed, it is a table.
 
     Attributes:
       order: Velocities per parameter.
-      poles: The eigenvalues of the memory, the slowest first; complex, K entries.
+      poles: The eigenvalues of A, the slowest first; complex, K entries.
       dc_gain: See `dc_gain`.
       half_life: In steps, see `half_life`.
-      memory: Gradients that make up half and nine tenths of a lasting update, see `memory`.
+      memory: Gradients that make up half and nine tenths of the update for a constant gradient, see `memory`.
       mean_lag: In steps, see `mean_lag`.
       bandwidth: In radians per step, see `bandwidth`; None where the gain at zero frequency is 0 or infinite.
       noise_gain: See `noise_gain`.
-      relative_noise: Variance passed at equal effective learning rate: noise gain over the square of the DC gain.
+      relative_noise: The noise gain over the square of the DC gain: at equal effective learning rate.
       stability_limit: Largest stable learning rate for curvature L.
-      energy_limit: Learning rate up to which it cannot climb above its start; None unless it is a heavy ball.
+      energy_limit: Largest learning rate at which a run cannot climb above its start; None unless a heavy ball.
       effective_learning_rate: Learning rate times DC gain.
-      rate: Contraction per step on a quadratic with curvatures in [mu, L].
-      iterations: From rest until a millionth of the error is left, for the worst curvature.
-      transient_growth: Largest overshoot from rest, over those curvatures.
+      contraction: Contraction per step on a quadratic with curvatures in [mu, L].
+      iterations: Steps from rest to 1e-6 of the error, for the worst curvature.
+      transient_growth: Largest error of a run from rest over its start, for the worst curvature.
       variance: Stationary variance for gradient noise of variance 1, at curvature mu and at L.
       bytes_per_parameter: Of all velocities; needs a storage, as do the next two.
       stall: See `Precision`.
       rounding_noise: See `Precision`.
     """
 
-    order: int
-    poles: tuple[complex, ...]
-    dc_gain: float
-    half_life: float
-    memory: tuple[float, float]
-    mean_lag: float
-    bandwidth: float | None
-    noise_gain: float
-    relative_noise: float
-    stability_limit: float | None = None
-    energy_limit: float | None = None
-    effective_learning_rate: float | None = None
-    rate: float | None = None
-    iterations: float | None = None
-    transient_growth: float | None = None
-    variance: tuple[float, float] | None = None
-    bytes_per_parameter: float | None = None
-    stall: float | None = None
-    rounding_noise: float | None = None
+    order: int = _row("velocities per parameter")
+    poles: tuple[complex, ...] = _row("poles")
+    dc_gain: float = _row("gain of a constant gradient")
+    half_life: float = _row("half-life of the slowest memory", "steps")
+    memory: tuple[float, float] = _row("half, nine tenths of an update", "gradients")
+    mean_lag: float = _row("mean lag", "steps")
+    bandwidth: float | None = _row("bandwidth (-3 dB)", "radians per step")
+    noise_gain: float = _row("noise gain")
+    relative_noise: float = _row("noise gain over squared gain")
+    stability_limit: float | None = _row("largest stable learning rate", optional=True)
+    energy_limit: float | None = _row("energy limit of the learning rate", optional=True)
+    effective_learning_rate: float | None = _row("effective learning rate", optional=True)
+    contraction: float | None = _row("contraction per step, worst", optional=True)
+    iterations: float | None = _row("to 1e-6 of the error", "steps", optional=True)
+    transient_growth: float | None = _row("largest error on the way", "times the start", optional=True)
+    variance: tuple[float, float] | None = _row("variance under unit noise, at mu, L", optional=True)
+    bytes_per_parameter: float | None = _row("velocities", "bytes per parameter", optional=True)
+    stall: float | None = _row("constant reached, rounded to nearest", "of the exact one", optional=True)
+    rounding_noise: float | None = _row("error of stochastic rounding, at most", "of the update", optional=True)
 
     def __str__(self) -> str:
-        rows = [(label, _text(getattr(self, name)), unit) for name, label, unit in _ROWS]
-        return "\n".join(f"{label:38}{text:>16}  {unit}".rstrip() for label, text, unit in rows if text)
-
-
-_ROWS = (
-    ("order", "velocities per parameter", ""),
-    ("poles", "poles", ""),
-    ("dc_gain", "gain of a lasting gradient", ""),
-    ("half_life", "half-life of the slowest memory", "steps"),
-    ("memory", "half, nine tenths of an update", "gradients"),
-    ("mean_lag", "mean lag", "steps"),
-    ("bandwidth", "bandwidth (-3 dB)", "radians per step"),
-    ("noise_gain", "noise gain", ""),
-    ("relative_noise", "noise gain at equal effective rate", ""),
-    ("stability_limit", "largest stable learning rate", ""),
-    ("energy_limit", "largest that cannot climb", ""),
-    ("effective_learning_rate", "effective learning rate", ""),
-    ("rate", "contraction per step, worst", ""),
-    ("iterations", "to a millionth of the error", "steps"),
-    ("transient_growth", "largest error on the way", "times the start"),
-    ("variance", "variance under unit noise, at mu, L", ""),
-    ("bytes_per_parameter", "velocities", "bytes per parameter"),
-    ("stall", "constant reached, rounded to nearest", "of its size"),
-    ("rounding_noise", "error of rounding at random, at most", "of the update"),
-)
+        rows = [(field.metadata, _text(getattr(self, field.name))) for field in dataclasses.fields(self)]
+        return "\n".join(f"{row['label']:38}{text:>16}  {row['unit']}".rstrip() for row, text in rows if text)
 
 
 def report(
@@ -98,26 +84,26 @@ def report(
     learning_rate: float | None = None,
     L: float | None = None,
     mu: float | None = None,
-    storage: Any = None,
+    storage: Spacing | None = None,
     step: int | None = None,
 ) -> Report:
-    """Print what a rule will do, and return the numbers.
+    """Print a table of what a rule will do, and return its numbers.
 
     Args:
       rule: A rule; its coefficients must be constant, or `step` given.
-      learning_rate: In (0, inf); without it nothing is said about a run.
+      learning_rate: In (0, inf); needed for the numbers of a run.
       L: Largest curvature of the loss, in (0, inf).
-      mu: Smallest curvature, in (0, L]; rates and iterations need it.
-      storage: Where the velocities are kept, such as `mo.storage.bfloat16()`.
-      step: The step whose coefficients are used. None: constants, and for coefficients that follow a leaf's age
-        (special first steps, debiasing weights) what they settle at.
+      mu: Smallest curvature, in (0, L]; needed for the contraction and the iterations.
+      storage: The storage of the velocities, such as `mo.storage.bfloat16()`.
+      step: The step whose coefficients are used; None for constant coefficients, with the limit of those that depend
+        on a leaf's age (special first steps, debiasing weights).
 
     Returns:
-      A `Report`; what is printed is its text.
+      The `Report` that is printed.
 
     Raises:
       TypeError: If an argument has the wrong type.
-      ValueError: If a number is out of range, mu is given without L, or a coefficient follows the step and `step` is
+      ValueError: If a number is out of range, mu is given without L, or a coefficient depends on the step and `step` is
         None.
 
     Reference:
@@ -137,19 +123,18 @@ def report(
         if L is not None and mu is not None:
             found |= _of_the_run(rule, learning_rate, mu, L)
     if storage is not None:
-        kept = precision(rule, storage)
-        found |= {"bytes_per_parameter": kept.bytes_per_parameter, "stall": kept.stall, "rounding_noise": kept.noise}
+        found |= _of_the_storage(rule, storage)
     result = Report(**found)
     print(result)
     return result
 
 
-def _check(name: str, value: Any, interval: str) -> None:
+def _check(name: str, value: float | None, interval: str) -> None:
     if value is not None:
         _checks.number(name, value, interval)
 
 
-def _of_the_rule(rule: Filter) -> dict[str, Any]:
+def _of_the_rule(rule: Filter) -> Numbers:
     gain, noise = dc_gain(rule), noise_gain(rule)
     ordinary = np.isfinite(gain) and gain != 0
     return {
@@ -165,26 +150,31 @@ def _of_the_rule(rule: Filter) -> dict[str, Any]:
     }
 
 
-def _of_the_run(rule: Filter, learning_rate: float, mu: float, L: float) -> dict[str, Any]:
+def _of_the_run(rule: Filter, learning_rate: float, mu: float, L: float) -> Numbers:
     curvature = np.geomspace(mu, L, _FOLLOWED)
     at_ends = stationary_variance(rule, learning_rate, [mu, L])
     return {
-        "rate": float(convergence_rate(rule, learning_rate, mu, L)),
+        "contraction": float(contraction(rule, learning_rate, mu, L)),
         "iterations": float(np.max(iterations(rule, learning_rate, curvature))),
         "transient_growth": float(np.max(transient_growth(rule, learning_rate, curvature))),
         "variance": (float(at_ends[0]), float(at_ends[1])),
     }
 
 
+def _of_the_storage(rule: Filter, storage: Spacing) -> Numbers:
+    found = precision(rule, storage)
+    return {"bytes_per_parameter": found.bytes_per_parameter, "stall": found.stall, "rounding_noise": found.noise}
+
+
 def _energy_limit(rule: Filter, L: float) -> float | None:
     try:
         return float(energy_limit(rule, L))
-    except ValueError:  # no heavy ball
+    except ValueError:  # not a heavy ball
         return None
 
 
-def _text(value: Any) -> str:
-    """Four digits; nothing for None or no entries, and the first three of many."""
+def _text(value: object) -> str:
+    """Four digits; of several entries the first three; empty for None."""
     if isinstance(value, tuple):
         shown = ", ".join(_text(entry) for entry in value[:3])
         return f"{shown}, ..." if len(value) > 3 else shown

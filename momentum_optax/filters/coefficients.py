@@ -1,45 +1,45 @@
-r"""Coefficients of a rule: numbers, scalar arrays, schedules of the step, and functions of a leaf's own age.
+r"""Coefficients of a rule: numbers, scalar arrays, schedules of the step, and functions of a leaf's age.
 
-They meet each other through Python's operators only, so an integer step gives Python floats in float64, and a traced
-one gives JAX values.
+They are combined with Python's operators only, so that an integer step gives Python floats in float64 and a traced step
+gives JAX values.
 """
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, cast, overload
 
 import numpy as np
 
 from .. import _checks
 
 if TYPE_CHECKING:
-    import jax
+    from .._typing import Count, Number
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PerLeafSchedule:
     """A coefficient that depends on the age of a leaf: the number of gradients that this leaf has received.
 
-    It serves rules whose first step differs: a leaf that is unfrozen late has its first step late.
+    For rules whose first step differs: the first step of a leaf is the one of its first gradient, however late.
 
     Attributes:
       function: Maps (step, age), both counted from 0, to a scalar.
-      reads_step: Whether `function` looks at the step too.
+      reads_step: Whether `function` depends on the step too.
     """
 
-    function: Callable[[Any, Any], Any]
+    function: "Callable[[Count, Count], Number]"
     reads_step: bool = False
 
 
-Scalar: TypeAlias = "float | np.ndarray | jax.Array | Callable[[Any], Any]"
+# What a rule's arguments take: a number, a scalar array (traced too) or a schedule of the step.
+Scalar: TypeAlias = "Number | Callable[[Count], Number]"
+# What a `Filter` holds.
+Coefficient: TypeAlias = "Scalar | PerLeafSchedule"
 
 
-Coefficient: TypeAlias = "float | np.ndarray | jax.Array | Callable[[Any], Any] | PerLeafSchedule"
-
-
-def value_at(coefficient: Coefficient, step: Any, age: Any = None) -> Any:
-    """The value of a coefficient at `step`, for a leaf of the given age (`age=None`: never a step missed)."""
+def value_at(coefficient: Coefficient, step: "Count", age: "Count | None" = None) -> "Number":
+    """The value of a coefficient at `step`, for a leaf of this age; None for a leaf that never missed a gradient."""
     if not (isinstance(coefficient, PerLeafSchedule) or callable(coefficient)):
         return coefficient
     with _standard_promotion(step, age):
@@ -48,21 +48,26 @@ def value_at(coefficient: Coefficient, step: Any, age: Any = None) -> Any:
         return coefficient(step)
 
 
-def _standard_promotion(*values: Any) -> contextlib.AbstractContextManager[Any]:
-    """JAX's usual promotion for arithmetic of these, whatever the user's: steps, comparisons and numbers meet here.
+def _standard_promotion(*values: object) -> contextlib.AbstractContextManager[None]:
+    """JAX's standard promotion where a value is not a number, whatever the user configured.
 
-    The results are converted once, to the dtype of the arithmetic that takes them.
+    Steps, comparisons and numbers of several dtypes are combined under it. The results are converted once, to the dtype
+    of the arithmetic that takes them.
     """
     if all(x is None or _checks.is_number(x) for x in values):
         return contextlib.nullcontext()
-    import jax  # noqa: PLC0415  numbers do without
+    import jax  # noqa: PLC0415  not needed for numbers
 
-    standard: contextlib.AbstractContextManager[Any] = jax.numpy_dtype_promotion("standard")
-    return standard
+    return cast("contextlib.AbstractContextManager[None]", jax.numpy_dtype_promotion("standard"))
 
 
-def lift(function: Callable[..., Any], *coefficients: Coefficient) -> Any:
-    """Apply `function` to coefficients, now if all are known, else as a schedule (or `PerLeafSchedule`) of its own.
+# The functions do arithmetic that no type of NumPy and JAX in common describes, hence `Callable[..., Any]`.
+@overload
+def lift(function: Callable[..., Any], *coefficients: Scalar) -> Scalar: ...
+@overload
+def lift(function: Callable[..., Any], *coefficients: Coefficient) -> Coefficient: ...
+def lift(function: Callable[..., Any], *coefficients: Coefficient) -> Coefficient:
+    """`function` of the coefficients: a value if all are values, else a schedule or a `PerLeafSchedule`.
 
     `function` may use arithmetic and comparison operators only.
     """
@@ -74,29 +79,29 @@ def lift(function: Callable[..., Any], *coefficients: Coefficient) -> Any:
     if scheduled:
         return lambda step: function(*(value_at(c, step) for c in coefficients))
     with _standard_promotion(*coefficients):
-        return function(*coefficients)
+        return cast("Number", function(*coefficients))
 
 
-def on_first_step(first: Coefficient, then: Coefficient) -> Any:
+def on_first_step(first: Coefficient, then: Coefficient) -> Coefficient:
     """A coefficient that is `first` at the first gradient that a leaf receives, and `then` afterwards."""
     is_first = PerLeafSchedule(lambda step, age: age == 0)
     return lift(lambda now, a, b: now * a + (1 - now) * b, is_first, first, then)
 
 
-def shifted(coefficient: Scalar) -> Any:
-    """The coefficient of the step after this one, for rules that store a point of the step to come."""
+def shifted(coefficient: Scalar) -> Scalar:
+    """The coefficient at the next step, for rules that store a point of the next step."""
     return (lambda step: coefficient(step + 1)) if callable(coefficient) else coefficient
 
 
-def table_lookup(table: Any, index: Any) -> Any:
-    """Entry `index` of a list of numbers, or the last one beyond its end: a float for an int, JAX's for a tracer."""
+def table_lookup(table: Sequence[float], index: "Count") -> "Number":
+    """Entry `index` of a table, the last one beyond its end: a float for an int, a JAX scalar for a tracer."""
     if _checks.is_number(index):
         return float(table[min(int(index), len(table) - 1)])
-    import jax.numpy as jnp  # noqa: PLC0415  only a traced index needs it
+    import jax.numpy as jnp  # noqa: PLC0415  needed for a traced index only
 
     return jnp.asarray(np.asarray(table))[jnp.minimum(index, len(table) - 1)]
 
 
-def is_zero(coefficient: Any) -> bool:
-    """Whether a coefficient is zero for ever, known without running anything."""
+def is_zero(coefficient: object) -> bool:
+    """Whether a coefficient is the number 0; arrays and schedules are not evaluated."""
     return _checks.is_number(coefficient) and coefficient == 0

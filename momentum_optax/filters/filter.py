@@ -4,13 +4,13 @@ A rule with K velocities per parameter reads its state, then writes it:
 
     u_t = C v_t + D g_t        v_{t+1} = A v_t + B g_t        v_0 = 0
 
-Nothing here touches trees, dtypes or JAX; the algebra is NumPy's, in float64.
+Trees, dtypes and JAX belong to the transformation that runs a rule; the algebra here is NumPy's, in float64.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeGuard, cast
 
 import numpy as np
 
@@ -18,8 +18,17 @@ from .. import _checks
 from . import algebra
 from .coefficients import Coefficient, PerLeafSchedule, is_zero, lift, value_at
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
-@dataclasses.dataclass(frozen=True, eq=False)
+    from .._typing import Count
+
+# What the constructor takes: entries, or a scalar for one velocity.
+Vector: TypeAlias = "Coefficient | Sequence[Coefficient]"
+Matrix: TypeAlias = "Coefficient | Sequence[Sequence[Coefficient]]"
+
+
+@dataclasses.dataclass(frozen=True, eq=False, init=False)
 class Filter:
     r"""A linear momentum rule: $u_t = C v_t + D g_t$, $v_{t+1} = A v_t + B g_t$, $v_0 = 0$.
 
@@ -35,37 +44,38 @@ class Filter:
 
     Raises:
       ValueError: If the shapes disagree, or a number is not finite.
-      TypeError: If an entry is no number, scalar array, schedule or `PerLeafSchedule`.
+      TypeError: If an entry is not a number, a scalar array, a schedule or a `PerLeafSchedule`.
 
     Reference:
       Lessard, Recht and Packard, "Analysis and design of optimization algorithms via integral quadratic
       constraints", SIAM J. Optim. 2016, arXiv:1408.3595 (optimizers as linear systems in feedback).
     """
 
-    A: Any
-    B: Any
-    C: Any
-    D: Any
-    lookahead: Any = 0.0
+    A: tuple[tuple[Coefficient, ...], ...]
+    B: tuple[Coefficient, ...]
+    C: tuple[Coefficient, ...]
+    D: Coefficient
+    lookahead: tuple[Coefficient, ...]
 
-    def __post_init__(self) -> None:
-        A = _rows(self.A)
+    def __init__(self, A: Matrix, B: Vector, C: Vector, D: Coefficient, lookahead: Vector = 0.0) -> None:
+        rows = _rows(A)
+        K = len(rows)
         fields = {
-            "A": tuple(tuple(_entry(f"A[{i}][{j}]", x) for j, x in enumerate(row)) for i, row in enumerate(A)),
-            "B": _vector("B", self.B, len(A)),
-            "C": _vector("C", self.C, len(A)),
-            "D": _entry("D", self.D),
-            "lookahead": _vector("lookahead", (0.0,) * len(A) if is_zero(self.lookahead) else self.lookahead, len(A)),
+            "A": tuple(tuple(_entry(f"A[{i}][{j}]", x) for j, x in enumerate(row)) for i, row in enumerate(rows)),
+            "B": _vector("B", B, K),
+            "C": _vector("C", C, K),
+            "D": _entry("D", D),
+            "lookahead": _vector("lookahead", (0.0,) * K if is_zero(lookahead) else lookahead, K),
         }
-        if any(len(row) != len(A) for row in A):
-            raise ValueError(f"A must be square, got rows of length {[len(row) for row in A]} for {len(A)} rows")
+        if any(len(row) != K for row in rows):
+            raise ValueError(f"A must be square, got rows of length {[len(row) for row in rows]} for {K} rows")
         for name, value in fields.items():
             object.__setattr__(self, name, value)
 
-    def __getattr__(self, name: str) -> Any:
-        """Say how to run a rule where Optax asks for a transformation: in `chain`, `masked`, `MultiSteps` and the like.
+    def __getattr__(self, name: str) -> NoReturn:
+        """Explain how to run a rule where Optax asks for a transformation: in `chain`, `masked`, `MultiSteps`, ...
 
-        An `AttributeError`, so that `hasattr` finds what is there.
+        The error is an `AttributeError`, so that `hasattr` works.
         """
         if name in ("init", "update"):
             raise AttributeError(
@@ -97,8 +107,8 @@ class Filter:
         """The entries of A, B, C and D in one list."""
         return [c for row in self.A for c in row] + [*self.B, *self.C, self.D]
 
-    def at(self, step: Any, age: Any = None) -> "Filter":
-        """The rule with its coefficients at `step` put in: Python floats for an int, JAX values for a tracer.
+    def at(self, step: "Count", age: "Count | None" = None) -> "Filter":
+        """The rule with the values of its coefficients at `step`: Python floats for an int, JAX values for a tracer.
 
         Args:
           step: The number of updates made before this one.
@@ -107,13 +117,21 @@ class Filter:
         return self._map(lambda c: value_at(c, step, age))
 
     def scale(self, gain: Coefficient) -> "Filter":
-        """The rule with its update multiplied by `gain`; `scale(a)` at rate `r` is the rule at rate `a r`."""
+        """The rule with its update multiplied by `gain`: `scale(a)` at learning rate `r` is the rule at `a r`."""
         times = [lift(lambda x, y: x * y, c, gain) for c in (*self.C, self.D, *self.lookahead)]
         K = self.order
         return Filter(self.A, self.B, tuple(times[:K]), times[K], tuple(times[K + 1 :]))
 
-    def change_basis(self, T: Any) -> "Filter":
-        """The same rule for other velocities w, where v = T w: A becomes T^-1 A T, B T^-1 B, and C C T.
+    def scale_gradient(self, gain: Coefficient) -> "Filter":
+        """The rule with each gradient multiplied by the `gain` of its step.
+
+        For methods whose learning rate multiplies the gradient before it enters the velocity.
+        """
+        B = tuple(lift(lambda b, x: b * x, b, gain) for b in self.B)
+        return Filter(self.A, B, self.C, lift(lambda d, x: d * x, self.D, gain), self.lookahead)
+
+    def change_basis(self, T: "ArrayLike") -> "Filter":
+        """The same rule in other velocities w, where v = T w: $T^{-1} A T$, $T^{-1} B$, $C T$ and D.
 
         Args:
           T: Invertible, K rows of K numbers; a scalar for K = 1.
@@ -121,7 +139,8 @@ class Filter:
         Raises:
           ValueError: If T has another shape or no inverse.
         """
-        basis = np.asarray(_rows(T), np.float64).reshape(len(_rows(T)), -1)
+        rows = _rows(T)
+        basis = np.asarray(rows, np.float64).reshape(len(rows), -1) if rows else np.empty((0, 0))
         if basis.shape != (self.order, self.order):
             raise ValueError(f"T must be {self.order} rows of {self.order} numbers, got shape {basis.shape}")
         if self.order and not (np.all(np.isfinite(basis)) and np.linalg.cond(basis) < 1e15):
@@ -163,10 +182,11 @@ class Filter:
         if not self.is_constant:
             raise ValueError("the coefficients must be numbers here; take rule.at(step) of a scheduled rule")
         A = np.asarray(self.A, np.float64).reshape(self.order, self.order)
-        return A, np.asarray(self.B, np.float64), np.asarray(self.C, np.float64), float(self.D)
+        D = float(np.asarray(self.D, np.float64))
+        return A, np.asarray(self.B, np.float64), np.asarray(self.C, np.float64), D
 
-    def response(self, signal: Any) -> np.ndarray:
-        """The updates u_0, u_1, ... for the gradients `signal`, in float64, from velocity zero.
+    def response(self, signal: "ArrayLike") -> np.ndarray:
+        """The updates u_0, u_1, ... for the gradients `signal`, starting from velocity zero; float64.
 
         Args:
           signal: Shape (n,) or (n, ...), one gradient per step from step 0.
@@ -178,15 +198,15 @@ class Filter:
         v = np.zeros((self.order, *signal.shape[1:]))
         out = np.zeros(signal.shape)
         for t, g in enumerate(signal):
-            A, B, C, D = self._map(lambda c, t=t: float(value_at(c, t))).matrices()  # type: ignore[misc]
+            A, B, C, D = self._map(partial(_float_at, step=t)).matrices()
             out[t] = np.tensordot(C, v, 1) + D * g
             v = np.tensordot(A, v, 1) + np.multiply.outer(B, g)
         return out
 
     def impulse_response(self, n: int, start: int = 0) -> np.ndarray:
-        """The updates of `n` steps after a unit gradient at step `start` alone; shape (n,), float64.
+        """The `n` updates from step `start` on for a gradient that is 1 at that step and 0 elsewhere; float64.
 
-        For constant coefficients this is D, C B, C A B, C A^2 B, ... whatever `start` is.
+        For constant coefficients this is D, C B, C A B, C A^2 B, ... for any `start`.
         """
         _checks.integer("n", n, 0)
         _checks.integer("start", start, 0)
@@ -195,7 +215,7 @@ class Filter:
         return self.response(impulse)[start:]
 
     def dc_gain(self) -> float:
-        """The update that a constant gradient of 1 settles at, C (I - A)^-1 B + D; infinite for a pole at 1."""
+        """The limit of the update for a constant gradient of 1, C (I - A)^-1 B + D; infinite for a pole at 1."""
         A, B, C, D = self.matrices()
         try:
             return float(C @ np.linalg.solve(np.eye(self.order) - A, B) + D)
@@ -213,7 +233,7 @@ class Filter:
         return algebra.is_minimal(self.impulse_response(2 * self.order + 1), self.order)
 
     def normal_form(self) -> algebra.NormalForm:
-        r"""The rule of order one as `scale` times a quasi-hyperbolic rule: same updates, from the first on.
+        r"""A rule of order one as `scale` times a quasi-hyperbolic rule with the same updates, the first included.
 
         With $H(z) = (h_0 + h_1 z^{-1})/(1 - a z^{-1})$: decay $= a$, scale $= (h_0 + h_1)/(1 - a)$,
         $\nu = 1 + h_1/(a\,\mathrm{scale})$. Its inverse is `quasi_hyperbolic(decay, nu).scale(scale)`.
@@ -234,8 +254,8 @@ class Filter:
         scale = (h0 + h1) / (1 - a)
         return algebra.NormalForm(scale=float(scale), decay=float(a), nu=float(1 + h1 / (a * scale)))
 
-    def _map(self, function: Callable[[Any], Any]) -> "Filter":
-        """The filter with `function` of each entry; entries are not checked, they may be traced arrays."""
+    def _map(self, function: Callable[[Coefficient], Coefficient]) -> "Filter":
+        """The filter with `function` of each entry; the results are not checked, since they may be traced."""
         new = object.__new__(Filter)
         object.__setattr__(new, "A", tuple(tuple(map(function, row)) for row in self.A))
         for name in ("B", "C", "lookahead"):
@@ -244,8 +264,12 @@ class Filter:
         return new
 
 
-def _combine(matrix: np.ndarray, entries: Any) -> list[Coefficient]:
-    """`matrix` times a vector of coefficients; zeros stay out, so that what is known stays known."""
+def _float_at(coefficient: Coefficient, step: int) -> float:
+    return float(value_at(coefficient, step))
+
+
+def _combine(matrix: np.ndarray, entries: Sequence[Coefficient]) -> list[Coefficient]:
+    """`matrix` times a vector of coefficients, without the terms that are 0, so that a number stays a number."""
     out: list[Coefficient] = []
     for row in matrix:
         terms = [(float(m), c) for m, c in zip(row, entries, strict=True) if m != 0 and not is_zero(c)]
@@ -257,11 +281,11 @@ def _weighted_sum(weights: list[float], *terms: Any) -> Any:
     return sum((w * term for w, term in zip(weights, terms, strict=True)), 0.0)
 
 
-def _is_sequence(value: Any) -> bool:
+def _is_sequence(value: object) -> TypeGuard[Iterable[Any]]:
     return isinstance(value, tuple | list) or getattr(value, "ndim", 0) > 0
 
 
-def _rows(A: Any) -> tuple[tuple[Any, ...], ...]:
+def _rows(A: object) -> tuple[tuple[Any, ...], ...]:
     if not _is_sequence(A):
         return ((A,),)
     if not all(_is_sequence(row) for row in A):
@@ -269,16 +293,16 @@ def _rows(A: Any) -> tuple[tuple[Any, ...], ...]:
     return tuple(tuple(row) for row in A)
 
 
-def _vector(name: str, value: Any, length: int) -> tuple[Any, ...]:
+def _vector(name: str, value: object, length: int) -> tuple[Coefficient, ...]:
     entries = tuple(value) if _is_sequence(value) else (value,)
     if len(entries) != length:
         raise ValueError(f"{name} must have {length} entries, one for each row of A, got {len(entries)}")
     return tuple(_entry(f"{name}[{i}]", x) for i, x in enumerate(entries))
 
 
-def _entry(name: str, value: Any) -> Any:
-    """A checked coefficient; numbers become Python floats, which take the precision of what they meet."""
+def _entry(name: str, value: object) -> Coefficient:
+    """A checked coefficient; numbers become Python floats, which do not widen the dtype that they multiply."""
     if isinstance(value, PerLeafSchedule):
         return value
     _checks.finite(name, value)
-    return float(value) if _checks.is_number(value) else value
+    return float(value) if _checks.is_number(value) else cast("Coefficient", value)

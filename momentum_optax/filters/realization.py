@@ -15,7 +15,7 @@ def post_write_form(rule: "Filter") -> tuple[float, tuple[float, ...], float] | 
     r"""The same update read after the write, $u = s (m v' + d g)$: s, m and d, where that saves multiplications.
 
     None unless the coefficients are numbers and A is well conditioned. Heavy balls, averages, Nesterov and AggMo
-    gain; they were published in this form.
+    take fewer multiplications this way, the form in which they were published.
     """
     if not rule.is_constant or rule.order == 0:
         return None
@@ -37,8 +37,8 @@ def post_write_form(rule: "Filter") -> tuple[float, tuple[float, ...], float] | 
 def velocity_only_readout(rule: "Filter") -> tuple[float, ...] | None:
     r"""Numbers p with $C = p A$ and $D = p B$ at every step: the update is $u = p v'$, of new velocities alone.
 
-    None if there are none. They are found where the coefficients are numbers, and where C and D are a row of A
-    and its entry of B, as in `heavy_ball` and `ema`, whatever these are.
+    None if there are no such numbers. They are found where the coefficients are numbers, and where C and D equal a row
+    of A and its entry of B, as in `heavy_ball` and `ema`, schedules included.
     """
     for i, row in enumerate(rule.A):
         if _same(rule.D, rule.B[i]) and all(map(_same, rule.C, row)):
@@ -53,7 +53,7 @@ def velocity_only_readout(rule: "Filter") -> tuple[float, ...] | None:
 
 
 def _snap(x: float) -> float:
-    """`x`, or the whole number that it misses by rounding only."""
+    """`x`, or the whole number that it differs from by rounding only."""
     return float(round(x)) if abs(x - round(x)) < 1e-12 else x
 
 

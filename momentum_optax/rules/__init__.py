@@ -1,15 +1,15 @@
 r"""The catalogue: every published linear momentum rule, as coefficients of one `Filter`.
 
-Each function names the published form that it is. In the formulas g_t is the gradient at the stored parameters and
-u_t the update; the parameters then move by -learning_rate u_t. Velocities start at zero; primes mark the value after
-the step. "Normal form" gives (scale, decay, nu) such that the rule is `quasi_hyperbolic(decay, nu).scale(scale)`;
-`Filter.normal_form` computes it, and `quasi_hyperbolic(decay, nu).scale(scale)` goes back.
+Each function states the published form that it implements. In the formulas g_t is the gradient at the stored
+parameters and u_t the update; the parameters then move by -learning_rate u_t. Velocities start at zero; primes mark the
+value after the step. "Normal form" gives (scale, decay, nu) such that the rule is
+`quasi_hyperbolic(decay, nu).scale(scale)`; `Filter.normal_form` computes it.
 
-Every argument that is named in a formula may be a number, a scalar array (traced too) or a schedule of the step,
-unless its own text says otherwise. Numbers are range-checked here, with `ValueError`; what is no scalar at all raises
+Every argument that appears in a formula may be a number, a scalar array (traced too) or a schedule of the step, unless
+its description says otherwise. Numbers are range-checked, with `ValueError`; a value that is not a scalar raises
 `TypeError`. Arrays and schedules are not checked. The decay of a sum, such as the heavy ball's, may be 1: nothing is
-forgotten. That of an average may not: the gradient would have weight 0. Velocities have the parameters' shapes, updates
-the gradients' dtypes; accumulation is in float32, or wider where the leaf is (see `scale_by_momentum`).
+forgotten. The decay of an average may not: the gradient would have weight 0. Velocities have the parameters' shapes,
+updates the gradients' dtypes; arithmetic is in float32, or wider where the leaf is (see `scale_by_momentum`).
 """
 
 from .games import complex_heavy_ball as complex_heavy_ball

@@ -52,7 +52,7 @@ def complex_heavy_ball(decay: Scalar, angle: Scalar) -> Filter:
     """
     _checks.within("decay", decay, "[0, 1]")
     _checks.finite("angle", angle)
-    # Euler's formula by operators alone, so that numbers stay Python's and tracers stay JAX's.
+    # Euler's formula in operators only, so that it gives Python numbers for numbers and JAX values for tracers.
     real = lift(lambda b, phi: (b * math.e ** (1j * phi)).real, decay, angle)
     imag = lift(lambda b, phi: (b * math.e ** (1j * phi)).imag, decay, angle)
     minus_imag = lift(lambda x: -x, imag)

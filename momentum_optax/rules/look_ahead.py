@@ -1,11 +1,15 @@
 """Look-ahead rules: Nesterov's method in its published forms, schedule-free averaging, NAdam's numerator."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import _checks
 from ..filters import Filter
 from ..filters.coefficients import Scalar, is_zero, lift, on_first_step, shifted, table_lookup
 from .arguments import AGE, checked_decay, step_number
+
+if TYPE_CHECKING:
+    from .._typing import Count
+    from ..filters.coefficients import Coefficient
 
 
 def nesterov(decay: Scalar) -> Filter:
@@ -36,13 +40,13 @@ def torch_nesterov(decay: Scalar, *, dampening: Scalar = 0.0) -> Filter:
 
     $$ v' = \mu v + (1 - \tau) g, \qquad u = g + \mu v' $$
 
-    At a constant decay and without dampening it is `nesterov`; under a schedule it is a different rule, kept for parity
-    with those libraries. The evaluation point is that of a constant decay. Normal form: (1/(1-mu), mu, mu).
+    At a constant decay and without dampening it is `nesterov`; under a schedule it is a different rule, provided for
+    parity with those libraries. The evaluation point assumes a constant decay. Normal form: (1/(1-mu), mu, mu).
 
     Args:
       decay: mu in [0, 1].
-      dampening: tau in [0, 1); the first gradient that a leaf receives enters undampened. PyTorch's constructor wants 0
-        here, its arithmetic does not.
+      dampening: tau in [0, 1); the first gradient that a leaf receives enters undampened. PyTorch's constructor
+        requires 0 here, its arithmetic does not.
 
     Raises:
       ValueError: If a number is out of range.
@@ -52,7 +56,7 @@ def torch_nesterov(decay: Scalar, *, dampening: Scalar = 0.0) -> Filter:
     """
     _checks.within("decay", decay, "[0, 1]")
     _checks.within("dampening", dampening, "[0, 1)")
-    intake = lift(lambda tau: 1 - tau, dampening)
+    intake: Coefficient = lift(lambda tau: 1 - tau, dampening)
     if not is_zero(dampening):
         intake = on_first_step(1.0, intake)
     return Filter(
@@ -65,20 +69,20 @@ def torch_nesterov(decay: Scalar, *, dampening: Scalar = 0.0) -> Filter:
 
 
 def nadam_mix(decay: Scalar = 0.9, psi: float = 0.004) -> Filter:
-    r"""The numerator of NAdam, with its own momentum schedule; t counts the leaf's gradients from 1.
+    r"""The numerator of NAdam, with NAdam's momentum schedule; t counts the leaf's gradients from 1.
 
     $$ \mu_t = \beta (1 - \tfrac12 0.96^{\psi t}), \quad m' = \beta m + (1-\beta) g, \quad
        u_t = \frac{\mu_{t+1} m'}{1 - \prod_{i \le t+1} \mu_i} + \frac{(1-\mu_t) g}{1 - \prod_{i \le t} \mu_i} $$
 
-    The products are $\beta^t$ times a short table, so no state is needed.
+    The products are $\beta^t$ times a short table of constants, so no state is needed.
 
     Args:
-      decay: beta in [0, 1), a number or a scalar array; the rule has its own schedule.
+      decay: beta in [0, 1), a number or a scalar array, since the rule schedules it.
       psi: The paper's momentum decay, a number in (0, inf).
 
     Raises:
       ValueError: If a number is out of range.
-      TypeError: If an argument is a schedule, or `psi` is no number.
+      TypeError: If an argument is a schedule, or `psi` is not a number.
 
     Reference:
       Dozat, "Incorporating Nesterov momentum into Adam", ICLR workshop 2016; the form of `torch.optim.NAdam`.
@@ -93,10 +97,10 @@ def nadam_mix(decay: Scalar = 0.9, psi: float = 0.004) -> Filter:
     while factors[-1] > 1e-20 and q ** (len(factors) - 1) > 1e-20:
         factors.append(factors[-1] * (1 - 0.5 * q ** len(factors)))
 
-    def mu(b: Any, t: Any) -> Any:
+    def mu(b: float, t: "Count") -> Any:
         return b * (1 - 0.5 * q**t)
 
-    def product(b: Any, t: Any) -> Any:
+    def product(b: float, t: "Count") -> Any:
         return b**t * table_lookup(factors, t)
 
     average = lift(lambda b, age: mu(b, age + 2) / (1 - product(b, age + 2)), decay, AGE)
@@ -110,13 +114,13 @@ def nadam_mix(decay: Scalar = 0.9, psi: float = 0.004) -> Filter:
 
 
 def schedule_free(beta: Scalar = 0.9) -> Filter:
-    r"""Schedule-free SGD at a constant learning rate, as the filter that it is.
+    r"""Schedule-free SGD at a constant learning rate.
 
     $$ z' = z - \eta g(y), \quad x' = (1 - c) x + c z', \quad y = (1-\beta) z + \beta x, \quad c = \tfrac{1}{t+1} $$
 
     t counts the steps from 0. With $v = (x - z)/\eta$: $v' = (1-c)(v + g)$, $u = g + \beta v - \beta^+ v'$, where plus
     marks the next step's value. The stored parameters are y; `eval_params` gives x. Exact at a constant learning rate;
-    `optax.contrib.schedule_free` weighs by the rate where it changes.
+    `optax.contrib.schedule_free` weights the average by a learning rate that changes.
 
     Args:
       beta: Interpolation in [0, 1]; 0 is Polyak-Ruppert averaging, 1 primal averaging.

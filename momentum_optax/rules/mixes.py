@@ -1,4 +1,4 @@
-"""Mixes of average and gradient that a sign, an orthogonalisation or another optimizer follows."""
+"""Mixes of average and gradient, to be followed by a sign, an orthogonalisation or another optimizer."""
 
 from .. import _checks
 from ..filters import Filter
@@ -8,7 +8,7 @@ from .sums_and_averages import quasi_hyperbolic
 
 
 def lion_mix(b1: Scalar = 0.9, b2: Scalar = 0.99) -> Filter:
-    r"""What Lion takes the sign of: $u = \beta_1 v + (1 - \beta_1) g$, $v' = \beta_2 v + (1 - \beta_2) g$.
+    r"""Lion's update before the sign: $u = \beta_1 v + (1 - \beta_1) g$, $v' = \beta_2 v + (1 - \beta_2) g$.
 
     Lion's direction is `optax.chain(scale_by_momentum(lion_mix()), optax.scale_by_sign())`. Normal form:
     (1, b2, b1/b2).
@@ -29,7 +29,7 @@ def lion_mix(b1: Scalar = 0.9, b2: Scalar = 0.99) -> Filter:
 
 
 def muon_mix(decay: Scalar = 0.95) -> Filter:
-    r"""What Muon orthogonalises: $v' = \beta v + (1-\beta) g$, $u = \beta v' + (1-\beta) g$.
+    r"""Muon's update before the orthogonalisation: $v' = \beta v + (1-\beta) g$, $u = \beta v' + (1-\beta) g$.
 
     The reference implementation's Nesterov form; Optax's Muon also debiases both terms. Normal form: (1, beta, beta).
 

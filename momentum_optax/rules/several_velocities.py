@@ -18,7 +18,7 @@ def aggregated(decays: tuple[Scalar, ...] = (0.0, 0.9, 0.99)) -> Filter:
 
     Raises:
       ValueError: If `decays` is empty or a number is out of range.
-      TypeError: If `decays` is no tuple or list.
+      TypeError: If `decays` is not a tuple or list.
 
     Reference:
       Lucas et al., "Aggregated momentum: stability through passive damping", ICLR 2019, arXiv:1804.00325.
@@ -42,7 +42,7 @@ def aggregated_exponential(base: Scalar = 0.1, count: int = 3) -> Filter:
 
     Raises:
       ValueError: If a number is out of range.
-      TypeError: If `count` is no whole number.
+      TypeError: If `count` is not a whole number.
 
     Reference:
       Lucas et al., ICLR 2019, arXiv:1804.00325, section 4.
@@ -85,13 +85,13 @@ def ademamix_mix(fast: Scalar = 0.9, slow: Scalar = 0.9999, alpha: Scalar = 5.0)
 
 
 def pid(proportional: Scalar, integral: Scalar, derivative: Scalar, decay: Scalar) -> Filter:
-    r"""A PID controller on the negative gradient, its derivative filtered by a pole of its own; learning rate 1.
+    r"""A PID controller on the negative gradient, with a filtered derivative; learning rate 1.
 
     $$ \theta_{t+1} = \theta_0 + k_P e_t + k_I \sum_{s \le t} e_s + k_D w_t, \quad e = -g, \quad
        w_t = \beta w_{t-1} + (1-\beta)(e_t - e_{t-1}) $$
 
-    in its incremental form, which is what scheduled gains mean here: the gains of the step multiply the increments.
-    Order 2. `recht_pid` is the case that quasi-hyperbolic momentum can express.
+    in its incremental form, in which scheduled gains multiply the increments of their step. Order 2.
+    `contrib.recht_pid` is the case that quasi-hyperbolic momentum can express.
 
     Args:
       proportional: k_P, finite.
@@ -110,12 +110,12 @@ def pid(proportional: Scalar, integral: Scalar, derivative: Scalar, decay: Scala
         _checks.finite(name, value)
     checked_decay("decay", decay)
     intake = lift(lambda b: 1 - b, decay)
-    rate = lift(lambda d, b: d * (1 - b), derivative, decay)
+    slope = lift(lambda d, b: d * (1 - b), derivative, decay)
     return Filter(
         A=((0.0, 0.0), (lift(lambda b: b - 1, decay), decay)),
         B=(1.0, intake),
-        C=(lift(lambda p, r: -p - r, proportional, rate), lift(lambda r: -r, rate)),
-        D=lift(lambda p, i, r: p + i + r, proportional, integral, rate),
+        C=(lift(lambda p, s: -p - s, proportional, slope), lift(lambda s: -s, slope)),
+        D=lift(lambda p, i, s: p + i + s, proportional, integral, slope),
     )
 
 
@@ -124,8 +124,7 @@ def adan_mix(b1: Scalar = 0.98, b2: Scalar = 0.92) -> Filter:
 
     $$ m' = \beta_1 m + (1-\beta_1) g, \qquad d'_t = \beta_2 d_t + (1-\beta_2)(g_t - g_{t-1}), \qquad g_{-1} = g_0 $$
 
-    The change needs no stored gradient: $w_t = \beta_2 d_t - (1-\beta_2) g_{t-1}$, with the step's own beta_2, is
-    enough.
+    The last gradient is not stored: $w_t = \beta_2 d_t - (1-\beta_2) g_{t-1}$, with beta_2 of step t, suffices.
 
     Args:
       b1: beta_1 in [0, 1), the code's convention (the paper writes 1 - beta).

@@ -2,7 +2,7 @@
 
 from .. import _checks
 from ..filters import Filter
-from ..filters.coefficients import Scalar, is_zero, lift, on_first_step
+from ..filters.coefficients import Coefficient, Scalar, is_zero, lift, on_first_step
 from .arguments import checked_decay
 
 
@@ -18,10 +18,10 @@ def heavy_ball(decay: Scalar, *, dampening: Scalar = 0.0, first_step: str = "zer
       decay: mu in (-1, 1].
       dampening: tau in [0, 1).
       first_step: `"zero"` starts from velocity zero; `"gradient"` is PyTorch's rule, in which the first gradient that a
-        leaf receives becomes its velocity undampened. Without dampening both are the same.
+        leaf receives becomes its velocity, undampened. Without dampening the two are the same.
 
     Raises:
-      ValueError: If a number is out of range or `first_step` is another word.
+      ValueError: If a number is out of range or `first_step` is another string.
 
     Reference:
       Polyak, "Some methods of speeding up the convergence of iteration methods", 1964. Gidel et al., "Negative
@@ -30,7 +30,7 @@ def heavy_ball(decay: Scalar, *, dampening: Scalar = 0.0, first_step: str = "zer
     _checks.within("decay", decay, "(-1, 1]")
     _checks.within("dampening", dampening, "[0, 1)")
     _checks.choice("first_step", first_step, ("zero", "gradient"))
-    intake = lift(lambda tau: 1 - tau, dampening)
+    intake: Coefficient = lift(lambda tau: 1 - tau, dampening)
     if first_step == "gradient" and not is_zero(dampening):
         intake = on_first_step(1.0, intake)
     return Filter(A=decay, B=intake, C=decay, D=intake)
@@ -39,7 +39,7 @@ def heavy_ball(decay: Scalar, *, dampening: Scalar = 0.0, first_step: str = "zer
 def ema(decay: Scalar) -> Filter:
     r"""The exponentially weighted moving average of the gradients: $v' = \beta v + (1 - \beta) g$, $u = v'$.
 
-    Not debiased; `scale_by_momentum(..., debias=True)` does that, exactly under any schedule.
+    Not debiased; `scale_by_momentum(..., debias=True)` debiases it, exactly under any schedule.
     Normal form: (1, beta, 1).
 
     Args:
@@ -56,12 +56,12 @@ def ema(decay: Scalar) -> Filter:
 
 
 def quasi_hyperbolic(decay: Scalar, nu: Scalar) -> Filter:
-    r"""Quasi-hyperbolic momentum (QHM): an average, with the raw gradient mixed back in.
+    r"""Quasi-hyperbolic momentum (QHM): an average, mixed with the plain gradient.
 
     $$ v' = \beta v + (1 - \beta) g, \qquad u = (1 - \nu) g + \nu v' $$
 
-    The gain at zero frequency is one, so the learning rate keeps its meaning. Every rule of order one with a non-zero
-    pole and gain is this rule times a number: it is the normal form (1, beta, nu) of the others.
+    The gain at zero frequency is one, so that the learning rate keeps its meaning. Every rule of order one with a
+    non-zero pole and gain is this rule times a number: it is the normal form (1, beta, nu) of the others.
 
     Args:
       decay: beta in (-1, 1); the paper's are not negative, the normal forms of some heavy balls are.

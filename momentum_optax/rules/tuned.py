@@ -9,7 +9,7 @@ from .arguments import step_number
 
 
 def synthesized_nesterov(decay: Scalar, lookahead: Scalar) -> Filter:
-    r"""The synthesised Nesterov variants: gradient at a look-ahead point of its own length.
+    r"""The synthesised Nesterov variants: the gradient is taken at a look-ahead point of any length.
 
     $$ x_{t+1} = x_t + \beta_1 p_t - \alpha g(y_t), \quad p_t = x_t - x_{t-1}, \quad y_t = x_t + \beta_2 p_t $$
 
@@ -63,17 +63,17 @@ def triple_momentum(L: Scalar, mu: Scalar) -> Filter:
     rho = lift(lambda big, small: 1 - (small / big) ** 0.5, L, mu)
     alpha = lift(lambda r, big: (1 + r) / big, rho, L)
     gamma = lift(lambda r: r**2 / ((1 + r) * (2 - r)), rho)
-    rule = rate_inside(synthesized_nesterov(lift(lambda r: r**2 / (2 - r), rho), gamma), alpha)
+    rule = synthesized_nesterov(lift(lambda r: r**2 / (2 - r), rho), gamma).scale_gradient(alpha)
     output = shifted(lift(lambda r, c: c - r**2 / (1 - r**2), rho, gamma))
     return Filter(rule.A, rule.B, rule.C, rule.D, lookahead=output)
 
 
 def robust_momentum(L: Scalar, mu: Scalar, rho: "Scalar | None" = None) -> Filter:
-    r"""The robust momentum method: trades speed for tolerance of gradient noise; learning rate 1.
+    r"""The robust momentum method, which trades speed for robustness to gradient noise; learning rate 1.
 
     With $\kappa = L/\mu$ it is `synthesized_nesterov` for $\alpha = \kappa (1-\rho)^2 (1+\rho)/L$,
     $\beta = \kappa\rho^3/(\kappa - 1)$, $\gamma = \rho^3/((\kappa-1)(1-\rho)^2(1+\rho))$. The least rho gives the
-    triple momentum method's iterates, the largest plain descent at rate 1/L.
+    triple momentum method's iterates, the largest plain descent at learning rate 1/L.
     Normal form: (alpha/(1-beta), beta, 1 - gamma (1-beta)/beta).
 
     Args:
@@ -100,7 +100,7 @@ def robust_momentum(L: Scalar, mu: Scalar, rho: "Scalar | None" = None) -> Filte
     decay = lift(lambda k, r: k * r**3 / (k - 1), kappa, rho)
     gamma = lift(lambda k, r: r**3 / ((k - 1) * (1 - r) ** 2 * (1 + r)), kappa, rho)
     alpha = lift(lambda k, r, big: k * (1 - r) ** 2 * (1 + r) / big, kappa, rho, L)
-    return rate_inside(synthesized_nesterov(decay, gamma), alpha)
+    return synthesized_nesterov(decay, gamma).scale_gradient(alpha)
 
 
 def accelerated(kappa: Scalar = 1000.0, xi: Scalar = 10.0, epsilon: Scalar = 0.7) -> Filter:
@@ -114,7 +114,7 @@ def accelerated(kappa: Scalar = 1000.0, xi: Scalar = 10.0, epsilon: Scalar = 0.7
 
     Args:
       kappa: Ratio of the long to the short step ("long step"), in [1, inf).
-      xi: Statistical advantage, in [1, inf); the paper wants at most sqrt(kappa).
+      xi: Statistical advantage, in [1, inf); the paper requires at most sqrt(kappa).
       epsilon: The paper's small constant, in (0, 1].
 
     Raises:
@@ -175,7 +175,7 @@ def chebyshev(L: Scalar, mu: Scalar) -> Filter:
     With $q = (\sqrt\kappa - 1)/(\sqrt\kappa + 1)$, $s = (L+\mu)/(L-\mu)$, $r_t = q (1+q^{2t})/(1+q^{2t+2})$:
     $v' = a_t v + b_t g$, $u = v'$, $a_t = 2 s r_t - 1$, $b_t = 4 r_t/(L-\mu)$, and $a_0 = 0$, $b_0 = 2/(L+\mu)$.
     After T steps the error on a quadratic is at most $2 q^T/(1+q^{2T})$ of the start, and no method does better.
-    The coefficients follow the global step.
+    The coefficients depend on the global step.
 
     Args:
       L: Largest curvature, in (0, inf).
@@ -198,12 +198,6 @@ def chebyshev(L: Scalar, mu: Scalar) -> Filter:
 
 
 def check_curvatures(L: Scalar, mu: Scalar) -> None:
-    """Raise unless 0 < mu < L, as far as they are numbers."""
+    """Raise unless 0 < mu < L, where these are numbers."""
     _checks.within("L", L, "(0, inf)")
     _checks.within("mu", mu, f"(0, {L})" if _checks.is_number(L) else "(0, inf)")
-
-
-def rate_inside(rule: Filter, rate: Scalar) -> Filter:
-    """Each gradient multiplied by the rate of its own step: a method's own step size, which may be scheduled."""
-    B = tuple(lift(lambda b, r: b * r, b, rate) for b in rule.B)
-    return Filter(rule.A, B, rule.C, lift(lambda d, r: d * r, rule.D, rate), rule.lookahead)

@@ -1,4 +1,4 @@
-"""Coefficients and learning rates from targets, or measured from a loss."""
+"""Coefficients and learning rates: from targets, from curvatures, or measured on a loss."""
 
 from .curvature import Curvature as Curvature
 from .curvature import estimate_curvature as estimate_curvature

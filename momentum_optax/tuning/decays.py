@@ -1,14 +1,15 @@
 """Decays from the length of a memory or a noise gain, and learning rates that match."""
 
 import math
-from typing import Any
+
+from numpy.typing import ArrayLike
 
 from .. import _checks, analysis
-from ..analysis.arguments import reals
+from ..analysis.arguments import Floats, reals
 from ..filters import Filter
 
 
-def decay_from_half_life(steps: Any) -> Any:
+def decay_from_half_life(steps: ArrayLike) -> Floats:
     r"""The decay whose memory halves in `steps` steps: $2^{-1/s}$.
 
     Args:
@@ -18,14 +19,14 @@ def decay_from_half_life(steps: Any) -> Any:
       float64 of the shape of `steps`, in (0, 1).
 
     Raises:
-      TypeError: If `steps` is no number.
+      TypeError: If `steps` is not a number.
       ValueError: If it is out of range.
     """
     return (0.5 ** (1 / reals("steps", steps, "(0, inf)")))[()]
 
 
-def decay_from_mean_lag(steps: Any) -> Any:
-    r"""The decay of a heavy ball or average whose gradients are `steps` steps old in the mean: $s/(1+s)$.
+def decay_from_mean_lag(steps: ArrayLike) -> Floats:
+    r"""The decay of a heavy ball or average whose gradients have a mean age of `steps` steps: $s/(1+s)$.
 
     Args:
       steps: s, in (0, inf); any shape.
@@ -34,15 +35,15 @@ def decay_from_mean_lag(steps: Any) -> Any:
       float64 of the shape of `steps`, in (0, 1).
 
     Raises:
-      TypeError: If `steps` is no number.
+      TypeError: If `steps` is not a number.
       ValueError: If it is out of range.
     """
     steps = reals("steps", steps, "(0, inf)")
     return (steps / (1 + steps))[()]
 
 
-def decay_from_noise_gain(gain: Any) -> Any:
-    r"""The decay of an average that passes this share of the variance of gradient noise: $(1-g)/(1+g)$.
+def decay_from_noise_gain(gain: ArrayLike) -> Floats:
+    r"""The decay of an average that passes this fraction of the variance of gradient noise: $(1-g)/(1+g)$.
 
     A heavy ball at the same effective learning rate passes the same.
 
@@ -53,20 +54,20 @@ def decay_from_noise_gain(gain: Any) -> Any:
       float64 of the shape of `gain`, in (0, 1).
 
     Raises:
-      TypeError: If `gain` is no number.
+      TypeError: If `gain` is not a number.
       ValueError: If it is out of range.
     """
     gain = reals("gain", gain, "(0, 1)")
     return ((1 - gain) / (1 + gain))[()]
 
 
-def match_learning_rate(learning_rate: Any, old: Filter, new: Filter) -> Any:
-    r"""The rate for `new` that goes as far along a lasting gradient as `learning_rate` does for `old`.
+def match_learning_rate(learning_rate: ArrayLike, old: Filter, new: Filter) -> Floats:
+    r"""The learning rate at which `new` goes as far under a constant gradient as `old` at `learning_rate`.
 
-    $\eta_\mathrm{new} = \eta\,H_\mathrm{old}(1)/H_\mathrm{new}(1)$: a tenth of the rate from heavy ball 0.9 to 0.99.
+    $\eta_\mathrm{new} = \eta\,H_\mathrm{old}(1)/H_\mathrm{new}(1)$: a tenth when heavy ball 0.9 becomes 0.99.
 
     Args:
-      learning_rate: The rate that serves `old`, in [0, inf); any shape.
+      learning_rate: The learning rate of `old`, in [0, inf); any shape.
       old: A rule; its coefficients must be constant.
       new: Another.
 
@@ -75,16 +76,17 @@ def match_learning_rate(learning_rate: Any, old: Filter, new: Filter) -> Any:
 
     Raises:
       TypeError: If an argument has the wrong type.
-      ValueError: If a rate is out of range, a coefficient follows the step, or the gain of a rule is 0 or infinite.
+      ValueError: If a learning rate is out of range, a coefficient depends on the step, or the gain of a rule is 0 or
+        infinite.
     """
     for name, rule in (("old", old), ("new", new)):
         if not isinstance(rule, Filter):
             raise TypeError(f"{name} must be a Filter such as heavy_ball(0.9), got {_checks.shown(rule)}")
-    rate = analysis.effective_learning_rate(old, learning_rate)
+    effective = analysis.effective_learning_rate(old, learning_rate)
     gains = {"old": analysis.dc_gain(old), "new": analysis.dc_gain(new)}
     for name, gain in gains.items():
         if gain == 0 or math.isinf(gain):
             raise ValueError(f"{name} must have a finite gain other than 0 at zero frequency, got {gain}")
     if gains["old"] * gains["new"] < 0:
         raise ValueError(f"old and new must have gains of one sign, got {gains['old']} and {gains['new']}")
-    return rate / gains["new"]
+    return effective / gains["new"]

@@ -9,37 +9,39 @@ from ..filters import Filter
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
-    """A rule with the learning rate to follow it in the chain.
+    """A rule and the learning rate that follows it in a chain.
 
     Attributes:
       rule: The rule.
-      learning_rate: The constant rate for it; 1 for rules that have their step size inside.
-      decay: The decay of the rule's velocity, or what it tends to.
-      rate: Predicted contraction of the error per step for curvatures in [mu, L]; None where mu is not known.
-      reasons: Why, one sentence each.
+      learning_rate: The constant learning rate; 1 for rules whose step size is part of the rule.
+      decay: The decay of the rule's velocity, or its limit.
+      contraction: Predicted factor per step on the error, for curvatures in [mu, L]; None where mu is not known.
+      reasons: The reasons for these settings, one sentence each.
     """
 
     rule: Filter
     learning_rate: float
     decay: float
-    rate: float | None
+    contraction: float | None
     reasons: tuple[str, ...]
 
     def __str__(self) -> str:
-        rate = "unknown" if self.rate is None else f"{self.rate:.6g}"
-        head = f"learning rate {self.learning_rate:.4g}, decay {self.decay:.6g}, contraction per step {rate}"
+        contraction = "unknown" if self.contraction is None else f"{self.contraction:.6g}"
+        head = f"learning rate {self.learning_rate:.4g}, decay {self.decay:.6g}, contraction per step {contraction}"
         return "\n".join([head, *(f"  - {reason}" for reason in self.reasons)])
 
 
 def gradient_descent(L: float, mu: float) -> Tuning:
-    r"""Plain descent at its best rate for curvatures in [mu, L]: $2/(L+\mu)$, contraction $(\kappa-1)/(\kappa+1)$.
+    r"""Plain descent at its best learning rate for curvatures in [mu, L].
+
+    $$ \eta = \frac{2}{L+\mu}, \qquad \rho = \frac{\kappa - 1}{\kappa + 1} $$
 
     Args:
       L: Largest curvature, in (0, inf).
       mu: Smallest curvature, in (0, L].
 
     Raises:
-      TypeError: If an argument is no number.
+      TypeError: If an argument is not a number.
       ValueError: If a number is out of range.
 
     Reference:
@@ -64,7 +66,7 @@ def optimal_heavy_ball(L: float, mu: float) -> Tuning:
     $$ \beta = \left(\frac{\sqrt\kappa - 1}{\sqrt\kappa + 1}\right)^2, \qquad
        \eta = \frac{4}{(\sqrt L + \sqrt\mu)^2}, \qquad \rho = \sqrt\beta $$
 
-    For quadratics only: at these numbers it cycles for ever on some smooth strongly convex losses. From rest the error
+    For quadratics only: with these settings it cycles on some smooth strongly convex losses. From rest the error
     is $(1 + Bt)\rho^t$, with B up to 2.
 
     Args:
@@ -72,19 +74,19 @@ def optimal_heavy_ball(L: float, mu: float) -> Tuning:
       mu: Smallest curvature, in (0, L].
 
     Raises:
-      TypeError: If an argument is no number.
+      TypeError: If an argument is not a number.
       ValueError: If a number is out of range.
 
     Reference:
       Polyak, 1964. The cycle: Lessard, Recht and Packard, 2016, arXiv:1408.3595.
     """
     root = math.sqrt(_condition(L, mu))
-    rate = (root - 1) / (root + 1)
+    contraction = (root - 1) / (root + 1)
     return Tuning(
-        rules.heavy_ball(rate**2),
+        rules.heavy_ball(contraction**2),
         4 / (math.sqrt(L) + math.sqrt(mu)) ** 2,
-        rate**2,
-        rate,
+        contraction**2,
+        contraction,
         ("critically damped at both ends of the spectrum", "quadratics only: elsewhere it may cycle"),
     )
 
@@ -101,7 +103,7 @@ def smooth_nesterov(L: float, mu: float) -> Tuning:
       mu: Smallest curvature, in (0, L].
 
     Raises:
-      TypeError: If an argument is no number.
+      TypeError: If an argument is not a number.
       ValueError: If a number is out of range.
 
     Reference:
@@ -114,7 +116,7 @@ def smooth_nesterov(L: float, mu: float) -> Tuning:
         1 / L,
         decay,
         1 - 1 / root,
-        ("1/L: a step that no curvature up to L makes overshoot", "holds for every smooth strongly convex loss"),
+        ("1/L: a step that overshoots for no curvature up to L", "holds for every smooth strongly convex loss"),
     )
 
 
@@ -129,7 +131,7 @@ def quadratic_nesterov(L: float, mu: float) -> Tuning:
       mu: Smallest curvature, in (0, L].
 
     Raises:
-      TypeError: If an argument is no number.
+      TypeError: If an argument is not a number.
       ValueError: If a number is out of range.
 
     Reference:
@@ -149,14 +151,14 @@ def quadratic_nesterov(L: float, mu: float) -> Tuning:
 def optimal_triple_momentum(L: float, mu: float) -> Tuning:
     r"""The triple momentum method, $\rho = 1 - 1/\sqrt\kappa$ on every smooth strongly convex loss; learning rate 1.
 
-    The point that contracts so is the one of `eval_params`.
+    That is the contraction of the point of `eval_params`.
 
     Args:
       L: Largest curvature, in (0, inf).
       mu: Smallest curvature, in (0, L).
 
     Raises:
-      TypeError: If an argument is no number.
+      TypeError: If an argument is not a number.
       ValueError: If a number is out of range.
 
     Reference:
@@ -169,7 +171,7 @@ def optimal_triple_momentum(L: float, mu: float) -> Tuning:
         1.0,
         float(analysis.poles(rule)[0].real),
         1 - 1 / math.sqrt(kappa),
-        ("the fastest constant rule known for every smooth strongly convex loss", "its step size is inside"),
+        ("the fastest constant rule known for every smooth strongly convex loss", "its step size is part of the rule"),
     )
 
 
@@ -183,20 +185,20 @@ def optimal_chebyshev(L: float, mu: float) -> Tuning:
       mu: Smallest curvature, in (0, L).
 
     Raises:
-      TypeError: If an argument is no number.
+      TypeError: If an argument is not a number.
       ValueError: If a number is out of range.
 
     Reference:
       Golub and Varga, Numerische Mathematik 1961; d'Aspremont, Scieur and Taylor, 2021, arXiv:2101.09545.
     """
     root = math.sqrt(_condition(L, mu))
-    rate = (root - 1) / (root + 1)
+    contraction = (root - 1) / (root + 1)
     return Tuning(
         rules.chebyshev(L, mu),
         1.0,
-        rate**2,
-        rate,
-        ("the least worst error after any number of steps", "quadratics only; its step sizes are inside"),
+        contraction**2,
+        contraction,
+        ("the least worst error after any number of steps", "quadratics only; its step sizes are part of the rule"),
     )
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import optax
 import pytest
 from conformance import RULES, STORAGES, assert_bit_equal, assert_same_run, avals, gradients, pointers
-from references import DIMENSION, START, TABLE
 
 import momentum_optax as mo
 from momentum_optax.filters import velocity_only_readout
+from tests.rules.oracles import DIMENSION, START, TABLE
 
 K = 5
 CYCLES = 12
@@ -47,7 +47,7 @@ def reference(row, sizes, h):
     """The updates of the paper's loop, each for the mean of the next gradients of SIGNAL."""
     ends = np.cumsum(sizes)
     means = iter([SIGNAL[end - size : end].mean(0) for size, end in zip(sizes, ends, strict=True)])
-    points, _ = row.run(lambda _: next(means), np.zeros_like(START), len(sizes), h, rate=1.0)
+    points, _ = row.run(lambda _: next(means), np.zeros_like(START), len(sizes), h, learning_rate=1.0)
     expected = np.zeros_like(SIGNAL[: ends[-1]])
     expected[ends - 1] = -np.diff(points, axis=0, prepend=0.0)
     return expected

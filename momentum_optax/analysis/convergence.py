@@ -1,31 +1,31 @@
-r"""How fast a rule converges on a spectrum of curvatures, how long it takes, and where it stops converging.
+r"""Convergence of a rule on a spectrum of curvatures: contraction, iterations, transients and the stability limit.
 
-Everything here is about the loop of `loop.py`. With $H = N/\chi$ the rule's transfer function, N and $\chi$ polynomials
+All of it concerns the loop of `loop.py`. With $H = N/\chi$ the rule's transfer function, N and $\chi$ polynomials
 in z, the loop's characteristic polynomial is $(z - 1)\,\chi(z) + \eta\lambda\,N(z)$.
 """
 
 import math
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..filters import Filter
-from .arguments import constant, curvatures, reals
+from .arguments import Floats, constant, curvatures, reals
 from .loop import closed_loop, readout, spectral_radius
 from .settling import peak, settling_time
 
-# Curvatures of an interval that are looked at before the worst one is refined, and rounds of that.
+# Curvatures of an interval that are tried before the worst one is refined, and rounds of refinement.
 _GRID, _ROUNDS = 256, 8
 
 
-def stability_limit(rule: Filter, curvature: Any, *, step: int | None = None) -> Any:
-    r"""The learning rate below which every rate converges, and above which the loop diverges; exact for any order.
+def stability_limit(rule: Filter, curvature: ArrayLike, *, step: int | None = None) -> Floats:
+    r"""The learning rate below which the loop converges, and above which it diverges; exact for any order.
 
     2/lambda for plain descent, 2(1+beta)/lambda for `heavy_ball`, 2(1+beta)/((1+2 beta) lambda) for `nesterov`.
 
-    An eigenvalue can leave the unit disc only through its boundary, where $\eta\lambda = -(z-1)\chi(z)/N(z)$. The rates
-    at which that happens are found from the roots of one polynomial, and the loop is tested between them. Some rules
-    converge again at larger rates; those are not counted.
+    An eigenvalue can leave the unit disc only through its boundary, where $\eta\lambda = -(z-1)\chi(z)/N(z)$. The
+    learning rates at which that happens are found from the roots of one polynomial, and the loop is tested between
+    them. Some rules converge again at larger learning rates; those are not counted.
 
     Args:
       rule: A rule; its coefficients must be constant, or `step` given.
@@ -33,11 +33,11 @@ def stability_limit(rule: Filter, curvature: Any, *, step: int | None = None) ->
       step: See `closed_loop`.
 
     Returns:
-      float64 of the shape of `curvature`; 0 for a rule that converges at no small rate.
+      float64 of the shape of `curvature`; 0 for a rule that converges at no small learning rate.
 
     Raises:
       TypeError: If an argument has the wrong type.
-      ValueError: If `curvature` is out of range, or a coefficient follows the step and `step` is None.
+      ValueError: If `curvature` is out of range, or a coefficient depends on the step and `step` is None.
 
     Reference:
       Jury, "Theory and application of the z-transform method", 1964, for the criterion that this replaces.
@@ -48,38 +48,38 @@ def stability_limit(rule: Filter, curvature: Any, *, step: int | None = None) ->
     if np.any(bad):
         allowed = "other than 0" if np.iscomplexobj(curvature) else "in (0, inf)"
         raise ValueError(f"curvature must be {allowed}, got {curvature[bad].flat[0]}")
-    # Only the product of rate and curvature matters, and only its direction needs a search of its own.
+    # Only the product of learning rate and curvature matters; one search per direction of it.
     directions, which = np.unique(curvature / abs(curvature), return_inverse=True)
     limits = np.array([_limit(rule, direction) for direction in directions])
     return (limits[which.reshape(curvature.shape)] / abs(curvature))[()]
 
 
-def _limit(rule: Filter, direction: Any) -> float:
+def _limit(rule: Filter, direction: np.number) -> float:
     """The stability limit for a curvature of modulus 1."""
     numerator, denominator = rule.transfer_function()
     open_loop = np.convolve([1.0, -1.0], denominator)
     closing = np.concatenate([[0.0], numerator])
-    # On the circle the product of rate and curvature is real and positive times `direction`.
+    # On the circle the product of learning rate and curvature is a positive number times `direction`.
     ratio = np.convolve(open_loop, closing[::-1]) / direction
     crossings = np.roots(np.trim_zeros(ratio - np.conj(ratio[::-1]), "f"))
-    # Those near the circle; too many do no harm, the loop is tested on both sides of each.
+    # Those near the circle; spurious ones are harmless, as the loop is tested on both sides of each.
     z = crossings[abs(abs(crossings) - 1) < 1e-3]
     z = z / abs(z)
     with np.errstate(divide="ignore", invalid="ignore"):
-        rates = (-np.polyval(open_loop, z) / np.polyval(closing, z) / direction).real
-    rates = np.unique(rates[np.isfinite(rates) & (rates > 1e-12)])
-    if not len(rates):
+        products = (-np.polyval(open_loop, z) / np.polyval(closing, z) / direction).real
+    products = np.unique(products[np.isfinite(products) & (products > 1e-12)])
+    if not len(products):
         return 0.0
-    between = np.concatenate([[rates[0] / 2], (rates[1:] + rates[:-1]) / 2, [2 * rates[-1]]])
+    between = np.concatenate([[products[0] / 2], (products[1:] + products[:-1]) / 2, [2 * products[-1]]])
     stable = _verdicts(spectral_radius(rule, between, direction))
     first = int(np.argmin(stable))  # False sorts first
     if stable[first]:
         return math.inf
-    return float(rates[first - 1]) if first else 0.0
+    return float(products[first - 1]) if first else 0.0
 
 
 def _verdicts(radius: np.ndarray) -> np.ndarray:
-    """Whether each interval is stable; where rounding hides the answer, crossings too close, the one to its right."""
+    """Whether each interval is stable; where crossings are too close to tell, as the interval to its right is."""
     stable = radius < 1
     for i in reversed(range(len(radius) - 1)):
         if abs(radius[i] - 1) < 1e-13:
@@ -87,11 +87,13 @@ def _verdicts(radius: np.ndarray) -> np.ndarray:
     return stable
 
 
-def convergence_rate(rule: Filter, learning_rate: Any, mu: Any, L: Any, *, step: int | None = None) -> Any:
-    r"""By what factor a quadratic's error shrinks per step: the worst `spectral_radius` from curvature mu to L.
+def contraction(
+    rule: Filter, learning_rate: ArrayLike, mu: ArrayLike, L: ArrayLike, *, step: int | None = None
+) -> Floats:
+    r"""The contraction per step on a quadratic: the largest `spectral_radius` over the curvatures in [mu, L].
 
-    $(\kappa-1)/(\kappa+1)$ for plain descent at its best rate, $(\sqrt\kappa-1)/(\sqrt\kappa+1)$ for the heavy ball.
-    The worst of 512 curvatures is refined; a peak narrower than their distance would be missed.
+    $(\kappa-1)/(\kappa+1)$ for plain descent at its best learning rate, $(\sqrt\kappa-1)/(\sqrt\kappa+1)$ for the
+    heavy ball. The worst of 512 curvatures is refined; a peak narrower than their distance would be missed.
 
     Args:
       rule: A rule; its coefficients must be constant, or `step` given.
@@ -105,13 +107,13 @@ def convergence_rate(rule: Filter, learning_rate: Any, mu: Any, L: Any, *, step:
 
     Raises:
       TypeError: If an argument has the wrong type.
-      ValueError: If a number is out of range, or a coefficient follows the step and `step` is None.
+      ValueError: If a number is out of range, or a coefficient depends on the step and `step` is None.
 
     Reference:
       Lessard, Recht and Packard, 2016, arXiv:1408.3595, proposition 1.
     """
     rule = constant(rule, step)
-    rate, mu, L = np.broadcast_arrays(
+    eta, mu, L = np.broadcast_arrays(
         reals("learning_rate", learning_rate, "[0, inf)"), reals("mu", mu, "[0, inf)"), reals("L", L, "(0, inf)")
     )
     if np.any(mu > L):
@@ -121,9 +123,9 @@ def convergence_rate(rule: Filter, learning_rate: Any, mu: Any, L: Any, *, step:
     low = np.maximum(mu, 1e-9 * L)[..., None]
     even = mu[..., None] + share * (L - mu)[..., None]
     curvature = np.sort(np.concatenate([even, low * (L[..., None] / low) ** share], -1), -1)
-    worst = np.zeros(rate.shape)
+    worst = np.zeros(eta.shape)
     for _ in range(_ROUNDS):
-        radius = spectral_radius(rule, rate[..., None], curvature)
+        radius = spectral_radius(rule, eta[..., None], curvature)
         worst = np.maximum(worst, radius.max(-1))
         at = radius.argmax(-1)[..., None]
         left = np.take_along_axis(curvature, np.maximum(at - 1, 0), -1)
@@ -134,23 +136,23 @@ def convergence_rate(rule: Filter, learning_rate: Any, mu: Any, L: Any, *, step:
 
 def iterations(
     rule: Filter,
-    learning_rate: Any,
-    curvature: Any,
-    tolerance: Any = 1e-6,
+    learning_rate: ArrayLike,
+    curvature: ArrayLike,
+    tolerance: ArrayLike = 1e-6,
     *,
     point: str = "stored",
     step: int | None = None,
-) -> Any:
-    r"""Steps from rest until the error is, and stays, at most `tolerance` times its start. Exact, transient included.
+) -> Floats:
+    r"""Steps from rest until the error is at most `tolerance` times its start for good, the transient included.
 
-    The number for a whole spectrum is the largest over its curvatures.
+    Exact. The number for a whole spectrum is the largest over its curvatures.
 
     Args:
       rule: A rule; its coefficients must be constant, or `step` given.
       learning_rate: In [0, inf); broadcasts against the others.
       curvature: Real and finite.
       tolerance: In (0, inf).
-      point: "stored" for the parameters that the gradient is taken at, "evaluated" for what `eval_params` gives.
+      point: "stored" for the parameters that the gradient is taken at, "evaluated" for the point of `eval_params`.
       step: See `closed_loop`.
 
     Returns:
@@ -158,8 +160,8 @@ def iterations(
 
     Raises:
       TypeError: If an argument has the wrong type.
-      ValueError: If a number is out of range, `point` is another word, a coefficient follows the step and `step` is
-        None, or it takes more than 2^24/(K + 1) steps.
+      ValueError: If a number is out of range, `point` is another string, a coefficient depends on the step and `step`
+        is None, or it takes more than 2^24/(K + 1) steps.
     """
     rule = constant(rule, step)
     tolerance = reals("tolerance", tolerance, "(0, inf)")
@@ -177,9 +179,9 @@ def iterations(
 
 
 def transient_growth(
-    rule: Filter, learning_rate: Any, curvature: Any, *, point: str = "stored", step: int | None = None
-) -> Any:
-    r"""The largest error of a run from rest over its start: how far it overshoots before the rate takes over.
+    rule: Filter, learning_rate: ArrayLike, curvature: ArrayLike, *, point: str = "stored", step: int | None = None
+) -> Floats:
+    r"""The largest error of a run from rest over its start: the overshoot before the contraction sets in.
 
     1 for plain descent; the optimal heavy ball at the largest curvature grows about $\sqrt\kappa\,/\,e$-fold first.
 
@@ -187,7 +189,7 @@ def transient_growth(
       rule: A rule; its coefficients must be constant, or `step` given.
       learning_rate: In [0, inf); broadcasts against `curvature`.
       curvature: Real and finite.
-      point: "stored" for the parameters that the gradient is taken at, "evaluated" for what `eval_params` gives.
+      point: "stored" for the parameters that the gradient is taken at, "evaluated" for the point of `eval_params`.
       step: See `closed_loop`.
 
     Returns:
@@ -195,8 +197,8 @@ def transient_growth(
 
     Raises:
       TypeError: If an argument has the wrong type.
-      ValueError: If a number is out of range, `point` is another word, a coefficient follows the step and `step` is
-        None, or settling takes more than 2^24/(K + 1) steps.
+      ValueError: If a number is out of range, `point` is another string, a coefficient depends on the step and `step`
+        is None, or settling takes more than 2^24/(K + 1) steps.
 
     Reference:
       Mohammadi et al., "Transient growth of accelerated optimization algorithms", 2021, arXiv:2103.08017.
@@ -208,29 +210,33 @@ def transient_growth(
     return np.array([peak(M, np.eye(d)[0], c) for M, c in pairs]).reshape(M.shape[:-2])[()]
 
 
-def _from_rest(rule: Filter, learning_rate: Any, curvature: Any, point: str) -> tuple[np.ndarray, np.ndarray]:
-    """The loop's matrix and the readout of the point looked at."""
+def _from_rest(
+    rule: Filter, learning_rate: ArrayLike, curvature: ArrayLike, point: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The matrix of the loop and the readout of the point."""
     curvature = reals("curvature", curvature, "(-inf, inf)")
     M = closed_loop(rule, learning_rate, curvature)
-    rate = np.broadcast_to(reals("learning_rate", learning_rate, "[0, inf)"), M.shape[:-2])
-    return M, readout(rule, rate, point)
+    eta = np.broadcast_to(reals("learning_rate", learning_rate, "[0, inf)"), M.shape[:-2])
+    return M, readout(rule, eta, point)
 
 
-def asymptotic_iterations(rate: Any, tolerance: Any = 1e-6) -> Any:
-    r"""$\ln(\mathrm{tolerance})/\ln(\mathrm{rate})$: the steps that a contraction per step takes, without a transient.
+def asymptotic_iterations(contraction: ArrayLike, tolerance: ArrayLike = 1e-6) -> Floats:
+    r"""$\ln(\mathrm{tolerance})/\ln(\mathrm{contraction})$: the steps to a tolerance, without the transient.
 
     Args:
-      rate: Contraction per step, in [0, inf), e.g. `convergence_rate`; broadcasts against `tolerance`.
+      contraction: Factor per step, in [0, inf), e.g. from `analysis.contraction`; broadcasts against `tolerance`.
       tolerance: In (0, 1).
 
     Returns:
-      float64 of the broadcast shape; infinite where the rate is 1 or more.
+      float64 of the broadcast shape; infinite where the contraction is 1 or more.
 
     Raises:
       TypeError: If an argument has the wrong type.
       ValueError: If a number is out of range.
     """
-    rate, tolerance = np.broadcast_arrays(reals("rate", rate, "[0, inf)"), reals("tolerance", tolerance, "(0, 1)"))
-    contracts = (rate > 0) & (rate < 1)
-    steps = np.log(tolerance) / np.log(np.where(contracts, rate, 0.5))
-    return np.where(contracts, steps, np.where(rate == 0, 0.0, np.inf))[()]
+    factor, tolerance = np.broadcast_arrays(
+        reals("contraction", contraction, "[0, inf)"), reals("tolerance", tolerance, "(0, 1)")
+    )
+    contracts = (factor > 0) & (factor < 1)
+    steps = np.log(tolerance) / np.log(np.where(contracts, factor, 0.5))
+    return np.where(contracts, steps, np.where(factor == 0, 0.0, np.inf))[()]

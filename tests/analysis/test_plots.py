@@ -1,0 +1,50 @@
+"""The plot: its lines are the numbers of the analysis."""
+
+import numpy as np
+import pytest
+from conformance import RULES
+
+from momentum_optax import analysis, rules
+
+
+def test_the_plot_has_four_panels_of_the_analysis_numbers():
+    pytest.importorskip("matplotlib")
+    rule = rules.nesterov(0.9)
+    figure = analysis.plot(rule, learning_rate=0.3, L=2.0, mu=0.02, steps=50)
+    impulse, passed, rate, run_axes = figure.axes
+    np.testing.assert_allclose(
+        impulse.lines[0].get_ydata(), analysis.impulse_response(rule, len(impulse.lines[0].get_ydata()))
+    )
+    x, y = passed.lines[0].get_data()
+    np.testing.assert_allclose(y, abs(analysis.frequency_response(rule, x)))
+    x, y = rate.lines[0].get_data()
+    np.testing.assert_allclose(y, analysis.spectral_radius(rule, 0.3, x))
+    assert rate.lines[1].get_xdata()[0] == pytest.approx(analysis.stability_limit(rule, 1.0) / 0.3)
+    for line, curvature in zip(run_axes.lines, (0.02, 0.2, 2.0), strict=True):
+        np.testing.assert_allclose(line.get_ydata(), abs(analysis.error_curve(rule, 0.3, curvature, 50)), rtol=1e-9)
+    assert all(axes.get_title() and axes.get_xlabel() and axes.get_ylabel() for axes in figure.axes)
+
+
+@pytest.mark.parametrize("rule", ["chebyshev", "grokfast_average"])
+def test_scheduled_rules_and_those_of_many_velocities_have_a_plot(rule, tmp_path):
+    pytest.importorskip("matplotlib")
+    figure = analysis.plot(RULES[rule](), learning_rate=0.1, L=1.0, mu=0.1)
+    notes = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert notes == (["depends on the step"] * 2 if rule == "chebyshev" else [])
+    figure.savefig(tmp_path / "rule.png", dpi=40)
+    assert (tmp_path / "rule.png").stat().st_size > 5000
+
+
+BALL = rules.heavy_ball(0.9)
+
+
+ERRORS = [
+    (lambda: analysis.plot(BALL, learning_rate=0.1, L=1.0, mu=2.0), ValueError, r"mu must be in \(0, 1.0\]"),
+    (lambda: analysis.plot(BALL, learning_rate=0.1, L=1.0, mu=0.1, steps=0), ValueError, "steps must be at least 1"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), ERRORS)
+def test_errors_name_the_argument_and_what_is_allowed(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
