@@ -63,7 +63,9 @@ def test_every_change_names_its_files_and_the_tests_that_miss_them():
 
 def test_the_files_that_it_names_are_there():
     prose = TEXT.replace(the_map(), "")
-    names = set(re.findall(r"`((?:momentum_optax|tests|docs|examples|benchmarks|notebooks|\.github)/[\w./*{},-]*)`", prose))
+    names = set(
+        re.findall(r"`((?:momentum_optax|tests|docs|examples|benchmarks|notebooks|\.github)/[\w./*{},-]*)`", prose)
+    )
     assert len(names) > 20
     for name in names - {name for name in names if "NAME" in name}:
         paths = expanded(name)
