@@ -1,9 +1,12 @@
 """The tables of the documentation are those of the committed results, and what the text says of them holds."""
 
+import inspect
 import json
 import pathlib
 import re
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -118,6 +121,20 @@ def test_bytes_moved_by_a_step():
     assert cells("`optax.adamw`, with `mu` in int8", "28, 22", "optax.adamw", "adamw, mu in int8") in text
     one_pass, two_passes = moved("adamw, mu in int8, nu in uint8")
     assert row_of("and with `nu` in uint8 as well", "16", f"{one_pass:.2f}", f"{two_passes:.2f}, not one pass") in text
+
+
+@pytest.mark.parametrize("storage", [mo.storage.int8, mo.storage.int4, mo.storage.uint8])
+def test_docstrings_say_the_size_of_a_row(storage):
+    """The least length at which every row of a matrix has a scale."""
+    (said,) = {int(x) for x in re.findall(r"rows? of at least (\d+) elements", inspect.getdoc(storage))}
+
+    def has_a_scale_for_each_row(length):
+        leaf = jax.ShapeDtypeStruct((7, length), jnp.float32)
+        state = jax.eval_shape(lambda leaf: storage(min_size=1).init(leaf, 1), leaf)
+        return any(x.shape == (7, 1) for x in jax.tree.leaves(state))
+
+    assert has_a_scale_for_each_row(said)
+    assert not has_a_scale_for_each_row(said - 1)
 
 
 OPTIMIZERS = (
