@@ -49,7 +49,7 @@ def best_rate(build: Build, box: list[tuple[float, float]], kappa: float, points
 def _average(forget: float, direct: float) -> tuple[mo.Filter, float]:
     """A quasi-hyperbolic rule whose raw gradient has the share `direct`, and the rate that gives its D the value 1."""
     rule = mo.quasi_hyperbolic(1 - forget, 1 - direct)
-    return rule, 1 / rule.D
+    return rule, 1 / rule.matrices()[3]
 
 
 def regression(bar: Bar) -> Iterator[Row]:

@@ -179,7 +179,7 @@ def mars_correction(
     ) -> tuple[optax.Updates, MarsState]:
         del params, extra
         check_state(state, MarsState(ANYTHING if callable(extra_weight) else None))
-        weight = value_at(extra_weight, state.step)
+        weight = value_at(extra_weight, 0 if state.step is None else state.step)
         moved = combined(updates, previous_gradient, lambda g, p, _: g + like(weight, g) * (g - p))
         out = by_norm(clipped, moved, scope)
         out = jax.tree.map(lambda u, g: u.astype(jnp.result_type(g)), out, updates)

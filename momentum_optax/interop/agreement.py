@@ -1,17 +1,14 @@
 """Whether two recipes take the same steps: their filters compared, at constants and under schedules."""
 
-from collections.abc import Callable
-from typing import TypeAlias, cast
+from typing import cast
 
 import numpy as np
 
-from .._typing import Number
 from ..filters import Filter
 from ..filters.coefficients import Scalar, is_zero
+from ..schedules import Schedule
 from .dialect import DIALECTS, Hyperparameter
 from .recipe import Recipe, changed, constant_form, value
-
-Schedule: TypeAlias = Callable[[Number], Number]
 
 # Over how many steps two scheduled optimizers are compared.
 _STEPS = 24

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 
 from .. import _checks
-from ..schedules import momentum_correction
-from .agreement import Schedule, agree, agree_under_decays, agree_under_rates, times, varying
+from ..schedules import Schedule, momentum_correction
+from .agreement import agree, agree_under_decays, agree_under_rates, times, varying
 from .constant_form import ConstantForm
 from .dialect import DIALECTS, Dialect, Hyperparameter
 from .recipe import Recipe, changed, constant_form, value

@@ -145,7 +145,7 @@ def add_cautious_weight_decay(weight_decay: Scalar, agreement: str) -> optax.Gra
         if params is None:
             raise ValueError("params must be given to update for a weight decay, got None")
         check_state(state, CautiousDecayState(ANYTHING if callable(weight_decay) else None))
-        rate = value_at(weight_decay, state.step)
+        rate = value_at(weight_decay, 0 if state.step is None else state.step)
 
         def decayed(path: KeyPath, u: Entry, p: Entry) -> Entry:
             if absent(u):

@@ -1,7 +1,7 @@
 """Restarts of the velocity: by the gradient, by the loss, or at given steps."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -202,7 +202,8 @@ def _displacements(rule: Filter, leaves: Leaves, state: MomentumState) -> list[E
     if all(is_zero(weight) for weight in rule.lookahead):
         return [0.0] * len(leaves.values)
     rows = zip(*(leaves.of(tree) for tree in velocity(state)), strict=True)
-    return [None if absent(row[0]) else _weighted(rule.lookahead, row) for row in rows]
+    weights = cast("tuple[Number, ...]", rule.lookahead)  # of one step, where all coefficients are numbers
+    return [None if absent(row[0]) else _weighted(weights, row) for row in rows]
 
 
 def _landed(u: jax.Array, displacement: jax.Array | float) -> jax.Array:
