@@ -1,6 +1,7 @@
 """Types that the package shares: names for what JAX and Optax leave untyped."""
 
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar, cast
 
 import jax
 import numpy as np
@@ -12,9 +13,15 @@ TreeDef: TypeAlias = Any
 # The keys that lead to a leaf, as `jax.tree_util.tree_leaves_with_path` gives them.
 KeyPath: TypeAlias = tuple[Any, ...]
 # What a tree holds where an array is, or will be.
-Leaf: TypeAlias = "jax.Array | np.ndarray | jax.ShapeDtypeStruct"
+Leaf: TypeAlias = jax.Array | np.ndarray | jax.ShapeDtypeStruct
 # A real number: Python's or NumPy's, or a scalar array, traced or not.
-Number: TypeAlias = "float | np.ndarray | jax.Array"
-# The number of a step or of a leaf's gradients.
-Count: TypeAlias = "int | jax.Array"
+Number: TypeAlias = float | np.ndarray | jax.Array
+# The number of a step, of a leaf or of its gradients.
+Count: TypeAlias = int | np.uint32 | jax.Array
 DType: TypeAlias = Any
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def jitted(function: Function) -> Function:
+    """`jax.jit` as a decorator that keeps the types of a function: it is traced once for all leaves of a shape."""
+    return cast(Function, jax.jit(function))

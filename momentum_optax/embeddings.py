@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 from . import _checks
+from ._export import serializable
 from .filters import Filter
 from .filters.coefficients import Scalar, value_at
 from .storage.protocol import SUPPORTED, arithmetic_dtype
@@ -29,6 +30,7 @@ _BITS = 31
 _AT_ONCE = 4096
 
 
+@serializable
 class RowSparseState(NamedTuple):
     """What row-sparse momentum keeps.
 

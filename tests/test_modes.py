@@ -10,9 +10,9 @@ import optax
 import pytest
 from conformance import NOT_DEBIASABLE, RULES, STORAGES, assert_bit_equal, gradients
 from finished import OPTIMIZERS, without_a_row
-from test_wrapper_conformance import WRAPPERS
 
 import momentum_optax as mo
+from tests.wrappers.test_wrapper_conformance import WRAPPERS
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # What fails in one dtype mostly fails in bfloat16, whose arithmetic is float32's.

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import _checks
+from .._export import serializable
 from ..filters.coefficients import Scalar, lift, value_at
 from ..optimizers.arguments import weight_decay_of
 from ..optimizers.gradient_dtype import in_gradient_dtype
@@ -116,6 +117,7 @@ def mars_lion(
     )
 
 
+@serializable
 class MarsState(NamedTuple):
     """State of `mars_correction`.
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import _checks
+from .._export import serializable
 from .._tree import absent, unboxed
 from ..filters.coefficients import Scalar, value_at
 from ..optimizers.gradient_dtype import in_gradient_dtype
@@ -49,6 +50,7 @@ def yellowfin(
     )
 
 
+@serializable
 class YellowFinState(NamedTuple):
     """State of `scale_by_yellowfin`. Scalars are of `real`: float32, or float64 if a leaf is so.
 

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from .. import _checks
+from .._export import serializable
 from ..apply import apply_updates
 from ..optimizers.sgd import sgd
 from ..rules.sums_and_averages import heavy_ball
@@ -24,6 +25,7 @@ from ..storage.protocol import arithmetic_dtype, times, whole_along
 from ..transform import scale_by_momentum
 
 
+@serializable
 class OuterState(NamedTuple):
     """What outer momentum keeps.
 

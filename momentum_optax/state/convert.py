@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import _checks
-from .._tree import boxes_of, in_box, is_live, layout_of, live, reboxed, to_slots, to_trees, unboxed
+from .._tree import boxes_of, in_box, is_live, leaf_treedef_of, live, reboxed, to_leaf_states, to_trees, unboxed
 from ..storage import Storage, resolve
 from ..transform import MomentumState
 from ..wrappers.compress import (
@@ -167,7 +167,7 @@ def _written(storage: Storage, velocity: Any, number: int) -> Any:
     """The velocities in `storage`, for the first time."""
     old = unboxed(velocity)
     treedef: Any = jax.tree.structure(old[0][0])
-    rows = map(type(old).decode, to_slots(old, treedef, layout_of(old)))
+    rows = map(type(old).decode, to_leaf_states(old, treedef, leaf_treedef_of(old)))
     written = [seeded(storage, row, number, i) for i, row in enumerate(rows)]
     boxed = [in_box(box, parts) for box, parts in zip(boxes_of(velocity[0][0]), written, strict=True)]
     some = jax.eval_shape(lambda: storage.init(jax.ShapeDtypeStruct((1,), jnp.float32), len(old[0])))

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from .. import _checks
-from .._tree import layout_of, reboxed, to_slots, to_trees, unboxed
+from .._tree import leaf_treedef_of, reboxed, to_leaf_states, to_trees, unboxed
 from ..storage.protocol import times
 from ..transform import MomentumState
 from ..wrappers.compress import SECOND_MOMENTS, SIGNED, CompressedState, Kept, field_name, flattened, is_plain, slots_of
@@ -213,11 +213,11 @@ def _times(choice: _Choice, path: Any, factor: Any) -> Any:
 
 def _rescaled(parts: Any, factor: Any, choice: _Choice) -> Any:
     """Velocities of trees times a number."""
-    layout = layout_of(parts)
+    layout = leaf_treedef_of(parts)
     if not layout.num_leaves:
         return parts
     pairs, treedef = flattened(parts[0][0], None)
-    slots = to_slots(parts, treedef, layout)
+    slots = to_leaf_states(parts, treedef, layout)
     for i, (path, _) in enumerate(pairs):
         by = _times(choice, path, factor)
         slots[i] = slots[i] if by is None else _scaler(parts)(slots[i], by)

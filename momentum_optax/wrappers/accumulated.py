@@ -8,15 +8,17 @@ import jax.numpy as jnp
 import optax
 
 from .. import _checks
+from .._export import serializable
 from .._tree import absent
 from ..filters import Filter, velocity_only_readout
 from ..filters.coefficients import PerLeafSchedule, is_zero, value_at
 from ..state.mismatch import check_kind
 from ..storage import Storage, resolve
-from ..transform import MomentumState, gains_of, run_filter, scale_by_momentum
+from ..transform import MomentumState, filter_transformation, relative_scales, scale_by_momentum
 from .leaves import Leaves, checked_transformation, where
 
 
+@serializable
 class AccumulatedState(NamedTuple):
     """State of `accumulated`.
 
@@ -101,11 +103,11 @@ def accumulated(
     run = checked_transformation("then", optax.identity() if then is None else then)
 
     def micro(step: Any, k: Any) -> optax.GradientTransformationExtraArgs:
-        def gains_at(_: Any, age: Any) -> tuple[Any, ...]:
+        def scales_at(_: Filter, __: Any, age: Any) -> tuple[Any, ...]:
             # Those of the rule: a storage must not see them change within a cycle.
-            return gains_of(rule.at(step, age >> 1))
+            return relative_scales(rule.at(step, age >> 1))
 
-        return run_filter(_micro_step(rule, readout, step, k), keep, debias, gains_at)
+        return filter_transformation(_micro_step(rule, readout, step, k), keep, debias, scales_at)
 
     def init(params: optax.Params) -> AccumulatedState:
         zero = jnp.zeros([], jnp.int32)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import _checks
+from .._export import serializable
 from .._tree import absent, reboxed, unboxed
 from ..filters.coefficients import Scalar, value_at
 from ..state.mismatch import check_state
@@ -86,6 +87,7 @@ _CAUTIOUS: dict[str, tuple[Callable[[Any, Any], Any], Callable[[Any, float], Any
 }
 
 
+@serializable
 class CautiousDecayState(NamedTuple):
     """State of `add_cautious_weight_decay`.
 

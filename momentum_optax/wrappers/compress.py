@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import optax
 
 from .. import _checks
-from .._tree import absent, boxes_of, content, in_box, reboxed, to_slots, to_trees, unboxed
+from .._export import serializable
+from .._tree import absent, boxes_of, content, in_box, reboxed, to_leaf_states, to_trees, unboxed
 from ..state.mismatch import StateMismatchError, check_state
 from ..storage import Storage, resolve
-from ..storage.protocol import SUPPORTED, Write, is_signed, write_for
+from ..storage.protocol import SUPPORTED, EncodeContext, encode_context, is_signed
 from ..storage.rows import reaches
 from ..storage.slopes import marked, unmarked
 from ..storage.zeros import made_of_zeros
@@ -36,6 +37,7 @@ _ROUNDS, _SETTLING = 3, 24
 Predicate = Callable[[Any, Any], bool]
 
 
+@serializable
 class Kept(NamedTuple):
     """A field of an optimizer's state, kept in a storage.
 
@@ -50,6 +52,7 @@ class Kept(NamedTuple):
     plain: Any
 
 
+@serializable
 class CompressedState(NamedTuple):
     """State of `compress`.
 
@@ -167,7 +170,7 @@ def _read(slot: Kept) -> Any:
     return slot.parts.decode(slot.parts)[0].astype(dtype)
 
 
-def _written(storage: Storage, slot: Kept, new: Any, write: Write) -> Kept:
+def _written(storage: Storage, slot: Kept, new: Any, write: EncodeContext) -> Kept:
     """The slot with another leaf."""
     parts = storage.encode((new,), slot.parts, write)
     # Codes that have floats beside them are marked there.
@@ -219,7 +222,9 @@ def seeded(storage: Storage, velocities: tuple[Any, ...], *numbers: int) -> Any:
     velocities, parts = tuple(jnp.array(v, copy=True) for v in velocities), fresh
 
     def write(i: Any, parts: Any) -> Any:
-        return storage.encode(velocities, parts, write_for(storage, velocities[0], (-1 - i, *numbers), _gains(sizes)))
+        return storage.encode(
+            velocities, parts, encode_context(storage, velocities[0], (-1 - i, *numbers), _gains(sizes))
+        )
 
     count, parts = _settled(write, write(0, parts), velocities)
     for i in range(1, _ROUNDS):
@@ -427,13 +432,13 @@ def slots_of(kept: Kept) -> tuple[list[Kept], Any, Any]:
     kept = unboxed(kept)
     layout: Any = jax.tree.structure(Kept(type(kept.parts)(*((0,) * len(field) for field in kept.parts)), 0))
     treedef: Any = jax.tree.structure(kept.plain)
-    return to_slots(kept, treedef, layout), layout, treedef
+    return to_leaf_states(kept, treedef, layout), layout, treedef
 
 
 def _rewrite(storage: Storage, old: Kept, tree: Any, numbers: tuple[Any, int]) -> Kept:
     """The stored form of the field `tree` that replaces `old`."""
-    if not isinstance(old.parts, storage.parts):
-        got, expected = type(old.parts).__name__, storage.parts.__name__
+    if not isinstance(old.parts, storage.state_type):
+        got, expected = type(old.parts).__name__, storage.state_type.__name__
         raise StateMismatchError(
             f"the state must be kept as {expected}, got {got}: mo.convert(opt_state, storage, like=tx.init(params)) "
             "changes that"
@@ -445,7 +450,7 @@ def _rewrite(storage: Storage, old: Kept, tree: Any, numbers: tuple[Any, int]) -
         if is_plain(slot):
             slots[i] = slot._replace(plain=_like(new, slot.plain))
         else:
-            write = write_for(storage, new, (*numbers, i), (1.0,))
+            write = encode_context(storage, new, (*numbers, i), (1.0,))
             slots[i] = _written(storage, slot, new, write)
     kept: Kept = reboxed(to_trees(slots, treedef, layout), old)
     return kept

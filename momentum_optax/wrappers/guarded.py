@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import optax
 
 from .. import _checks
+from .._export import serializable
 from .._tree import absent
 from ..state.mismatch import check_kind
 from ..storage.protocol import arithmetic_dtype
 from .leaves import SCOPES, Leaves, check_scope, checked_transformation, counted, flags, squared_norm, where
 
 
+@serializable
 class GuardedState(NamedTuple):
     """State of `guarded` without `max_ratio`.
 
@@ -28,6 +30,7 @@ class GuardedState(NamedTuple):
     finite: Any
 
 
+@serializable
 class Spikes(NamedTuple):
     """What `guarded` knows about the size of gradients. Each field has the form of `GuardedState.skipped`.
 
@@ -46,6 +49,7 @@ class Spikes(NamedTuple):
     mean: Any
 
 
+@serializable
 class SpikeGuardedState(NamedTuple):
     """State of `guarded` with `max_ratio`: the fields of `GuardedState`, and `spikes`.
 

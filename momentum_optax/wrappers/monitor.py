@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from .. import _checks
+from .._export import serializable
 from .._tree import absent, find_all, reboxed, to_trees, unboxed
 from ..filters import Filter
 from ..filters.fingerprints import difference, fingerprint, noted
@@ -24,6 +25,7 @@ from .compress import CompressedState, field_name, flattened, is_kept, is_plain,
 _LONGEST = 4096
 
 
+@serializable
 class Figures(NamedTuple):
     """What `monitor` measured last, in float32; see there. N entries are one for each velocity.
 
@@ -44,6 +46,7 @@ class Figures(NamedTuple):
     stalled: Any
 
 
+@serializable
 class Memory(NamedTuple):
     """The response of a rule to a gradient that is 1 at every step, and to one that is its age; see `monitor`.
 
@@ -62,6 +65,7 @@ class Memory(NamedTuple):
     mean_lag: Any
 
 
+@serializable
 class MonitorState(NamedTuple):
     """State of `monitor`.
 

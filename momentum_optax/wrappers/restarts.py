@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from .. import _checks
+from .._export import serializable
 from .._tree import absent
 from ..filters import Filter
 from ..filters.coefficients import is_zero, value_at
@@ -21,6 +22,7 @@ from ..transform import MomentumState, scale_by_momentum
 from .leaves import SCOPES, Leaves, check_scope, checked_transformation, counted, flags, where
 
 
+@serializable
 class RestartState(NamedTuple):
     """State of `adaptive_restart` and `scheduled_restart`.
 
