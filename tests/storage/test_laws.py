@@ -9,6 +9,9 @@ import numpy as np
 import optax
 import pytest
 from conformance import STORAGES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 import momentum_optax as mo
 from momentum_optax.storage.noise import stamp_of
@@ -419,3 +422,52 @@ def test_every_seed_of_32_bits_gives_noise_and_no_other_is_taken(make):
 def test_a_stamp_takes_whole_numbers_modulo_32_bits():
     for number in (-1, 2**31, 2**32 - 1, 2**32 + 5):
         assert int(stamp_of(number, 3)) == int(stamp_of(jnp.uint32(number % 2**32), 3))
+
+
+# The laws once more, over leaves that nobody thought of.
+
+examples = settings(max_examples=12, derandomize=True, deadline=None, database=None)
+floats = st.floats(-(2.0**60), 2.0**60, width=32, allow_subnormal=False).filter(lambda x: x == 0 or abs(x) > 1e-18)
+# Few shapes: every one of them is compiled.
+leaves = st.sampled_from([(7,), (3, 5)]).flatmap(lambda shape: arrays(np.float32, shape, elements=floats))
+stamps = st.integers(0, 2**32 - 1)
+
+
+@every_storage
+@examples
+@given(leaf=leaves, stamp=stamps)
+def test_any_leaf_keeps_zeros_signs_and_types(name, leaf, stamp):
+    storage, v = make(name), jnp.asarray(leaf)
+    state = storage.init(v, 1)
+    for t in range(2):  # with a scale and without one
+        new = storage.encode((v,), state, context(jnp.uint32(stamp) + np.uint32(t), 1))
+        assert [(x.shape, x.dtype) for x in jax.tree.leaves(new)] == [
+            (x.shape, x.dtype) for x in jax.tree.leaves(state)
+        ]
+        state = new
+        (read,) = map(np.asarray, storage.state_type.decode(state))
+        assert np.all(np.isfinite(read))
+        assert np.all(read[leaf == 0] == 0)
+        # A small value may be read as one of the other sign, by less than a step of its row.
+        assert np.all(read[leaf > 0] >= -abs(read).max() * storage.step_size)
+        assert np.all(read[leaf < 0] <= abs(read).max() * storage.step_size)
+
+
+@every_storage
+@examples
+@given(leaf=leaves, exponent=st.integers(-20, 20), stamp=stamps)
+def test_a_power_of_two_rescales_any_leaf_exactly(name, leaf, exponent, stamp):
+    storage, v = make(name), jnp.asarray(leaf)
+    state = storage.encode((v,), storage.init(v, 1), context(jnp.uint32(stamp), 1))
+    state = storage.encode((v,), state, context(jnp.uint32(stamp) ^ np.uint32(1), 1))
+    (read,) = storage.state_type.decode(state)
+    (scaled,) = storage.state_type.decode(storage.state_type.rescale(state, 2.0**exponent))
+    np.testing.assert_array_equal(np.asarray(read) * np.float32(2.0**exponent), scaled)
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16"])
+@examples
+@given(leaf=leaves, stamp=stamps)
+def test_any_value_in_floats_has_the_stated_error(name, leaf, stamp):
+    (read,) = make(name).state_type.decode(stored(make(name), jnp.asarray(leaf), stamp=jnp.uint32(stamp)))
+    assert np.all(abs(np.asarray(read, np.float64) - leaf) <= RELATIVE_ERROR[name] * abs(np.float64(leaf)))
