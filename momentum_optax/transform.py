@@ -119,17 +119,25 @@ def filter_transformation(
 
 
 class _Resolved(NamedTuple):
-    """A rule at one step: its coefficients, and how its update is read from new velocities where that is cheaper."""
+    """A rule at one step.
+
+    Attributes:
+      rule: Its coefficients.
+      post_write: How the update is read from new velocities, where that is cheaper.
+      scales: About how large each velocity becomes.
+    """
 
     rule: Filter
     post_write: tuple[float, tuple[float, ...], float] | None
+    scales: Scales
 
 
 class _Runner:
     """The methods of a transformation. Trees are for `_tree`: here is one leaf with its coefficients and dtypes.
 
     Attributes:
-      constant: The rule at every step, if its coefficients are numbers.
+      is_constant: Whether all coefficients are numbers; `post_write` is then the same at every step.
+      post_write: How the update is read from new velocities, see `post_write_form`.
       reads_age: Whether coefficients differ between leaves.
       counts_steps: Whether the state has a step.
       expected: A state of the structure that `check_state` wants.
@@ -138,7 +146,8 @@ class _Runner:
 
     def __init__(self, rule: Filter, storage: Storage, debias: bool, scales_at: ScalesAt) -> None:
         self.rule, self.storage, self.debias, self.scales_at = rule, storage, debias, scales_at
-        self.constant = _Resolved(rule, post_write_form(rule)) if rule.is_constant else None
+        self.is_constant = rule.is_constant
+        self.post_write = post_write_form(rule)
         self.reads_age = rule.reads_age
         self.counts_steps = rule.reads_step or storage.reads_step
         some: MomentumState = jax.eval_shape(self.init_leaf, jax.ShapeDtypeStruct((), jnp.float32))
@@ -173,15 +182,16 @@ class _Runner:
         del params, extra
         check_state(state, self.expected)
         step = content(state.step)
-        now = self.constant or (None if self.reads_age else self.resolved(step, None))
+        now = None if self.reads_age else self.resolved(step, None)
         one_leaf = functools.partial(self.update_leaf, now, step)
         out, new = update_leaves(one_leaf, updates, state._replace(step=None), self.leaf_treedef)
         return out, new if step is None else new._replace(step=reboxed(optax.safe_increment(step), state.step))
 
     def resolved(self, step: Count | None, age: Count | None) -> _Resolved:
         """The rule at a step, for a leaf of that age."""
-        now = self.rule.at(step, age)
-        return _Resolved(now, post_write_form(now))
+        rule = self.rule if self.is_constant else self.rule.at(step, age)
+        post_write = self.post_write if self.is_constant else post_write_form(rule)
+        return _Resolved(rule, post_write, self.scales_at(rule, step, age))
 
     def update_leaf(
         self, now: _Resolved | None, step: Count | None, number: tuple[KeyPath, int], g: Leaf, old: MomentumState
@@ -198,7 +208,7 @@ class _Runner:
         if gain is not None:
             u, gain = _debiased(now, u, gain)
         age = None if old.age is None else optax.safe_increment(old.age)
-        context = encode_context(self.storage, wide, (step, i), self.scales_at(now.rule, step, old.age))
+        context = encode_context(self.storage, wide, (step, i), now.scales)
         return u.astype(g.dtype), MomentumState(self.storage.encode(v, old.velocity, context), None, age, gain)
 
 
@@ -241,25 +251,21 @@ def relative_scales(rule: Filter) -> Scales:
 
 def _dot(coefficients: Scales, arrays: Arrays) -> jax.Array:
     """The sum of coefficient times array. Numbers 0 and 1 cost nothing; traced ones are data."""
-    total = None
+    terms = []
     for c, x in zip(coefficients, arrays, strict=True):
-        if _checks.is_number(c):
-            if c == 0:
-                continue
+        if not _checks.is_number(c):
+            terms.append(jnp.asarray(c, jnp.finfo(x.dtype).dtype) * x)
+        elif c != 0:
             # Not `float(c) * x`, the same program: an operator of jax.numpy takes three times as long to trace.
-            term = x if c == 1 else jax.lax.mul(np.asarray(c, x.dtype), x)
-        else:
-            term = jnp.asarray(c, jnp.finfo(x.dtype).dtype) * x
-        total = term if total is None else _sum(total, term)
-    if total is None:
+            terms.append(x if c == 1 else jax.lax.mul(np.asarray(c, x.dtype), x))
+    if not terms:
         return jnp.zeros_like(arrays[0])
+    total = terms[0]
+    for term in terms[1:]:
+        # The gains of `debias` may have two dtypes.
+        total = jax.lax.add(total, term) if total.dtype == term.dtype else total + term
     # Outside jit an array passed through must not be shared with what it came from: donation would fail.
     return jnp.array(total, copy=True) if any(total is x for x in arrays) else total
-
-
-def _sum(x: jax.Array, y: jax.Array) -> jax.Array:
-    """The sum of arrays of one shape; the gains of `debias` may have two dtypes."""
-    return jax.lax.add(x, y) if x.dtype == y.dtype else x + y
 
 
 def _checked_leaf(path: KeyPath, leaf: Leaf) -> Leaf:

@@ -23,9 +23,10 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .._typing import Count, DType, Leaf, Number
-from .noise import stamp_of, wrapped
+from .noise import stamp_of
 
 SUPPORTED = ("bfloat16", "float16", "float32", "float64", "complex64", "complex128")
 
@@ -60,7 +61,7 @@ class EncodeContext(NamedTuple):
 
     def noise_of(self, seed: int) -> tuple[Count, Count]:
         """The numbers that the noise of this leaf depends on, for a storage that reads the step."""
-        return wrapped(seed), cast(jax.Array, self.stamp)
+        return np.uint32(seed), cast(jax.Array, self.stamp)
 
 
 class Storage(Protocol):
