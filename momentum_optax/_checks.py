@@ -7,7 +7,7 @@ import numbers
 import reprlib
 import sys
 import warnings
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import numpy as np
 
@@ -18,12 +18,12 @@ _PACKAGE = __name__.partition(".")[0]
 _SHOWN = 80
 
 
-def is_number(value: Any) -> TypeGuard[float]:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether `value` is a real number known now: Python's or NumPy's, no bool, no array."""
     return isinstance(value, numbers.Real | np.integer | np.floating) and not isinstance(value, bool | np.bool_)
 
 
-def is_schedule(value: Any) -> bool:
+def is_schedule(value: object) -> bool:
     """Whether `value` is a function of the step. A class, such as a dtype, is callable but no schedule.
 
     Nor is a function of this package or Optax that makes a rule or a schedule when it is called.
@@ -31,25 +31,25 @@ def is_schedule(value: Any) -> bool:
     return callable(value) and not isinstance(value, type) and not uncalled(value)
 
 
-def is_scalar_array(value: Any) -> bool:
+def is_scalar_array(value: object) -> bool:
     """Whether `value` is a JAX or NumPy array, or a tracer, without axes and with a real dtype."""
     if getattr(value, "shape", None) != () or not hasattr(value, "dtype"):
         return False
     return np.dtype(value.dtype).kind not in "cbOUSmM"
 
 
-def is_array(value: Any) -> bool:
+def is_array(value: object) -> bool:
     """Whether `value` is a scalar array or a tracer, and no number of NumPy's: its value is never looked at."""
     return is_scalar_array(value) and not is_number(value)
 
 
-def scalar(name: str, value: Any) -> None:
+def scalar(name: str, value: object) -> None:
     """Raise `TypeError` unless `value` can be a coefficient: number, scalar array or schedule."""
     if not (is_number(value) or is_scalar_array(value) or is_schedule(value)):
         raise TypeError(f"{name} must be a number, a scalar array or a schedule of the step, got {shown(value)}")
 
 
-def within(name: str, value: Any, interval: str) -> None:
+def within(name: str, value: object, interval: str) -> None:
     """Raise unless `value` is a coefficient and, where it is a number, lies in `interval`, e.g. ``"[0, 1)"``."""
     scalar(name, value)
     if not is_number(value):
@@ -61,26 +61,26 @@ def within(name: str, value: Any, interval: str) -> None:
         raise ValueError(f"{name} must be in {interval}, got {value!r}")
 
 
-def finite(name: str, value: Any) -> None:
+def finite(name: str, value: object) -> None:
     """Raise unless `value` is a coefficient and, where it is a number, finite."""
     within(name, value, "(-inf, inf)")
 
 
-def constant(name: str, value: Any, interval: str) -> None:
+def constant(name: str, value: object, interval: str) -> None:
     """Raise unless `value` is a scalar array or a number in `interval`; for what takes no schedule."""
     if not (is_number(value) or is_scalar_array(value)):
         raise TypeError(f"{name} must be a number or a scalar array, got {shown(value)}")
     within(name, value, interval)
 
 
-def number(name: str, value: Any, interval: str) -> None:
+def number(name: str, value: object, interval: str) -> None:
     """Raise unless `value` is a number in `interval`; for arguments that must be known when a rule is built."""
     if not is_number(value):
         raise TypeError(f"{name} must be a number, got {shown(value)}{static(name, value)}")
     within(name, value, interval)
 
 
-def integer(name: str, value: Any, least: int) -> None:
+def integer(name: str, value: object, least: int) -> None:
     """Raise unless `value` is a whole number of at least `least`."""
     if not (is_number(value) and float(value).is_integer()):
         raise TypeError(f"{name} must be a whole number, got {shown(value)}{static(name, value)}")
@@ -88,41 +88,41 @@ def integer(name: str, value: Any, least: int) -> None:
         raise ValueError(f"{name} must be at least {least}, got {value!r}")
 
 
-def seed(value: Any) -> None:
+def seed(value: float) -> None:
     """Raise unless `value` is a seed of stochastic rounding: a whole number that 32 bits hold."""
     integer("seed", value, 0)
     if value >= 2**32:
         raise ValueError(f"seed must be below 2**32, got {value!r}")
 
 
-def choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+def choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
     """Raise `ValueError` unless `value` is one of `allowed`."""
     # The types first: an array is equal to nothing, or to all.
     if not any(isinstance(value, type(x)) and value == x for x in allowed):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {shown(value)}")
 
 
-def flag(name: str, value: Any) -> None:
+def flag(name: str, value: object) -> None:
     """Raise `TypeError` unless `value` is True or False; a traced flag cannot choose a program."""
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name} must be True or False, got {shown(value)}{static(name, value)}")
 
 
-def static(name: str, value: Any) -> str:
+def static(name: str, value: object) -> str:
     """What an error adds where an array came in place of what must be known before a program is compiled."""
     if not hasattr(value, "dtype") or is_number(value):
         return ""
     return f"; an array cannot stand for it: name it in optax.inject_hyperparams(..., static_args={name!r})"
 
 
-def transformation(name: str, value: Any) -> None:
+def transformation(name: str, value: object) -> None:
     """Raise `TypeError` unless `value` has the `init` and `update` of an Optax transformation."""
     if not is_transformation(value):
         hint = "; scale_by_momentum(rule) makes one of a rule" if _is_rule(value) else ""
         raise TypeError(f"{name} must be a transformation with init and update, got {shown(value)}{hint}")
 
 
-def state(name: str, value: Any) -> None:
+def state(name: str, value: object) -> None:
     """Raise `TypeError` for what is no optimizer's state: a transformation, a rule, a function, a class or a number.
 
     A state may be any tree, so that a tree of something else cannot be told from one without velocities.
@@ -139,12 +139,12 @@ def warn(message: str) -> None:
     warnings.warn(message, UserWarning, stacklevel=level)
 
 
-def is_transformation(value: Any) -> bool:
+def is_transformation(value: object) -> bool:
     """Whether `value` has `init` and `update`, which for a class would be those of its objects."""
     return not isinstance(value, type) and hasattr(value, "init") and hasattr(value, "update")
 
 
-def uncalled(value: Any) -> bool:
+def uncalled(value: object) -> bool:
     """Whether `value` is a function, of this package or of Optax, that makes what is wanted when it is called.
 
     Their schedules are all made inside another function, and no public function of a module is one.
@@ -154,10 +154,11 @@ def uncalled(value: Any) -> bool:
     return callable(value) and module in (_PACKAGE, "optax") and not name.startswith("_") and "<" not in name
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A short text for a value in a message, whatever its size: arrays by type, states by class."""
     if uncalled(value):
-        return f"{value.__name__} itself: call it, {value.__name__}(...)"
+        name = getattr(value, "__name__", "")
+        return f"{name} itself: call it, {name}(...)"
     if isinstance(value, type):
         return f"the class {value.__name__}"
     if isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -170,7 +171,7 @@ def with_article(name: str) -> str:
     return f"{'an' if name[0] in 'AEIOaeio' else 'a'} {name}"
 
 
-def _is_rule(value: Any) -> bool:
+def _is_rule(value: object) -> bool:
     return all(hasattr(value, name) for name in ("order", "lookahead", "response"))
 
 
@@ -182,12 +183,12 @@ class _Short(reprlib.Repr):
         self.maxlevel = self.maxdict = self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = 3
         self.maxstring = self.maxother = _SHOWN
 
-    def repr(self, x: Any) -> str:
+    def repr(self, x: object) -> str:
         """The text, cut in the middle where it is too long."""
         text = super().repr(x)
         return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 20]} ... {text[-15:]}"
 
-    def repr_instance(self, x: Any, level: int) -> str:
+    def repr_instance(self, x: object, level: int) -> str:
         """An array with axes as "float32[3,4]", a NamedTuple by its class."""
         shape = getattr(x, "shape", None)
         if isinstance(shape, tuple) and shape and hasattr(x, "dtype"):

@@ -1,6 +1,7 @@
 """Types that the package shares: names for what JAX and Optax leave untyped."""
 
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar, cast
 
 import jax
 import numpy as np
@@ -19,10 +20,16 @@ Entry: TypeAlias = Any
 Condition: TypeAlias = bool | jax.Array
 # A real number: Python's or NumPy's, or a scalar array, traced or not.
 Number: TypeAlias = float | np.ndarray | jax.Array
-# The number of a step or of a leaf's gradients.
+# The number of a step, of a leaf or of its gradients.
 Count: TypeAlias = int | jax.Array
 DType: TypeAlias = Any
 # The axis of `shard_map` or `vmap` along which workers are, or several; None for a single worker.
 AxisName: TypeAlias = "str | tuple[str, ...] | None"
 # What `json` reads and writes.
 JSON: TypeAlias = Any
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def jitted(function: Function) -> Function:
+    """`jax.jit` as a decorator that keeps the types of a function: it is traced once for all leaves of a shape."""
+    return cast(Function, jax.jit(function))

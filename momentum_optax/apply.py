@@ -1,12 +1,12 @@
 """`apply_updates`: the last line of a training step."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
 
 from . import _checks
+from ._tree import map_numbered
+from ._typing import Count
 from .storage.noise import stamp_of
 from .storage.protocol import check_whole
 from .storage.rounding import rounded_at
@@ -22,7 +22,7 @@ def apply_updates(
     updates: optax.Updates,
     *,
     rounding: str = "nearest",
-    step: Any = None,
+    step: Count | None = None,
     seed: int = 0,
 ) -> optax.Params:
     r"""`optax.apply_updates` that skips None, and can round 16-bit weights stochastically: $\theta' = \theta + u$.
@@ -46,7 +46,7 @@ def apply_updates(
       The new parameters, of the dtypes of `params`.
 
     Raises:
-      ValueError: If `rounding` is another word; if `step` is missing for "stochastic", or `step` or `seed` is given
+      ValueError: If `rounding` is neither of these; if `step` is missing for "stochastic", or `step` or `seed` is given
         without it; if `seed` is out of range.
       TypeError: If `seed` is no whole number, or `step` is not an integer.
 
@@ -63,27 +63,24 @@ def apply_updates(
         raise ValueError("rounding='stochastic' needs step, the number of this update: its noise depends on it")
     if jnp.ndim(step) or not jnp.issubdtype(jnp.result_type(step), jnp.integer):
         raise TypeError(f"step must be an integer or an integer scalar array, got {step!r}")
-    treedef: Any
-    leaves, treedef = jax.tree.flatten(updates, is_leaf=_is_none)
-    weights = treedef.flatten_up_to(params)
-    new = [
-        _stochastic(u, p, stamp_of(_WEIGHTS, seed, step, i))
-        for i, (u, p) in enumerate(zip(leaves, weights, strict=True))
-    ]
-    return jax.tree.unflatten(treedef, new)
+    return map_numbered(lambda i, u, p: _stochastic(u, p, stamp_of(_WEIGHTS, seed, step, i)), updates, params)
 
 
-def _is_none(x: Any) -> bool:
+def _is_none(x: object) -> bool:
     return x is None
 
 
-def _nearest(update: Any, param: Any) -> Any:
-    return param if update is None else optax.apply_updates(param, update)
+def _nearest(update: jax.Array | None, param: jax.Array) -> jax.Array:
+    if update is None:
+        return param
+    new: jax.Array = optax.apply_updates(param, update)
+    return new
 
 
-def _stochastic(update: Any, param: Any, stamp: jax.Array) -> Any:
+def _stochastic(update: jax.Array | None, param: jax.Array, stamp: jax.Array) -> jax.Array:
     if update is None or param.dtype not in _NARROW:
         return _nearest(update, param)
     wide = param.astype(jnp.float32) + update.astype(jnp.float32)
     check_whole("rounding='stochastic'", wide, "round outside of it")
-    return rounded_at(wide, stamp, param.dtype)
+    new: jax.Array = rounded_at(wide, stamp, param.dtype)
+    return new

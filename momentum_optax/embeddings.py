@@ -8,8 +8,10 @@ $$ v \leftarrow A^m v, \qquad \theta \leftarrow \theta - C (I + A + \cdots + A^{
 which is taken when the row is next read, and nothing is lost by waiting.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +19,17 @@ import numpy as np
 import optax
 
 from . import _checks
+from ._export import serializable
+from ._typing import DType
 from .filters import Filter
 from .filters.coefficients import Scalar, value_at
 from .state.mismatch import ANYTHING, check_state
 from .storage.protocol import SUPPORTED, arithmetic_dtype
+
+if TYPE_CHECKING:
+    from jax.experimental.sparse import BCOO
+
+_Bits: TypeAlias = tuple[jax.Array, jax.Array, jax.Array]
 
 # Steps are counted in int32.
 _BITS = 31
@@ -35,6 +44,7 @@ _REMEDY = (
 _AT_ONCE = 4096
 
 
+@serializable
 class RowSparseState(NamedTuple):
     """What row-sparse momentum keeps.
 
@@ -44,9 +54,15 @@ class RowSparseState(NamedTuple):
       last: int32, one entry per row: the number of updates that the row, in table and velocity, has been through.
     """
 
-    step: Any
-    velocity: tuple[Any, ...]
-    last: Any
+    step: jax.Array
+    velocity: tuple[jax.Array, ...]
+    last: jax.Array
+
+
+_Kept: TypeAlias = tuple[jax.Array, RowSparseState]
+_Carry: TypeAlias = tuple[jax.Array, jax.Array, RowSparseState]
+# For the number of rows done: the next ones and their gradients.
+_Pick: TypeAlias = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
 
 class RowSparse(NamedTuple):
@@ -66,10 +82,10 @@ class RowSparse(NamedTuple):
         evaluated, saved or used as a whole. It reads and writes all of it.
     """
 
-    init: Callable[[Any], RowSparseState]
-    read: Callable[[Any, RowSparseState, Any], Any]
-    update: Callable[..., tuple[Any, RowSparseState]]
-    flush: Callable[[Any, RowSparseState], tuple[Any, RowSparseState]]
+    init: Callable[[jax.Array], RowSparseState]
+    read: Callable[[jax.Array, RowSparseState, jax.Array], jax.Array]
+    update: Callable[..., tuple[jax.Array, RowSparseState]]
+    flush: Callable[[jax.Array, RowSparseState], tuple[jax.Array, RowSparseState]]
 
 
 def row_sparse(rule: Filter, learning_rate: Scalar) -> RowSparse:
@@ -122,74 +138,97 @@ def row_sparse(rule: Filter, learning_rate: Scalar) -> RowSparse:
             f"rule must have numbers as coefficients, for closed forms of missed steps, got {_checks.shown(rule)}"
         )
     _checks.within("learning_rate", learning_rate, "[0, inf)")
-    rule = rule.pruned()
-    powers = _powers(rule)
+    table_momentum = _TableMomentum(rule.pruned(), learning_rate)
+    return RowSparse(table_momentum.init, table_momentum.read, table_momentum.update, table_momentum.flush)
 
-    def init(table: Any) -> RowSparseState:
+
+class _TableMomentum:
+    """The functions of a `RowSparse`."""
+
+    def __init__(self, rule: Filter, learning_rate: Scalar) -> None:
+        self.rule, self.learning_rate, self.powers = rule, learning_rate, _powers(rule)
+
+    def init(self, table: jax.Array) -> RowSparseState:
+        """See `RowSparse`."""
         _check_table(table)
         dtype = arithmetic_dtype(table.dtype)
-        velocity = tuple(jnp.zeros_like(table, dtype=dtype) for _ in range(rule.order))
+        velocity = tuple(jnp.zeros_like(table, dtype=dtype) for _ in range(self.rule.order))
         return RowSparseState(jnp.zeros([], jnp.int32), velocity, jnp.zeros(table.shape[:1], jnp.int32))
 
-    def moved(table: Any, velocity: tuple[Any, ...], missed: Any) -> tuple[Any, tuple[Any, ...]]:
+    def moved(
+        self, table: jax.Array, velocity: tuple[jax.Array, ...], missed: jax.Array
+    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         """Rows of the table, in the arithmetic's dtype, and of the velocities after so many steps of no gradient."""
         if not velocity:
             return table.astype(arithmetic_dtype(table.dtype)), ()
         dtype = velocity[0].dtype
-        A, c = _after(powers, missed, jnp.finfo(dtype).dtype)
+        A, c = _after(self.powers, missed, jnp.finfo(dtype).dtype)
         column = (*missed.shape, *(1,) * (table.ndim - missed.ndim))
         A, c = A.reshape(*A.shape[:2], *column), c.reshape(len(c), *column)
         return table.astype(dtype) - _combined(c, velocity), tuple(_combined(row, velocity) for row in A)
 
-    def read(table: Any, state: RowSparseState, rows: Any) -> Any:
-        _check_fit(state, rule)
+    def read(self, table: jax.Array, state: RowSparseState, rows: jax.Array) -> jax.Array:
+        """See `RowSparse`."""
+        _check_fit(state, self.rule)
         rows = _checked_rows(rows, table)
         missed = state.step - _take(state.last, rows)
-        values, _ = moved(_take(table, rows), tuple(_take(v, rows) for v in state.velocity), missed)
+        values, _ = self.moved(_take(table, rows), tuple(_take(v, rows) for v in state.velocity), missed)
         return values.astype(table.dtype)
 
-    def step_rows(table: Any, state: RowSparseState, gradient: Any, rows: Any) -> tuple[Any, RowSparseState]:
+    def step_rows(
+        self, table: jax.Array, state: RowSparseState, gradient: jax.Array, rows: jax.Array
+    ) -> tuple[jax.Array, RowSparseState]:
         """One step of rows that are sorted and different, some beyond the end; `step` of the state stays."""
         missed = state.step + 1 - _take(state.last, rows)
-        values, velocity = moved(_take(table, rows), tuple(_take(v, rows) for v in state.velocity), missed)
-        rate = jnp.asarray(value_at(learning_rate, state.step), jnp.finfo(values.dtype).dtype)
+        values, velocity = self.moved(_take(table, rows), tuple(_take(v, rows) for v in state.velocity), missed)
+        rate = jnp.asarray(value_at(self.learning_rate, state.step), jnp.finfo(values.dtype).dtype)
         g = rate * gradient.astype(values.dtype)
-        velocity = tuple(v + b * g for v, b in zip(velocity, rule.B, strict=True))
-        return _put(table, rows, values - rule.D * g), RowSparseState(
+        B, D = cast("tuple[float, ...]", self.rule.B), cast(float, self.rule.D)
+        velocity = tuple(v + b * g for v, b in zip(velocity, B, strict=True))
+        return _put(table, rows, values - D * g), RowSparseState(
             state.step,
             tuple(_put(old, rows, new) for old, new in zip(state.velocity, velocity, strict=True)),
             _put(state.last, rows, jnp.full(rows.shape, state.step + 1)),
         )
 
     def update(
-        table: Any, state: RowSparseState, gradient: Any, rows: Any = None, *, mask: Any = None, size: Any = None
-    ) -> tuple[Any, RowSparseState]:
-        _check_fit(state, rule)
+        self,
+        table: jax.Array,
+        state: RowSparseState,
+        gradient: "jax.Array | BCOO",
+        rows: jax.Array | None = None,
+        *,
+        mask: jax.Array | None = None,
+        size: int | None = None,
+    ) -> tuple[jax.Array, RowSparseState]:
+        """See `RowSparse`."""
+        _check_fit(state, self.rule)
         if mask is not None:
             if rows is not None:
                 raise ValueError("rows must be None with a mask, got both")
-            _check_mask(gradient, mask, size, table)
-            table, state = _in_parts(step_rows, (table, state), *_in_mask(gradient, mask, int(size)))
+            gradient = cast(jax.Array, gradient)
+            parts = _in_mask(gradient, mask, _checked_size(gradient, mask, size, table))
+            table, state = _in_parts(self.step_rows, (table, state), *parts)
         else:
-            rows, gradient = _from_bcoo(gradient, rows, table) if hasattr(gradient, "n_sparse") else (rows, gradient)
+            if not isinstance(gradient, jax.Array) and hasattr(gradient, "n_sparse"):
+                rows, gradient = _from_bcoo(gradient, rows, table)
             if rows is None:
                 raise ValueError("rows or mask must say which rows the gradient is for, got neither")
-            gradient, rows = _summed(gradient, _checked_rows(rows, table), table)
+            gradient, rows = _summed(cast(jax.Array, gradient), _checked_rows(rows, table), table)
             if rows.size <= _AT_ONCE:
-                table, state = step_rows(table, state, gradient, rows)
+                table, state = self.step_rows(table, state, gradient, rows)
             else:
-                table, state = _in_parts(step_rows, (table, state), *_in_list(rows, gradient, len(table)))
+                table, state = _in_parts(self.step_rows, (table, state), *_in_list(rows, gradient, len(table)))
         return table, state._replace(step=optax.safe_increment(state.step))
 
-    def flush(table: Any, state: RowSparseState) -> tuple[Any, RowSparseState]:
-        _check_fit(state, rule)
-        values, velocity = moved(table, state.velocity, state.step - state.last)
+    def flush(self, table: jax.Array, state: RowSparseState) -> tuple[jax.Array, RowSparseState]:
+        """See `RowSparse`."""
+        _check_fit(state, self.rule)
+        values, velocity = self.moved(table, state.velocity, state.step - state.last)
         return values.astype(table.dtype), RowSparseState(state.step, velocity, jnp.full_like(state.last, state.step))
 
-    return RowSparse(init, read, update, flush)
 
-
-def _check_fit(state: Any, rule: Filter) -> None:
+def _check_fit(state: RowSparseState, rule: Filter) -> None:
     """Raise unless the state is of row-sparse momentum with a rule of this order."""
     check_state(state, RowSparseState(ANYTHING, (ANYTHING,) * rule.order, ANYTHING), _REMEDY)
 
@@ -205,13 +244,13 @@ def _powers(rule: Filter) -> tuple[np.ndarray, np.ndarray]:
     return np.array(turns), np.array(moves)
 
 
-def _after(powers: tuple[np.ndarray, np.ndarray], missed: Any, dtype: Any) -> tuple[Any, Any]:
+def _after(powers: tuple[np.ndarray, np.ndarray], missed: jax.Array, dtype: DType) -> tuple[jax.Array, jax.Array]:
     """A^m and C (I + ... + A^(m-1)) for an array of m, of shapes (K, K, ...) and (K, ...): one power for each bit."""
     turns, moves = (jnp.asarray(power, dtype) for power in powers)
     order = moves.shape[1]
     one = (..., *(None,) * missed.ndim)
 
-    def take_bit(carry: Any) -> Any:
+    def take_bit(carry: _Bits) -> _Bits:
         bit, A, c = carry
         # First what has been taken so far, then these 2^bit steps. No dot products: they are not in float32 everywhere.
         turned = jnp.sum(turns[bit][one][:, :, None] * A[None], 1)
@@ -226,22 +265,22 @@ def _after(powers: tuple[np.ndarray, np.ndarray], missed: Any, dtype: Any) -> tu
     return A, c
 
 
-def _combined(weights: Any, arrays: Any) -> Any:
+def _combined(weights: jax.Array, arrays: Sequence[jax.Array]) -> jax.Array:
     """The weighted sum."""
-    terms = [w * x for w, x in zip(weights, arrays, strict=True)]
-    return sum(terms[1:], terms[0])
+    terms: list[jax.Array] = [w * x for w, x in zip(weights, arrays, strict=True)]
+    return functools.reduce(operator.add, terms)
 
 
-def _take(array: Any, rows: Any) -> Any:
+def _take(array: jax.Array, rows: jax.Array) -> jax.Array:
     return array.at[rows].get(mode="fill", fill_value=0 if array.dtype == jnp.int32 else np.nan)
 
 
-def _put(array: Any, rows: Any, values: Any) -> Any:
-    options = {"mode": "drop", "indices_are_sorted": True, "unique_indices": True}
-    return array.at[rows].set(values.astype(array.dtype), **options)
+def _put(array: jax.Array, rows: jax.Array, values: jax.Array) -> jax.Array:
+    values = values.astype(array.dtype)
+    return array.at[rows].set(values, mode="drop", indices_are_sorted=True, unique_indices=True)
 
 
-def _summed(gradient: Any, rows: Any, table: Any) -> tuple[Any, Any]:
+def _summed(gradient: jax.Array, rows: jax.Array, table: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Gradients summed for each different row, and these rows in their order; places left over lie beyond the end."""
     gradient = jnp.asarray(gradient)
     shape = (*rows.shape, *table.shape[1:])
@@ -254,51 +293,57 @@ def _summed(gradient: Any, rows: Any, table: Any) -> tuple[Any, Any]:
     return jax.ops.segment_sum(wide, place.reshape(-1), n), _spread(different, total)
 
 
-def _spread(rows: Any, total: int) -> Any:
+def _spread(rows: jax.Array, total: int) -> jax.Array:
     """Rows beyond the end made different from each other."""
     return jnp.where(rows >= total, total + jnp.arange(rows.size, dtype=rows.dtype), rows)
 
 
-def _in_parts(step_rows: Callable[..., Any], carry: Any, count: Any, pick: Callable[[Any], Any]) -> Any:
-    """The step of `count` rows, some at a time; `pick(done)` gives the next and their gradients, `carry` holds all."""
+def _in_parts(
+    step_rows: Callable[[jax.Array, RowSparseState, jax.Array, jax.Array], _Kept],
+    kept: _Kept,
+    count: jax.Array,
+    pick: _Pick,
+) -> _Kept:
+    """The step of `count` rows, some at a time, in `kept`, the whole table and state."""
 
-    def body(carry: Any) -> Any:
+    def body(carry: _Carry) -> _Carry:
         done, table, state = carry
         rows, gradient = pick(done)
         return done + rows.size, *step_rows(table, state, gradient, _spread(rows, len(table)))
 
-    return jax.lax.while_loop(lambda carry: carry[0] < count, body, (jnp.int32(0), *carry))[1:]
+    _, table, state = jax.lax.while_loop(lambda carry: carry[0] < count, body, (jnp.int32(0), *kept))
+    return table, state
 
 
-def _in_mask(gradient: Any, mask: Any, size: int) -> tuple[Any, Callable[[Any], Any]]:
+def _in_mask(gradient: jax.Array, mask: jax.Array, size: int) -> tuple[jax.Array, _Pick]:
     """How many rows are in a mask, and what gives the next `size` of them."""
     count = jnp.cumsum(mask, dtype=jnp.int32)
 
-    def pick(done: Any) -> Any:
+    def pick(done: jax.Array) -> tuple[jax.Array, jax.Array]:
         rows = jnp.searchsorted(count, done + 1 + jnp.arange(size, dtype=jnp.int32)).astype(jnp.int32)
         return rows, gradient.at[rows].get(mode="fill", fill_value=0)
 
     return jnp.sum(mask, dtype=jnp.int32), pick
 
 
-def _in_list(rows: Any, gradient: Any, total: int) -> tuple[Any, Callable[[Any], Any]]:
+def _in_list(rows: jax.Array, gradient: jax.Array, total: int) -> tuple[jax.Array, _Pick]:
     """The same for sorted rows, those beyond the end left out."""
 
-    def pick(done: Any) -> Any:
+    def pick(done: jax.Array) -> tuple[jax.Array, jax.Array]:
         places = done + jnp.arange(_AT_ONCE, dtype=jnp.int32)
         return rows.at[places].get(mode="fill", fill_value=total), gradient.at[places].get(mode="fill", fill_value=0)
 
     return jnp.sum(rows < total, dtype=jnp.int32), pick
 
 
-def _check_table(table: Any) -> None:
+def _check_table(table: jax.Array) -> None:
     if not hasattr(table, "dtype") or str(table.dtype) not in SUPPORTED:
         raise TypeError(f"table must be an array with a dtype of {', '.join(SUPPORTED)}, got {_checks.shown(table)}")
     if len(table.shape) == 0:
         raise TypeError("table must have an axis of rows, got a scalar")
 
 
-def _checked_rows(rows: Any, table: Any) -> Any:
+def _checked_rows(rows: jax.Array, table: jax.Array) -> jax.Array:
     """Rows as integers; negative ones, which are none, lie beyond the end."""
     rows = jnp.asarray(rows)
     if not jnp.issubdtype(rows.dtype, jnp.integer):
@@ -307,7 +352,8 @@ def _checked_rows(rows: Any, table: Any) -> Any:
     return jnp.where(rows < 0, table.shape[0], rows)
 
 
-def _check_mask(gradient: Any, mask: Any, size: Any, table: Any) -> None:
+def _checked_size(gradient: jax.Array, mask: jax.Array, size: int | None, table: jax.Array) -> int:
+    """The number of rows to take at a time from a mask that fits its table."""
     if jnp.shape(gradient) != table.shape:
         raise ValueError(f"the gradient with a mask must have the table's shape {table.shape}, got {gradient.shape}")
     if mask.dtype != jnp.bool_:
@@ -317,9 +363,10 @@ def _check_mask(gradient: Any, mask: Any, size: Any, table: Any) -> None:
     if size is None:
         raise ValueError("size must be given with a mask: the usual number of rows in it")
     _checks.integer("size", size, 1)
+    return int(size)
 
 
-def _from_bcoo(gradient: Any, rows: Any, table: Any) -> tuple[Any, Any]:
+def _from_bcoo(gradient: "BCOO", rows: jax.Array | None, table: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Rows and their gradients of a BCOO array."""
     if rows is not None:
         raise ValueError("rows must be None for a BCOO gradient, which has its own")

@@ -1,7 +1,8 @@
-"""`scale_by_momentum`: any rule as an Optax transformation. The one place with trees, dtypes, counters and storage."""
+"""`scale_by_momentum`: any rule as an Optax transformation. The one place with dtypes, counters and storage."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +10,23 @@ import numpy as np
 import optax
 
 from . import _checks
-from ._tree import boxes_of, in_box, matched, path_name, reboxed, to_slots, to_trees, unboxed
+from ._export import serializable
+from ._tree import content, init_leaves, path_name, reboxed, update_leaves
+from ._typing import Count, KeyPath, Leaf, Number, PyTree
 from .filters import Filter, post_write_form
-from .filters.coefficients import is_zero, value_at
+from .filters.coefficients import Coefficient, is_zero, value_at
 from .filters.fingerprints import note
 from .state.mismatch import check_state
 from .storage import Storage, resolve
-from .storage.protocol import SUPPORTED, arithmetic_dtype, is_signed, unsupported, write_for
+from .storage.protocol import SUPPORTED, arithmetic_dtype, encode_context, is_signed, unsupported
+
+Arrays: TypeAlias = tuple[jax.Array, ...]
+Scales: TypeAlias = tuple[Number, ...]
+# Of a rule with its coefficients at a step and an age, of that step and of that age.
+ScalesAt: TypeAlias = Callable[[Filter, Count | None, Count | None], Scales]
 
 
+@serializable
 class MomentumState(NamedTuple):
     """State of `scale_by_momentum`. What a rule does not need is None and costs nothing.
 
@@ -32,10 +41,10 @@ class MomentumState(NamedTuple):
     box, and shorter ones in a box that names the axes that they have in full, or in none.
     """
 
-    velocity: Any
-    step: Any
-    age: Any
-    gain: Any
+    velocity: PyTree
+    step: jax.Array | None
+    age: PyTree
+    gain: PyTree
 
 
 def scale_by_momentum(
@@ -83,146 +92,183 @@ def scale_by_momentum(
     if not isinstance(rule, Filter):
         raise TypeError(f"rule must be a Filter such as heavy_ball(0.9), got {_checks.shown(rule)}")
     _checks.flag("debias", debias)
-    keep = resolve(storage)
-    if not is_signed(keep):
-        raise ValueError(f"storage must keep values of either sign, got {keep!r}, which is for second moments")
+    kept = resolve(storage)
+    if not is_signed(kept):
+        raise ValueError(f"storage must keep values of either sign, got {kept!r}, which is for second moments")
     rule = rule.pruned()
-    _warn_of_noise(rule, keep)
+    _warn_of_noise(rule, kept)
     if debias:
         _check_debiasable(rule)
-    return run_filter(rule, keep, debias, lambda step, age: gains_of(rule.at(step, age)))
+    return filter_transformation(rule, kept, debias, lambda now, step, age: relative_scales(now))
 
 
-def run_filter(
-    rule: Filter, keep: Storage, debias: bool, gains_at: Callable[[Any, Any], tuple[Any, ...]]
+def filter_transformation(
+    rule: Filter, storage: Storage, debias: bool, scales_at: ScalesAt
 ) -> optax.GradientTransformationExtraArgs:
-    """`scale_by_momentum` of checked arguments; `gains_at(step, age)` says how large the velocities become."""
+    """`scale_by_momentum` of checked arguments.
 
-    def fresh(leaf: Any) -> MomentumState:
+    Args:
+      rule: Without velocities that are never read.
+      storage: An object, for values of either sign.
+      debias: As in `scale_by_momentum`.
+      scales_at: `scales_at(now, step, age)` is about how large each velocity becomes, relative to the others; `now` is
+        the rule with its coefficients at that step and age.
+    """
+    runner = _Runner(rule, storage, debias, scales_at)
+    return optax.GradientTransformationExtraArgs(runner.init, runner.update)
+
+
+class _Resolved(NamedTuple):
+    """A rule at one step.
+
+    Attributes:
+      rule: Its coefficients.
+      post_write: How the update is read from new velocities, where that is cheaper.
+      scales: About how large each velocity becomes.
+    """
+
+    rule: Filter
+    post_write: tuple[float, tuple[float, ...], float] | None
+    scales: Scales
+
+
+class _Runner:
+    """The methods of a transformation. Trees are for `_tree`: here is one leaf with its coefficients and dtypes.
+
+    Attributes:
+      is_constant: Whether all coefficients are numbers; `post_write` is then the same at every step.
+      post_write: How the update is read from new velocities, see `post_write_form`.
+      reads_age: Whether coefficients differ between leaves.
+      counts_steps: Whether the state has a step.
+      expected: A state of the structure that `check_state` wants.
+      leaf_treedef: The structure of the state of one leaf.
+    """
+
+    def __init__(self, rule: Filter, storage: Storage, debias: bool, scales_at: ScalesAt) -> None:
+        self.rule, self.storage, self.debias, self.scales_at = rule, storage, debias, scales_at
+        self.is_constant = rule.is_constant
+        self.post_write = post_write_form(rule)
+        self.reads_age = rule.reads_age
+        self.counts_steps = rule.reads_step or storage.reads_step
+        some: MomentumState = jax.eval_shape(self.init_leaf, jax.ShapeDtypeStruct((), jnp.float32))
+        self.leaf_treedef = jax.tree.structure(some)
+        self.expected = some._replace(step=jax.eval_shape(self.first_step))
+
+    def init(self, params: optax.Params) -> MomentumState:
+        """See `scale_by_momentum`."""
+        note(self.rule)
+        state = init_leaves(lambda path, x: self.init_leaf(_checked_leaf(path, x)), params, self.leaf_treedef)
+        return state._replace(step=self.first_step())
+
+    def first_step(self) -> jax.Array | None:
+        """The step of a new state; None where nothing reads it."""
+        return jnp.zeros([], jnp.int32) if self.counts_steps else None
+
+    def init_leaf(self, leaf: Leaf) -> MomentumState:
         """The state of one leaf: a `MomentumState` with arrays in place of trees."""
         ones = (1,) * len(leaf.shape)
         real = jnp.finfo(arithmetic_dtype(leaf.dtype)).dtype
         return MomentumState(
-            velocity=keep.init(leaf, rule.order),
+            velocity=self.storage.init(leaf, self.rule.order),
             step=None,
-            age=jnp.zeros(ones, jnp.int32) if rule.reads_age else None,
-            gain=tuple(jnp.zeros(ones, real) for _ in range(rule.order)) if debias else None,
+            age=jnp.zeros(ones, jnp.int32) if self.reads_age else None,
+            gain=tuple(jnp.zeros(ones, real) for _ in range(self.rule.order)) if self.debias else None,
         )
 
-    one: Any = jax.eval_shape(fresh, jax.ShapeDtypeStruct((), jnp.float32))
-    layout: Any = jax.tree.structure(one)
-    expected = one._replace(step=0 if rule.reads_step or keep.reads_step else None)
+    def update(
+        self, updates: optax.Updates, state: MomentumState, params: optax.Params | None = None, **extra: object
+    ) -> tuple[optax.Updates, MomentumState]:
+        """See `scale_by_momentum`."""
+        del params, extra
+        check_state(state, self.expected)
+        step = content(state.step)
+        now = None if self.reads_age else self.resolved(step, None)
+        one_leaf = functools.partial(self.update_leaf, now, step)
+        out, new = update_leaves(one_leaf, updates, state._replace(step=None), self.leaf_treedef)
+        return out, new if step is None else new._replace(step=reboxed(optax.safe_increment(step), state.step))
 
-    def init(params: optax.Params) -> MomentumState:
-        note(rule)
-        pairs, treedef = jax.tree_util.tree_flatten_with_path(unboxed(params))
-        leaves = zip(pairs, boxes_of(params), strict=True)
-        slots = [in_box(box, fresh(_checked_leaf(path, x))) for (path, x), box in leaves]
-        step = jnp.zeros([], jnp.int32) if rule.reads_step or keep.reads_step else None
-        state: MomentumState = to_trees(slots, treedef, layout)._replace(step=step)
-        return state
-
-    def resolved(step: Any, age: Any) -> _Resolved:
-        now = rule.at(step, age)
-        return _Resolved(now, post_write_form(now), gains_at(step, age))
+    def resolved(self, step: Count | None, age: Count | None) -> _Resolved:
+        """The rule at a step, for a leaf of that age."""
+        rule = self.rule if self.is_constant else self.rule.at(step, age)
+        post_write = self.post_write if self.is_constant else post_write_form(rule)
+        return _Resolved(rule, post_write, self.scales_at(rule, step, age))
 
     def update_leaf(
-        path: Any, g: Any, slot: MomentumState, numbers: tuple[Any, int], at_step: _Resolved | None
+        self, now: _Resolved | None, step: Count | None, number: tuple[KeyPath, int], g: Leaf, old: MomentumState
     ) -> tuple[jax.Array, MomentumState]:
-        v = keep.parts.decode(slot.velocity)
+        """Update and new state of a leaf; `now` is None where the coefficients depend on its age."""
+        path, i = number
+        v = self.storage.state_type.decode(old.velocity)
         g = _checked_gradient(path, g, v)
         dtype = arithmetic_dtype(g.dtype, *(x.dtype for x in v))
-        now = resolved(numbers[0], slot.age) if at_step is None else at_step
+        now = self.resolved(step, old.age) if now is None else now
         wide = g.astype(dtype)
         u, v = _advance(now, wide, tuple(x.astype(dtype) for x in v))
-        gain = slot.gain
+        gain = old.gain
         if gain is not None:
-            unit, gain = _advance(now, jnp.ones((1,) * g.ndim, jnp.finfo(dtype).dtype), gain)
-            # No gain yet means no gradient has counted yet, and then the update is zero as it is.
-            u = u / jnp.where(unit == 0, 1, unit)
-            gain = tuple(new.astype(old.dtype) for new, old in zip(gain, slot.gain, strict=True))
-        age = None if slot.age is None else optax.safe_increment(slot.age)
-        kept = keep.encode(v, slot.velocity, write_for(keep, wide, numbers, now.gains))
-        return u.astype(g.dtype), MomentumState(kept, None, age, gain)
-
-    def update(
-        updates: optax.Updates, state: MomentumState, params: Any = None, **extra: Any
-    ) -> tuple[optax.Updates, MomentumState]:
-        del params, extra
-        bare, old = unboxed(updates), unboxed(state)
-        check_state(old, expected)
-        trees = layout.flatten_up_to(old._replace(step=None))
-        treedef: Any = jax.tree.structure(trees[0] if trees else bare)
-        gradients = matched(bare, treedef)
-        if gradients is None:
-            _raise_mismatch(trees[0], bare)
-        slots = to_slots(old._replace(step=None), treedef, layout)
-        out: list[jax.Array | None] = [None] * len(slots)
-        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(trees[0] if trees else bare)]
-        at_step = None if rule.reads_age else resolved(old.step, None)
-        for i, (path, g, slot) in enumerate(zip(paths, gradients, slots, strict=True)):
-            if g is not None:
-                out[i], slots[i] = update_leaf(path, g, slot, (old.step, i), at_step)
-        step = None if old.step is None else optax.safe_increment(old.step)
-        new = to_trees(slots, treedef, layout)._replace(step=step)
-        return reboxed(treedef.unflatten(out), updates), reboxed(new, state)
-
-    return optax.GradientTransformationExtraArgs(init, update)
+            u, gain = _debiased(now, u, gain)
+        age = None if old.age is None else optax.safe_increment(old.age)
+        context = encode_context(self.storage, wide, (step, i), now.scales)
+        return u.astype(g.dtype), MomentumState(self.storage.encode(v, old.velocity, context), None, age, gain)
 
 
-class _Resolved(NamedTuple):
-    """A rule at one step: its coefficients, how its update is read off new velocities, and how large these become."""
+def _debiased(now: _Resolved, u: jax.Array, gain: Arrays) -> tuple[jax.Array, Arrays]:
+    """The update over what a constant gradient of 1 would have given, and the velocities of such gradients."""
+    dtype = jnp.finfo(u.dtype).dtype
+    unit, new = _advance(now, jnp.ones((1,) * u.ndim, dtype), gain)
+    # While the unit response is zero no gradient has counted yet, and the update is zero without division.
+    u = u / jnp.where(unit == 0, 1, unit)
+    return u, tuple(x.astype(old.dtype) for x, old in zip(new, gain, strict=True))
 
-    rule: Filter
-    late: tuple[float, tuple[float, ...], float] | None
-    gains: tuple[Any, ...]
 
-
-def _advance(now: _Resolved, g: jax.Array, v: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+def _advance(now: _Resolved, g: jax.Array, v: Arrays) -> tuple[jax.Array, Arrays]:
     """One step of the filter for one leaf."""
-    rule, late = now.rule, now.late
+    rule = now.rule
     new = tuple(_dot((b, *row), (g, *v)) for b, row in zip(rule.B, rule.A, strict=True))
-    if late is None:
+    if now.post_write is None:
         return _dot((rule.D, *rule.C), (g, *v)), new
     # Once the update needs no old velocity, XLA's CPU backend can write the new one in its place without a copy.
-    scale, weights, direct = late
-    return _dot((scale,), (_dot((direct, *weights), (g, *new)),)), new
+    scale, weights, direct = now.post_write
+    u = _dot((direct, *weights), (g, *new))
+    return u if scale == 1 else _dot((scale,), (u,)), new
 
 
-def gains_of(rule: Filter) -> tuple[Any, ...]:
+def relative_scales(rule: Filter) -> Scales:
     r"""About how large each velocity becomes, up to a common factor: what goes in over $(1 - a_{kk}^2)^{3/4}$.
 
     For white noise the exponent would be 1/2, for a constant gradient 1.
     """
     if rule.order == 1:
         return (1.0,)
-    gains = []
+    scales = []
     for k, row in enumerate(rule.A):
         inputs = [rule.B[k], *(a for j, a in enumerate(row) if j != k)]
         size = sum((jnp.abs(jnp.asarray(c, jnp.float32)) for c in inputs if not is_zero(c)), jnp.float32(0))
         decay = jnp.minimum(jnp.abs(jnp.asarray(row[k], jnp.float32)), 0.9999)
-        gains.append(jnp.where(size > 0, size, 1.0) * (1 - decay * decay) ** -0.75)
-    return tuple(gains)
+        scales.append(jnp.where(size > 0, size, 1.0) * (1 - decay * decay) ** -0.75)
+    return tuple(scales)
 
 
-def _dot(coefficients: tuple[Any, ...], arrays: tuple[jax.Array, ...]) -> jax.Array:
+def _dot(coefficients: Sequence[Coefficient], arrays: Arrays) -> jax.Array:
     """The sum of coefficient times array. Numbers 0 and 1 cost nothing; traced ones are data."""
-    total = None
+    terms = []
     for c, x in zip(coefficients, arrays, strict=True):
-        if _checks.is_number(c):
-            if c == 0:
-                continue
-            term = x if c == 1 else float(c) * x
-        else:
-            term = jnp.asarray(c, jnp.finfo(x.dtype).dtype) * x
-        total = term if total is None else total + term
-    if total is None:
+        if not _checks.is_number(c):
+            terms.append(jnp.asarray(c, jnp.finfo(x.dtype).dtype) * x)
+        elif c != 0:
+            # Not `float(c) * x`, the same program: an operator of jax.numpy takes three times as long to trace.
+            terms.append(x if c == 1 else jax.lax.mul(np.asarray(c, x.dtype), x))
+    if not terms:
         return jnp.zeros_like(arrays[0])
+    total = terms[0]
+    for term in terms[1:]:
+        # The gains of `debias` may have two dtypes.
+        total = jax.lax.add(total, term) if total.dtype == term.dtype else total + term
     # Outside jit an array passed through must not be shared with what it came from: donation would fail.
     return jnp.array(total, copy=True) if any(total is x for x in arrays) else total
 
 
-def _checked_leaf(path: Any, leaf: Any) -> Any:
+def _checked_leaf(path: KeyPath, leaf: Leaf) -> Leaf:
     """`leaf` as something with a shape and a supported dtype."""
     leaf = leaf if hasattr(leaf, "shape") and hasattr(leaf, "dtype") else jnp.asarray(leaf)
     if str(leaf.dtype) not in SUPPORTED:
@@ -230,7 +276,7 @@ def _checked_leaf(path: Any, leaf: Any) -> Any:
     return leaf
 
 
-def _checked_gradient(path: Any, g: Any, v: tuple[jax.Array, ...]) -> Any:
+def _checked_gradient(path: KeyPath, g: Leaf, v: Arrays) -> jax.Array:
     """The gradient as an array that fits its velocities."""
     g = _checked_leaf(path, g)
     for x in v:
@@ -242,26 +288,9 @@ def _checked_gradient(path: Any, g: Any, v: tuple[jax.Array, ...]) -> Any:
     return jnp.asarray(g)
 
 
-def _raise_mismatch(expected: Any, got: Any) -> NoReturn:
-    """Say which paths are missing from the gradients, or are too many."""
-    there, here = (
-        {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None)}
-        for tree in (expected, got)
-    )
-    missing, extra = sorted(there.keys() - here.keys()), sorted(here.keys() - there.keys())
-    if missing:
-        raise ValueError(f"the gradients lack {', '.join(missing)}, present at init (None keeps a velocity as it is)")
-    if extra:
-        raise ValueError(f"the gradients have {', '.join(extra)}, absent at init")
-    for path, x in there.items():
-        if x is None and here[path] is not None:
-            raise ValueError(f"a gradient for {path}, which was None at init")
-    raise ValueError("the gradients must have the containers of the parameters at init, got others for the same paths")
-
-
-def _warn_of_noise(rule: Filter, keep: Storage) -> None:
+def _warn_of_noise(rule: Filter, storage: Storage) -> None:
     """Warn where the slowest pole of a rule is beyond what its storage is made for, as far as its numbers tell."""
-    limit = getattr(keep, "largest_decay", None)
+    limit = getattr(storage, "largest_decay", None)
     if limit is None or rule.reads_step:
         return
     A = rule.at(1).A if rule.reads_age else rule.A
@@ -271,8 +300,8 @@ def _warn_of_noise(rule: Filter, keep: Storage) -> None:
     # Poles that coincide are found to half the digits.
     if slowest > limit + 1e-6:
         _checks.warn(
-            f"{keep!r} is for decays up to {limit}, got a rule with {slowest:.6g}: the noise of its rounding adds up "
-            "over the memory and outgrows the velocity. Take storage 'int8'"
+            f"{storage!r} is for decays up to {limit}, got a rule with {slowest:.6g}: the noise of its rounding adds "
+            "up over the memory and outgrows the velocity. Take storage 'int8'"
         )
 
 

@@ -15,6 +15,8 @@ import pytest
 
 import momentum_optax as mo
 
+EPS = 2.0**-24  # the largest relative error of one float32 rounding
+
 RULES = {
     rule.__name__: partial(rule, **arguments)
     for rule, arguments in (
@@ -188,3 +190,34 @@ def assert_same_run(a, b, roundings):
 def chained(rule, learning_rate, **options):
     """The usual optimizer of a rule."""
     return optax.chain(mo.scale_by_momentum(rule, **options), optax.scale_by_learning_rate(learning_rate))
+
+
+def normal(shape, seed=0, dtype=jnp.float32):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def injected(decay, *, rule=mo.heavy_ball, hyperparam_dtype=None):
+    """The rule with its decay a hyperparameter in the state, as a user of Optax would write it."""
+
+    def factory(decay):
+        return mo.scale_by_momentum(rule(decay))
+
+    return optax.inject_hyperparams(factory, hyperparam_dtype=hyperparam_dtype)(decay)
+
+
+def slow_decay(kind):
+    """A heavy ball with decay 0.999, given in one of the ways in which Optax gives hyperparameters."""
+    return {
+        "number": mo.scale_by_momentum(mo.heavy_ball(0.999)),
+        "array": mo.scale_by_momentum(mo.heavy_ball(jnp.float32(0.999))),
+        "schedule": mo.scale_by_momentum(mo.heavy_ball(lambda step: 0.999)),
+        "optax schedule": mo.scale_by_momentum(mo.heavy_ball(optax.constant_schedule(0.999))),
+        "injected": injected(0.999, hyperparam_dtype=jnp.float32),
+        "injected schedule": injected(optax.constant_schedule(0.999), hyperparam_dtype=jnp.float32),
+        "injected in the parameters' dtype": injected(0.999),
+    }[kind]
+
+
+def numeric_arguments(rule):
+    """The arguments in a rule's row that are coefficients."""
+    return [name for name, value in RULES[rule].keywords.items() if name not in STATIC and isinstance(value, float)]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import _checks
+from .._export import serializable
 from .._typing import Number, PyTree
 from ..filters.coefficients import Scalar, lift, value_at
 from ..optimizers.arguments import Mask, weight_decay_of
@@ -113,6 +114,7 @@ def mars_lion(
     )
 
 
+@serializable
 class MarsState(NamedTuple):
     """State of `mars_correction`.
 
@@ -179,7 +181,7 @@ def mars_correction(
     ) -> tuple[optax.Updates, MarsState]:
         del params, extra
         check_state(state, MarsState(ANYTHING if callable(extra_weight) else None))
-        weight = value_at(extra_weight, 0 if state.step is None else state.step)
+        weight = value_at(extra_weight, state.step)
         moved = combined(updates, previous_gradient, lambda g, p, _: g + like(weight, g) * (g - p))
         out = by_norm(clipped, moved, scope)
         out = jax.tree.map(lambda u, g: u.astype(jnp.result_type(g)), out, updates)

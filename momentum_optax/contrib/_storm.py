@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import _checks
+from .._export import serializable
 from .._typing import Number, PyTree
 from ..filters import Filter
 from ..filters.coefficients import Scalar, lift, on_first_step, value_at
@@ -96,6 +97,7 @@ def scale_by_storm(a: Scalar, *, storage: str | Storage = "float32") -> optax.Gr
     return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
+@serializable
 class StormState(NamedTuple):
     """State of `scale_by_adaptive_storm`.
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import _checks
+from .._export import serializable
 from .._tree import absent, flatten_with_path, unboxed
 from .._typing import Entry, Leaf, Number, PyTree
 from ..filters.coefficients import Scalar, value_at
@@ -52,6 +53,7 @@ def yellowfin(
     )
 
 
+@serializable
 class YellowFinState(NamedTuple):
     """State of `scale_by_yellowfin`. Scalars are of `real`: float32, or float64 if a leaf is so.
 

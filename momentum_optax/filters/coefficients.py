@@ -38,14 +38,17 @@ Scalar: TypeAlias = "Number | Callable[[Count], Number]"
 Coefficient: TypeAlias = "Scalar | PerLeafSchedule"
 
 
-def value_at(coefficient: Coefficient, step: "Count", age: "Count | None" = None) -> "Number":
-    """The value of a coefficient at `step`, for a leaf of this age; None for a leaf that never missed a gradient."""
+def value_at(coefficient: Coefficient, step: "Count | None", age: "Count | None" = None) -> "Number":
+    """The value of a coefficient at `step`, for a leaf of this age.
+
+    The step may be None for a coefficient that does not read it; the age is None for a leaf that never missed a gradient.
+    """
     if not (isinstance(coefficient, PerLeafSchedule) or callable(coefficient)):
         return coefficient
     with _standard_promotion(step, age):
         if isinstance(coefficient, PerLeafSchedule):
-            return coefficient.function(step, step if age is None else age)
-        return coefficient(step)
+            return coefficient.function(cast("Count", step), cast("Count", step if age is None else age))
+        return coefficient(cast("Count", step))
 
 
 def _standard_promotion(*values: object) -> contextlib.AbstractContextManager[None]:

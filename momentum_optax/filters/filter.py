@@ -107,11 +107,11 @@ class Filter:
         """The entries of A, B, C and D in one list."""
         return [c for row in self.A for c in row] + [*self.B, *self.C, self.D]
 
-    def at(self, step: "Count", age: "Count | None" = None) -> "Filter":
+    def at(self, step: "Count | None", age: "Count | None" = None) -> "Filter":
         """The rule with the values of its coefficients at `step`: Python floats for an int, JAX values for a tracer.
 
         Args:
-          step: The number of updates made before this one.
+          step: The number of updates made before this one; None if no coefficient reads it.
           age: The number of gradients that the leaf received before this one; `step` if None.
         """
         return self._map(lambda c: value_at(c, step, age))

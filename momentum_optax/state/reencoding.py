@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .._tree import boxes_of, flatten_with_path, in_box, layout_of, to_slots, to_trees, unboxed
+from .._tree import boxes_of, flatten_with_path, in_box, leaf_treedef_of, to_leaf_states, to_trees, unboxed
 from .._typing import PyTree, TreeDef
 from ..storage import Storage, resolve
 from ..transform import MomentumState
@@ -141,7 +141,7 @@ def _written(storage: Storage, velocity: PyTree, number: int) -> PyTree:
     """The velocities in `storage`, for the first time."""
     old = unboxed(velocity)
     treedef: TreeDef = jax.tree.structure(old[0][0])
-    rows = map(type(old).decode, to_slots(old, treedef, layout_of(old)))
+    rows = map(type(old).decode, to_leaf_states(old, treedef, leaf_treedef_of(old)))
     written = [encode_initial(storage, row, number, i) for i, row in enumerate(rows)]
     boxed = [in_box(box, parts) for box, parts in zip(boxes_of(velocity[0][0]), written, strict=True)]
     some = jax.eval_shape(lambda: storage.init(jax.ShapeDtypeStruct((1,), jnp.float32), len(old[0])))

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 
 from .. import _checks
-from .._tree import flatten_with_path, layout_of, to_slots, to_trees
+from .._tree import flatten_with_path, leaf_treedef_of, to_leaf_states, to_trees
 from .._typing import Number, PyTree
 from ..storage.protocol import times
 from ..wrappers.fields import CompressedField, is_uncompressed, leaf_states
@@ -18,11 +18,11 @@ from .stored import holds_squares, is_momentum_or_field, name_of, owner_of
 
 def rescaled_velocity(velocity: PyTree, factor: Number, selection: Selection) -> PyTree:
     """The stored velocities of a `MomentumState` times a number."""
-    layout = layout_of(velocity)
+    layout = leaf_treedef_of(velocity)
     if not layout.num_leaves:
         return velocity
     pairs, treedef = flatten_with_path(velocity[0][0], None)
-    slots = to_slots(velocity, treedef, layout)
+    slots = to_leaf_states(velocity, treedef, layout)
     for i, (path, _) in enumerate(pairs):
         by = selection.factor(path, factor)
         slots[i] = slots[i] if by is None else _rescale_of(velocity)(slots[i], by)

@@ -4,7 +4,7 @@ import jax
 import optax
 
 from .. import _checks
-from .._tree import find_all, layout_of, plain, reboxed, to_slots, unboxed
+from .._tree import find_all, leaf_treedef_of, plain, reboxed, to_leaf_states, unboxed
 from .._typing import PyTree, TreeDef
 from ..transform import MomentumState
 
@@ -29,11 +29,11 @@ def velocity(opt_state: optax.OptState) -> tuple[PyTree, ...]:
 
 def decoded(state: MomentumState) -> list[PyTree]:
     """The velocities of one bare state as trees."""
-    layout = layout_of(state.velocity)
+    layout = leaf_treedef_of(state.velocity)
     if not layout.num_leaves:
         return []
     treedef: TreeDef = jax.tree.structure(state.velocity[0][0])
-    decoded = map(type(state.velocity).decode, to_slots(state.velocity, treedef, layout))
+    decoded = map(type(state.velocity).decode, to_leaf_states(state.velocity, treedef, layout))
     columns = zip(*decoded, strict=True) if treedef.num_leaves else [()] * len(state.velocity[0])
     return [treedef.unflatten(column) for column in columns]
 

@@ -1,31 +1,34 @@
 """Velocities in bfloat16, rounded at random or to nearest."""
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from .. import _checks
+from .._export import serializable
+from .._typing import Leaf, Number
 from .noise import stamp_of
-from .protocol import Write, arithmetic_dtype, check_axis_names, times
+from .protocol import EncodeContext, arithmetic_dtype, check_axis_names, times
 from .rounding import rounded_at
 
 
+@serializable
 class Bfloat16Velocity(NamedTuple):
     """Velocities in bfloat16. `values`: one array per velocity."""
 
-    values: tuple[Any, ...]
+    values: tuple[jax.Array, ...]
 
     @staticmethod
-    def decode(parts: "Bfloat16Velocity") -> tuple[jax.Array, ...]:
+    def decode(state: "Bfloat16Velocity") -> tuple[jax.Array, ...]:
         """The values, widened to float32; complex ones as they are."""
-        return tuple(value.astype(arithmetic_dtype(value.dtype)) for value in parts.values)
+        return tuple(value.astype(arithmetic_dtype(value.dtype)) for value in state.values)
 
     @staticmethod
-    def rescale(parts: "Bfloat16Velocity", factor: Any) -> "Bfloat16Velocity":
+    def rescale(state: "Bfloat16Velocity", factor: Number) -> "Bfloat16Velocity":
         """The values times a number, rounded to nearest."""
-        return Bfloat16Velocity(tuple(times(x, factor) for x in parts.values))
+        return Bfloat16Velocity(tuple(times(x, factor) for x in state.values))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Bfloat16:
     rounding: str = "stochastic"
     seed: int = 0
     axis_names: tuple[str, ...] | None = None
-    parts: ClassVar[Any] = Bfloat16Velocity
+    state_type: ClassVar[type[Bfloat16Velocity]] = Bfloat16Velocity
     bytes_per_parameter: ClassVar[float] = 2.0
     step_size: ClassVar[float] = 2.0**-7
     nonnegative: ClassVar[bool] = True
@@ -45,17 +48,19 @@ class Bfloat16:
         """Whether the rounding changes from step to step."""
         return self.rounding == "stochastic"
 
-    def init(self, leaf: Any, order: int) -> Bfloat16Velocity:
-        """Zeros; each velocity made on its own, since two that shared a buffer could not be donated."""
+    def init(self, leaf: Leaf, order: int) -> Bfloat16Velocity:
+        """Zeros; each velocity made separately, since two that shared a buffer could not be donated."""
         full = arithmetic_dtype(leaf.dtype)
         dtype = full if jnp.issubdtype(full, jnp.complexfloating) else jnp.bfloat16
         return Bfloat16Velocity(tuple(jnp.zeros_like(leaf, dtype=dtype) for _ in range(order)))
 
-    def encode(self, velocities: tuple[jax.Array, ...], previous: Any, write: Write) -> Bfloat16Velocity:
+    def encode(
+        self, velocities: tuple[jax.Array, ...], previous: Bfloat16Velocity, context: EncodeContext
+    ) -> Bfloat16Velocity:
         """The velocities in the dtypes of `previous`."""
         return Bfloat16Velocity(
             tuple(
-                rounded_at(new, stamp_of(self.seed, write.stamp, k), jnp.bfloat16)
+                rounded_at(new, stamp_of(*context.noise_of(self.seed), k), jnp.bfloat16)
                 if self.reads_step and old.dtype == jnp.bfloat16
                 else new.astype(old.dtype)
                 for k, (new, old) in enumerate(zip(velocities, previous.values, strict=True))

@@ -1,46 +1,51 @@
 """Velocities in full precision."""
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from .protocol import Write, arithmetic_dtype, times
+from .._export import serializable
+from .._typing import Leaf, Number
+from .protocol import EncodeContext, arithmetic_dtype, times
 
 
+@serializable
 class Float32Velocity(NamedTuple):
     """Velocities in full precision. `values`: one array per velocity."""
 
-    values: tuple[Any, ...]
+    values: tuple[jax.Array, ...]
 
     @staticmethod
-    def decode(parts: "Float32Velocity") -> tuple[jax.Array, ...]:
+    def decode(state: "Float32Velocity") -> tuple[jax.Array, ...]:
         """The values."""
-        return parts.values
+        return state.values
 
     @staticmethod
-    def rescale(parts: "Float32Velocity", factor: Any) -> "Float32Velocity":
+    def rescale(state: "Float32Velocity", factor: Number) -> "Float32Velocity":
         """The values times a number, rounded to nearest."""
-        return Float32Velocity(tuple(times(x, factor) for x in parts.values))
+        return Float32Velocity(tuple(times(x, factor) for x in state.values))
 
 
 @dataclasses.dataclass(frozen=True)
 class Float32:
     """See `float32`."""
 
-    parts: ClassVar[Any] = Float32Velocity
+    state_type: ClassVar[type[Float32Velocity]] = Float32Velocity
     reads_step: ClassVar[bool] = False
     bytes_per_parameter: ClassVar[float] = 4.0
     step_size: ClassVar[float] = 2.0**-23
     nonnegative: ClassVar[bool] = True
 
-    def init(self, leaf: Any, order: int) -> Float32Velocity:
-        """Zeros; each velocity made on its own, since two that shared a buffer could not be donated."""
+    def init(self, leaf: Leaf, order: int) -> Float32Velocity:
+        """Zeros; each velocity made separately, since two that shared a buffer could not be donated."""
         dtype = arithmetic_dtype(leaf.dtype)
         return Float32Velocity(tuple(jnp.zeros_like(leaf, dtype=dtype) for _ in range(order)))
 
-    def encode(self, velocities: tuple[jax.Array, ...], previous: Any, write: Write) -> Float32Velocity:
+    def encode(
+        self, velocities: tuple[jax.Array, ...], previous: Float32Velocity, context: EncodeContext
+    ) -> Float32Velocity:
         """The velocities in the dtypes of `previous`."""
         pairs = zip(velocities, previous.values, strict=True)
         return Float32Velocity(tuple(new.astype(old.dtype) for new, old in pairs))

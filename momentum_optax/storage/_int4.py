@@ -9,16 +9,18 @@ how large the largest is.
 """
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _checks
+from .._export import serializable
+from .._typing import Count, DType, Number, jitted
+from .compressed import Compressed, Part, is_compressed, rescaled
 from .noise import stamp_of
-from .protocol import Write, check_axis_names, times
-from .rows import layout_of, next_margin, row_hashes, row_largest, row_noise, zeros_along
+from .protocol import EncodeContext
+from .rows import next_margin, row_hashes, row_largest, row_noise
 from .slopes import marked, unmarked
 
 # Codes up to K are square roots; the last one stands for so many scales.
@@ -37,6 +39,7 @@ _FORGET, _MARGIN, _OUTGROWN, _FLOOR = 0.9, 2.0, 0.05, 2.0**-8
 _SMALLEST, _GREATEST = 2.0**-110, 2.0**120
 
 
+@serializable
 class Int4Velocity(NamedTuple):
     """Velocities in four bits; each part a tuple of arrays, one per velocity or one that all velocities share.
 
@@ -49,72 +52,47 @@ class Int4Velocity(NamedTuple):
       stamp: uint32, one entry: the noise that the codes were written with.
     """
 
-    codes: tuple[Any, ...]
-    gain: tuple[Any, ...]
-    scale: tuple[Any, ...]
-    reach: tuple[Any, ...]
-    margin: tuple[Any, ...]
-    stamp: tuple[Any, ...]
+    codes: tuple[jax.Array, ...]
+    gain: tuple[jax.Array, ...]
+    scale: tuple[jax.Array, ...]
+    reach: tuple[jax.Array, ...]
+    margin: tuple[jax.Array, ...]
+    stamp: tuple[jax.Array, ...]
 
     @staticmethod
-    def decode(parts: "Int4Velocity") -> tuple[jax.Array, ...]:
+    def decode(state: "Int4Velocity") -> tuple[jax.Array, ...]:
         """The velocities, in float32 where they are compressed."""
-        if not parts.codes or parts.codes[0].dtype != jnp.int4:
-            return parts.codes
-        read: tuple[jax.Array, ...] = _read(parts)
-        return read
+        return _decoded(state) if is_compressed(state.codes, jnp.int4) else state.codes
 
     @staticmethod
-    def rescale(parts: "Int4Velocity", factor: Any) -> "Int4Velocity":
+    def rescale(state: "Int4Velocity", factor: Number) -> "Int4Velocity":
         """The velocities times a number: the scales, a negative one too, and not the codes."""
-        return parts._replace(
-            codes=tuple(x if x.dtype == jnp.int4 else times(x, factor) for x in parts.codes),
-            scale=tuple(times(x, factor) for x in parts.scale),
-            reach=tuple(times(x, jnp.abs(factor)) for x in parts.reach),
-        )
+        return rescaled(state, factor, jnp.int4)
 
 
 @dataclasses.dataclass(frozen=True)
-class Int4:
+class Int4(Compressed[Int4Velocity]):
     """See `int4`."""
 
-    seed: int = 0
-    min_size: int = 4096
-    axis_names: tuple[str, ...] | None = None
-    parts: ClassVar[Any] = Int4Velocity
-    reads_step: ClassVar[bool] = True
+    state_type: ClassVar[type[Int4Velocity]] = Int4Velocity
+    code_dtype: ClassVar[DType] = jnp.int4
+    beside_codes: ClassVar[dict[str, Part]] = {
+        "gain": Part("leaf", jnp.float32, shared=False, initial=1),
+        "scale": Part("row", jnp.float32),
+        "reach": Part("row", jnp.float32),
+        "margin": Part("leaf", jnp.float32),
+        "stamp": Part("leaf", jnp.uint32),
+    }
     bytes_per_parameter: ClassVar[float] = 0.5
     step_size: ClassVar[float] = 2.0 / _BODY
     largest_decay: ClassVar[float] = 0.95
 
-    def init(self, leaf: Any, order: int) -> Int4Velocity:
-        """Zeros; each array made on its own, since two that shared a buffer could not be donated."""
-        layout = layout_of(leaf, self.min_size, jnp.int4)
-        return Int4Velocity(
-            codes=layout.codes(leaf, order),
-            gain=tuple(jnp.ones(layout.one, jnp.float32) for _ in range(order)),
-            **{
-                name: tuple(zeros_along(leaf, shape, dtype) for _ in range(min(order, 1)))
-                for name, shape, dtype in (
-                    ("scale", layout.row, jnp.float32),
-                    ("reach", layout.row, jnp.float32),
-                    ("margin", layout.one, jnp.float32),
-                    ("stamp", layout.one, jnp.uint32),
-                )
-            },
-        )
-
-    def encode(self, velocities: tuple[jax.Array, ...], previous: Any, write: Write) -> Int4Velocity:
-        """The velocities in four bits, where `previous` is."""
-        old = previous.codes
-        if not old or old[0].dtype != jnp.int4:
-            full = tuple(v.astype(x.dtype) for v, x in zip(velocities, old, strict=True))
-            return Int4Velocity(full, *previous[1:])
-        one = (1,) * old[0].ndim
-        gain = tuple(jnp.full(one, g, jnp.float32) for g in write.gains)
-        stamp = stamp_of(self.seed, write.stamp)
-        written: Int4Velocity = _written(velocities, gain, previous.reach[0], previous.margin[0], stamp)
-        return written
+    def compress(
+        self, velocities: tuple[jax.Array, ...], previous: Int4Velocity, context: EncodeContext
+    ) -> Int4Velocity:
+        """The codes of the velocities, at a scale that follows from the steps before."""
+        before, noise = (previous.reach[0], previous.margin[0]), context.noise_of(self.seed)
+        return _encoded(velocities, context.relative_scales, before, noise)
 
 
 def int4(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | None = None) -> Int4:
@@ -151,32 +129,36 @@ def int4(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | N
     Reference:
       Four-bit states: Li, Chen and Zhu, NeurIPS 2023, arXiv:2309.01507. Subtractive dither: see `int8`.
     """
-    _checks.seed(seed)
-    _checks.integer("min_size", min_size, 1)
-    check_axis_names(axis_names)
-    return Int4(int(seed), int(min_size), axis_names)
+    return Int4.checked(seed, min_size, axis_names)
 
 
-# Traced once for all leaves of a shape.
-@jax.jit
-def _read(parts: Int4Velocity) -> tuple[jax.Array, ...]:
+@jitted
+def _decoded(state: Int4Velocity) -> tuple[jax.Array, ...]:
     """The velocities of one leaf in four bits."""
-    (scale,), (stamp,) = parts.scale, parts.stamp
+    (scale,), (stamp,) = state.scale, state.stamp
     scale = unmarked(scale)
-    hashes = row_hashes(parts.codes[0].shape)
+    hashes = row_hashes(state.codes[0].shape)
     return tuple(
         _decode(codes, scale * gain, row_noise(hashes, stamp, k))
-        for k, (codes, gain) in enumerate(zip(parts.codes, parts.gain, strict=True))
+        for k, (codes, gain) in enumerate(zip(state.codes, state.gain, strict=True))
     )
 
 
-@jax.jit
-def _written(velocities: Any, gain: Any, reach: jax.Array, margin: jax.Array, stamp: jax.Array) -> Int4Velocity:
+@jitted
+def _encoded(
+    velocities: tuple[jax.Array, ...],
+    scales: tuple[Number, ...],
+    before: tuple[jax.Array, jax.Array],
+    noise: tuple[Count, Count],
+) -> Int4Velocity:
     """The velocities of one leaf in four bits, at a scale that follows from the steps before."""
+    reach, margin = before
     most = jnp.max(reach, keepdims=True)
     scale = jnp.clip(margin * jnp.maximum(reach, most * _FLOOR), _SMALLEST, _GREATEST)
     scale = jnp.where(most > 0, scale, 0.0)
-    stamp, hashes = stamp.reshape((1,) * reach.ndim), row_hashes(velocities[0].shape)
+    stamp = stamp_of(*noise).reshape((1,) * reach.ndim)
+    hashes = row_hashes(velocities[0].shape)
+    gain = tuple(jnp.full((1,) * reach.ndim, g, jnp.float32) for g in scales)
     begin = (stamp_of(stamp, -1, hashes[0]) >> 8).astype(jnp.float32) * np.float32(_STRIDE * 2.0**-24)
     codes = tuple(
         _encode(v.astype(jnp.float32), scale * g, begin, row_noise(hashes, stamp, k))

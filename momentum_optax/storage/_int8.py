@@ -17,16 +17,18 @@ besides its large ones, decide whether it is compiled into one pass.
 """
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _checks
+from .._export import serializable
+from .._typing import Count, DType, Number, jitted
+from .compressed import Compressed, Part, is_compressed, rescaled
 from .noise import stamp_of
-from .protocol import Write, check_axis_names, times
-from .rows import layout_of, next_margin, row_hashes, row_largest, row_noise, split_as, zeros_along
+from .protocol import EncodeContext
+from .rows import next_margin, row_hashes, row_largest, row_noise, split_as
 from .slopes import marked, unmarked
 
 # Codes up to K are square roots, those from K + 1 to 127 the tail.
@@ -52,6 +54,7 @@ _SMALLEST, _GREATEST = 2.0**-110, 2.0**102
 _FORGET, _MARGIN, _OUTGROWN = 0.9, 2.0, 0.01
 
 
+@serializable
 class Int8Velocity(NamedTuple):
     """Velocities in one byte; each part a tuple of arrays, one per velocity or one that all velocities share.
 
@@ -65,73 +68,48 @@ class Int8Velocity(NamedTuple):
       stamp: uint32, one entry: the noise that the codes were written with.
     """
 
-    codes: tuple[Any, ...]
-    gain: tuple[Any, ...]
-    scale: tuple[Any, ...]
-    body: tuple[Any, ...]
-    reach: tuple[Any, ...]
-    margin: tuple[Any, ...]
-    stamp: tuple[Any, ...]
+    codes: tuple[jax.Array, ...]
+    gain: tuple[jax.Array, ...]
+    scale: tuple[jax.Array, ...]
+    body: tuple[jax.Array, ...]
+    reach: tuple[jax.Array, ...]
+    margin: tuple[jax.Array, ...]
+    stamp: tuple[jax.Array, ...]
 
     @staticmethod
-    def decode(parts: "Int8Velocity") -> tuple[jax.Array, ...]:
+    def decode(state: "Int8Velocity") -> tuple[jax.Array, ...]:
         """The velocities, in float32 where they are compressed."""
-        if not parts.codes or parts.codes[0].dtype != jnp.int8:
-            return parts.codes
-        read: tuple[jax.Array, ...] = _read(parts)
-        return read
+        return _decoded(state) if is_compressed(state.codes, jnp.int8) else state.codes
 
     @staticmethod
-    def rescale(parts: "Int8Velocity", factor: Any) -> "Int8Velocity":
+    def rescale(state: "Int8Velocity", factor: Number) -> "Int8Velocity":
         """The velocities times a number: the scales, a negative one too, and not the codes."""
-        return parts._replace(
-            codes=tuple(x if x.dtype == jnp.int8 else times(x, factor) for x in parts.codes),
-            scale=tuple(times(x, factor) for x in parts.scale),
-            reach=tuple(times(x, jnp.abs(factor)) for x in parts.reach),
-        )
+        return rescaled(state, factor, jnp.int8)
 
 
 @dataclasses.dataclass(frozen=True)
-class Int8:
+class Int8(Compressed[Int8Velocity]):
     """See `int8`."""
 
-    seed: int = 0
-    min_size: int = 4096
-    axis_names: tuple[str, ...] | None = None
-    parts: ClassVar[Any] = Int8Velocity
-    reads_step: ClassVar[bool] = True
+    state_type: ClassVar[type[Int8Velocity]] = Int8Velocity
+    code_dtype: ClassVar[DType] = jnp.int8
+    beside_codes: ClassVar[dict[str, Part]] = {
+        "gain": Part("leaf", jnp.float32, shared=False, initial=1),
+        "scale": Part("row", jnp.float32),
+        "body": Part("leaf", jnp.float32),
+        "reach": Part("row", jnp.float32),
+        "margin": Part("leaf", jnp.float32),
+        "stamp": Part("leaf", jnp.uint32),
+    }
     bytes_per_parameter: ClassVar[float] = 1.0
     step_size: ClassVar[float] = 2.0 / _BODY
 
-    def init(self, leaf: Any, order: int) -> Int8Velocity:
-        """Zeros; each array made on its own, since two that shared a buffer could not be donated."""
-        layout = layout_of(leaf, self.min_size, jnp.int8)
-        return Int8Velocity(
-            codes=layout.codes(leaf, order),
-            gain=tuple(jnp.ones(layout.one, jnp.float32) for _ in range(order)),
-            **{
-                name: tuple(zeros_along(leaf, shape, dtype) for _ in range(min(order, 1)))
-                for name, shape, dtype in (
-                    ("scale", layout.row, jnp.float32),
-                    ("body", layout.one, jnp.float32),
-                    ("reach", layout.row, jnp.float32),
-                    ("margin", layout.one, jnp.float32),
-                    ("stamp", layout.one, jnp.uint32),
-                )
-            },
-        )
-
-    def encode(self, velocities: tuple[jax.Array, ...], previous: Any, write: Write) -> Int8Velocity:
-        """The velocities in bytes, where `previous` is."""
-        old = previous.codes
-        if not old or old[0].dtype != jnp.int8:
-            full = tuple(v.astype(x.dtype) for v, x in zip(velocities, old, strict=True))
-            return Int8Velocity(full, *previous[1:])
-        one = (1,) * old[0].ndim
-        gain = tuple(jnp.full(one, g, jnp.float32) for g in write.gains)
-        stamp = stamp_of(self.seed, write.stamp)
-        written: Int8Velocity = _written(velocities, gain, previous.reach[0], previous.margin[0], stamp)
-        return written
+    def compress(
+        self, velocities: tuple[jax.Array, ...], previous: Int8Velocity, context: EncodeContext
+    ) -> Int8Velocity:
+        """The codes of the velocities, at a scale that follows from the steps before."""
+        before, noise = (previous.reach[0], previous.margin[0]), context.noise_of(self.seed)
+        return _encoded(velocities, context.relative_scales, before, noise)
 
 
 def int8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | None = None) -> Int8:
@@ -169,34 +147,38 @@ def int8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | N
       Subtractive dither: Roberts, IRE Trans. Information Theory 1962; Gray and Stockham, IEEE Trans. Information Theory
       1993. Eight-bit optimizer states: Dettmers et al., ICLR 2022, arXiv:2110.02861.
     """
-    _checks.seed(seed)
-    _checks.integer("min_size", min_size, 1)
-    check_axis_names(axis_names)
-    return Int8(int(seed), int(min_size), axis_names)
+    return Int8.checked(seed, min_size, axis_names)
 
 
-# Traced once for all leaves of a shape: in a model of many small leaves tracing takes as long as compiling.
-@jax.jit
-def _read(parts: Int8Velocity) -> tuple[jax.Array, ...]:
+@jitted
+def _decoded(state: Int8Velocity) -> tuple[jax.Array, ...]:
     """The velocities of one leaf in bytes."""
-    (scale,), (body,), (stamp,) = parts.scale, parts.body, parts.stamp
+    (scale,), (body,), (stamp,) = state.scale, state.body, state.stamp
     scale = unmarked(scale)
-    hashes = row_hashes(parts.codes[0].shape)
+    hashes = row_hashes(state.codes[0].shape)
     return tuple(
         _decode(codes, scale * gain, body, row_noise(hashes, stamp, k))
-        for k, (codes, gain) in enumerate(zip(parts.codes, parts.gain, strict=True))
+        for k, (codes, gain) in enumerate(zip(state.codes, state.gain, strict=True))
     )
 
 
-@jax.jit
-def _written(velocities: Any, gain: Any, reach: jax.Array, margin: jax.Array, stamp: jax.Array) -> Int8Velocity:
+@jitted
+def _encoded(
+    velocities: tuple[jax.Array, ...],
+    scales: tuple[Number, ...],
+    before: tuple[jax.Array, jax.Array],
+    noise: tuple[Count, Count],
+) -> Int8Velocity:
     """The velocities of one leaf in bytes, at a scale that follows from the steps before."""
+    reach, margin = before
     known = jnp.max(reach, keepdims=True) > 0
     # A row that looks silent may yet wake up: keep it within reach of the tail.
     scale = jnp.maximum(margin * reach, jnp.max(reach, keepdims=True) * 2.0**-24)
     scale = jnp.where(known, jnp.clip(scale, _SMALLEST, _GREATEST), np.float32(1))
     body = jnp.where(known, np.float32(_BODY), np.float32(0))
-    stamp, hashes = stamp.reshape((1,) * reach.ndim), row_hashes(velocities[0].shape)
+    stamp = stamp_of(*noise).reshape((1,) * reach.ndim)
+    hashes = row_hashes(velocities[0].shape)
+    gain = tuple(jnp.full((1,) * reach.ndim, g, jnp.float32) for g in scales)
     codes = tuple(
         _encode(v.astype(jnp.float32), scale * g, body, row_noise(hashes, stamp, k))
         for k, (v, g) in enumerate(zip(velocities, gain, strict=True))

@@ -10,16 +10,18 @@ that of a whole distance between levels. Small values are never rounded to zero:
 """
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _checks
+from .._export import serializable
+from .._typing import Count, DType, Number, jitted
+from .compressed import Compressed, Part, is_compressed
 from .noise import stamp_of
-from .protocol import Write, check_axis_names, times
-from .rows import layout_of, row_axes, row_bits, row_hashes, zeros_along
+from .protocol import EncodeContext, times
+from .rows import row_axes, row_bits, row_hashes
 
 # In the bits of a float32, of which a quarter of an octave is 2^21.
 _OCTAVE, _QUARTER, _STRIDE, _ONE = 1 << 23, 1 << 21, 1 << 24, 0x3F800000
@@ -34,6 +36,7 @@ _FINE, _BELOW, _LAST = 192, 32, 255
 _WAKE = 130
 
 
+@serializable
 class Uint8Velocity(NamedTuple):
     """Squares in one byte; each part a tuple with one array per velocity.
 
@@ -44,30 +47,27 @@ class Uint8Velocity(NamedTuple):
       following: uint32, the base of the next step; one entry per row. Zero while a leaf holds nothing but zeros.
     """
 
-    codes: tuple[Any, ...]
-    base: tuple[Any, ...]
-    fine: tuple[Any, ...]
-    following: tuple[Any, ...]
+    codes: tuple[jax.Array, ...]
+    base: tuple[jax.Array, ...]
+    fine: tuple[jax.Array, ...]
+    following: tuple[jax.Array, ...]
 
     @staticmethod
-    def decode(parts: "Uint8Velocity") -> tuple[jax.Array, ...]:
+    def decode(state: "Uint8Velocity") -> tuple[jax.Array, ...]:
         """The values, in float32 where they are compressed."""
-        if not parts.codes or parts.codes[0].dtype != jnp.uint8:
-            return parts.codes
-        read: tuple[jax.Array, ...] = _read(parts)
-        return read
+        return _decoded(state) if is_compressed(state.codes, jnp.uint8) else state.codes
 
     @staticmethod
-    def rescale(parts: "Uint8Velocity", factor: Any) -> "Uint8Velocity":
+    def rescale(state: "Uint8Velocity", factor: Number) -> "Uint8Velocity":
         """The squares times a number: by powers of two the bases move; what is left is rounded at random once more."""
-        if not parts.codes or parts.codes[0].dtype != jnp.uint8:
-            return parts._replace(codes=tuple(times(x, factor) for x in parts.codes))
+        if not is_compressed(state.codes, jnp.uint8):
+            return state._replace(codes=tuple(times(x, factor) for x in state.codes))
         factor = jnp.asarray(factor, jnp.float32)
         octaves = (jax.lax.bitcast_convert_type(factor, jnp.int32) >> 23) - 127
         stamp = stamp_of(jax.lax.bitcast_convert_type(factor, jnp.uint32))
-        hashes = row_hashes(parts.codes[0].shape)
-        values = Uint8Velocity.decode(parts)
-        rows = zip(values, parts.base, parts.fine, parts.following, strict=True)
+        hashes = row_hashes(state.codes[0].shape)
+        values = Uint8Velocity.decode(state)
+        rows = zip(values, state.base, state.fine, state.following, strict=True)
         written = []
         for k, (v, old, fine, following) in enumerate(rows):
             # Codes in strides of two octaves cover all floats: an odd octave moves their base, the rest moves codes.
@@ -78,38 +78,26 @@ class Uint8Velocity(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Uint8:
+class Uint8(Compressed[Uint8Velocity]):
     """See `uint8`."""
 
-    seed: int = 0
-    min_size: int = 4096
-    axis_names: tuple[str, ...] | None = None
-    parts: ClassVar[Any] = Uint8Velocity
-    reads_step: ClassVar[bool] = True
+    state_type: ClassVar[type[Uint8Velocity]] = Uint8Velocity
+    code_dtype: ClassVar[DType] = jnp.uint8
+    beside_codes: ClassVar[dict[str, Part]] = {
+        "base": Part("row", jnp.uint32, shared=False),
+        "fine": Part("leaf", jnp.uint32, shared=False),
+        "following": Part("row", jnp.uint32, shared=False),
+    }
     bytes_per_parameter: ClassVar[float] = 1.0
     step_size: ClassVar[float] = 0.25
     nonnegative: ClassVar[bool] = True
     signed: ClassVar[bool] = False
 
-    def init(self, leaf: Any, order: int) -> Uint8Velocity:
-        """Zeros; each array made on its own, since two that shared a buffer could not be donated."""
-        layout = layout_of(leaf, self.min_size, jnp.uint8)
-        return Uint8Velocity(
-            layout.codes(leaf, order),
-            *(
-                tuple(zeros_along(leaf, shape, jnp.uint32) for _ in range(order))
-                for shape in (layout.row, layout.one, layout.row)
-            ),
-        )
-
-    def encode(self, velocities: tuple[jax.Array, ...], previous: Any, write: Write) -> Uint8Velocity:
-        """The values in bytes, where `previous` is."""
-        old = previous.codes
-        if not old or old[0].dtype != jnp.uint8:
-            full = tuple(v.astype(x.dtype) for v, x in zip(velocities, old, strict=True))
-            return Uint8Velocity(full, *previous[1:])
-        written: Uint8Velocity = _written(velocities, previous.following, stamp_of(self.seed, write.stamp))
-        return written
+    def compress(
+        self, velocities: tuple[jax.Array, ...], previous: Uint8Velocity, context: EncodeContext
+    ) -> Uint8Velocity:
+        """The codes of the squares, from bases that follow from the steps before."""
+        return _encoded(velocities, previous.following, context.noise_of(self.seed))
 
 
 def uint8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | None = None) -> Uint8:
@@ -142,24 +130,22 @@ def uint8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | 
       Counting with random increments: Morris, Communications of the ACM 1978. Eight-bit optimizer states: Dettmers et
       al., ICLR 2022, arXiv:2110.02861.
     """
-    _checks.seed(seed)
-    _checks.integer("min_size", min_size, 1)
-    check_axis_names(axis_names)
-    return Uint8(int(seed), int(min_size), axis_names)
+    return Uint8.checked(seed, min_size, axis_names)
 
 
-# Traced once for all leaves of a shape.
-@jax.jit
-def _read(parts: Uint8Velocity) -> tuple[jax.Array, ...]:
+@jitted
+def _decoded(state: Uint8Velocity) -> tuple[jax.Array, ...]:
     """The squares of one leaf in bytes."""
-    rows = zip(parts.codes, jax.lax.optimization_barrier(parts.base), parts.fine, strict=True)
+    rows = zip(state.codes, jax.lax.optimization_barrier(state.base), state.fine, strict=True)
     return tuple(jnp.where(codes > 0, _level(codes.astype(jnp.uint32), base, fine), 0.0) for codes, base, fine in rows)
 
 
-@jax.jit
-def _written(squares: Any, followings: Any, stamp: jax.Array) -> Uint8Velocity:
+@jitted
+def _encoded(
+    squares: tuple[jax.Array, ...], followings: tuple[jax.Array, ...], noise: tuple[Count, Count]
+) -> Uint8Velocity:
     """The squares of one leaf in bytes, from bases that follow from the steps before."""
-    hashes = row_hashes(squares[0].shape)
+    stamp, hashes = stamp_of(*noise), row_hashes(squares[0].shape)
     written = []
     for k, (v, following) in enumerate(zip(squares, followings, strict=True)):
         known = jnp.max(following, keepdims=True) > 0

@@ -5,11 +5,12 @@ XLA counts globally however the array is sharded.
 """
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from .._typing import jitted
 
 # Odd constants of the MurmurHash3 finalizer and of the golden ratio; products wrap around in 32 bits.
 _GOLDEN, _FIRST, _SECOND = (np.uint32(c) for c in (0x9E3779B9, 0x85EBCA6B, 0xC2B2AE35))
@@ -22,16 +23,14 @@ def mix(x: jax.Array) -> jax.Array:
     return x ^ (x >> 16)
 
 
-def stamp_of(*numbers: jax.Array | int) -> jax.Array:
+def stamp_of(*numbers: jax.Array | np.uint32 | int) -> jax.Array:
     """One uint32 from several integers, in their order and modulo 2^32; scalars or arrays that broadcast."""
-    # A number of Python's modulo 2^32, as JAX would convert it, but for those that fit no int32.
-    stamp: jax.Array = _hashed(*(np.uint32(n % 2**32) if isinstance(n, int) else n for n in numbers))
-    return stamp
+    # A Python integer modulo 2^32, as JAX would convert it if it fitted an int32.
+    return _hashed(*(np.uint32(n % 2**32) if isinstance(n, int) else n for n in numbers))
 
 
-# Traced once for all leaves.
-@jax.jit
-def _hashed(*numbers: Any) -> jax.Array:
+@jitted
+def _hashed(*numbers: jax.Array | np.uint32) -> jax.Array:
     x = jnp.zeros((), jnp.uint32)
     for number in numbers:
         x = mix((x ^ number.astype(jnp.uint32)) + _GOLDEN)

@@ -1,7 +1,7 @@
 """What a storage is: a way to keep the velocities of one leaf between two steps.
 
 A storage never changes what a rule means. It sees one leaf at a time and knows nothing of trees: `scale_by_momentum`
-lays the parts out as one tree of the parameters' structure per part, so that shardings and `optax.tree.map_params`
+lays the state out as one tree of the parameters' structure per part, so that shardings and `optax.tree.map_params`
 apply.
 
 Laws, each of them a test over every storage:
@@ -16,46 +16,53 @@ Laws, each of them a test over every storage:
    themselves, and `encode` keeps them so.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from .._typing import AxisName, Count, DType, Leaf, Number
 from .noise import stamp_of
 
 SUPPORTED = ("bfloat16", "float16", "float32", "float64", "complex64", "complex128")
 
 
-class Parts(Protocol):
+class StoredVelocity(Protocol):
     """The stored form of the velocities: a NamedTuple class, each field a tuple with one array (or tree) per velocity.
 
     The class alone suffices to decode, so that velocities can be read from a state without its transformation.
     """
 
     @staticmethod
-    def decode(parts: Any) -> tuple[jax.Array, ...]:
+    def decode(state: Any) -> tuple[jax.Array, ...]:
         """The K velocities of one leaf, in the arithmetic's dtype: float32, or wider where stored so."""
         ...
 
     @staticmethod
-    def rescale(parts: Any, factor: Any) -> Any:
-        """The parts of `factor` times the velocities, a number; exact for powers of two within the dtypes' range."""
+    def rescale(state: Any, factor: Number) -> Any:
+        """The state of `factor` times the velocities, a number; exact for powers of two within the dtypes' range."""
         ...
 
 
-class Write(NamedTuple):
+class EncodeContext(NamedTuple):
     """What `encode` may look at besides the velocities.
 
     Attributes:
       stamp: uint32 that stands for the step and the leaf; None unless the storage `reads_step`.
-      gains: K numbers or scalar arrays: about how large each velocity is relative to the others.
+      relative_scales: K numbers or scalar arrays: about how large each velocity is relative to the others.
     """
 
-    stamp: Any
-    gains: tuple[Any, ...]
+    stamp: jax.Array | None
+    relative_scales: tuple[Number, ...]
+
+    def noise_of(self, seed: int) -> tuple[Count, Count]:
+        """The numbers that the noise of this leaf depends on, for a storage that reads the step."""
+        # Half of the seeds exceed the int32 that JAX would take a number of Python for.
+        return cast(int, np.uint32(seed)), cast(jax.Array, self.stamp)
 
 
 class Storage(Protocol):
@@ -67,8 +74,8 @@ class Storage(Protocol):
     """
 
     @property
-    def parts(self) -> Any:
-        """The `Parts` class."""
+    def state_type(self) -> Any:
+        """The `StoredVelocity` class."""
         ...
 
     @property
@@ -78,7 +85,7 @@ class Storage(Protocol):
 
     @property
     def bytes_per_parameter(self) -> float:
-        """Of one velocity of a large float32 leaf; scales, which serve at least 512 elements each, come on top."""
+        """Of one velocity of a large float32 leaf; scales come on top, one for each row (see `rows.ROW_SIZE`)."""
         ...
 
     @property
@@ -86,24 +93,24 @@ class Storage(Protocol):
         """The distance of neighbouring values about v over v (floating point), or about its row's largest over that."""
         ...
 
-    def init(self, leaf: Any, order: int) -> Any:
+    def init(self, leaf: Leaf, order: int) -> Any:
         """The stored form of `order` velocities of zero for `leaf`, an array or `ShapeDtypeStruct`."""
         ...
 
-    def encode(self, velocities: tuple[jax.Array, ...], previous: Any, write: Write) -> Any:
-        """The stored form of `velocities`, with the dtypes of `previous`, the parts that they replace."""
+    def encode(self, velocities: tuple[jax.Array, ...], previous: Any, context: EncodeContext) -> Any:
+        """The stored form of `velocities`, with the dtypes of `previous`, the state that they replace."""
         ...
 
 
-def unsupported(name: str, dtype: Any) -> str:
-    """What to say of a leaf without a velocity, such as a counter among the parameters."""
+def unsupported(name: str, dtype: DType) -> str:
+    """The message for a leaf that can have no velocity, such as a counter among the parameters."""
     return (
         f"{name} must have a dtype of {', '.join(SUPPORTED)}, got {dtype}: keep it from the optimizer with "
         "optax.masked, or None in its place as equinox.filter(params, equinox.is_inexact_array) gives"
     )
 
 
-def arithmetic_dtype(*dtypes: Any) -> Any:
+def arithmetic_dtype(*dtypes: DType) -> DType:
     """The dtype that arithmetic among `dtypes` runs in: their widest, and at least float32.
 
     Without 64-bit types NumPy's float64 is what JAX makes of it, float32.
@@ -114,36 +121,38 @@ def arithmetic_dtype(*dtypes: Any) -> Any:
         return jnp.result_type(jnp.float32, *map(jax.dtypes.canonicalize_dtype, dtypes))
 
 
-def times(x: jax.Array, factor: Any) -> jax.Array:
+def times(x: jax.Array, factor: Number) -> jax.Array:
     """`x` times a real number, rounded once from the arithmetic's dtype to that of `x`."""
     wide = x.astype(arithmetic_dtype(x.dtype))
     return (wide * jnp.asarray(factor, jnp.finfo(wide.dtype).dtype)).astype(x.dtype)
 
 
-def is_signed(storage: Any) -> bool:
+def is_signed(storage: Storage) -> bool:
     """Whether values of either sign can be kept."""
     return bool(getattr(storage, "signed", True))
 
 
-def write_for(storage: Any, leaf: Any, numbers: tuple[Any, ...], gains: tuple[Any, ...]) -> Write:
-    """What `encode` may look at when `leaf` is written; `numbers` stand for the step and the leaf.
+def encode_context(
+    storage: Storage, leaf: jax.Array, numbers: tuple[Count | None, ...], relative_scales: tuple[Number, ...]
+) -> EncodeContext:
+    """The `EncodeContext` in which `leaf` is written; `numbers` stand for the step and the leaf.
 
     Raises:
       ValueError: If the noise would depend on the mesh, since `leaf` is or may be one shard of an array under
         `shard_map` or `pmap`.
     """
     if not storage.reads_step:
-        return Write(None, gains)
+        return EncodeContext(None, relative_scales)
     if getattr(storage, "axis_names", None) is None:
         check_whole(type(storage).__name__, leaf, "give the storage axis_names=()")
-    return Write(stamp_of(*numbers), gains)
+    return EncodeContext(stamp_of(*cast(tuple[Count, ...], numbers)), relative_scales)
 
 
-_WHOLE: ContextVar[frozenset[Any]] = ContextVar("_WHOLE", default=frozenset())
+_WHOLE: ContextVar[frozenset[str]] = ContextVar("_WHOLE", default=frozenset())
 
 
 @contextmanager
-def whole_along(axis_names: Any) -> Iterator[None]:
+def whole_along(axis_names: AxisName) -> Iterator[None]:
     """Within it what is written is known to be the same on all devices along these axes, whatever its type says."""
     names = axis_names if isinstance(axis_names, tuple | list) else (axis_names,)
     token = _WHOLE.set(_WHOLE.get() | set(names))
@@ -153,7 +162,7 @@ def whole_along(axis_names: Any) -> Iterator[None]:
         _WHOLE.reset(token)
 
 
-def check_whole(what: str, leaf: Any, way_out: str) -> None:
+def check_whole(what: str, leaf: jax.Array, way_out: str) -> None:
     """Raise if `leaf` is one shard of an array, or may be; `way_out` is for devices that have whole leaves."""
     manual = [a for a in jax.sharding.get_abstract_mesh().manual_axes if a not in _WHOLE.get()]
     if not manual:
@@ -174,17 +183,18 @@ def check_whole(what: str, leaf: Any, way_out: str) -> None:
         )
 
 
-def _varying(x: Any) -> Any:
+def _varying(x: jax.Array) -> Collection[str]:
     """The axes of an enclosing `shard_map` along which `x` may differ, as far as its type knows."""
-    kind: Any = jax.typeof(x)
-    return kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying
+    kind = jax.typeof(x)
+    varying: Collection[str] = kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying
+    return varying
 
 
-def _listed(names: Any) -> str:
+def _listed(names: Collection[str]) -> str:
     return ", ".join(sorted(map(repr, names)))
 
 
-def check_axis_names(axis_names: Any) -> None:
+def check_axis_names(axis_names: object) -> None:
     """Raise unless nothing is said of axes, or that leaves are split along none."""
     if axis_names is not None and axis_names != ():
         raise ValueError(

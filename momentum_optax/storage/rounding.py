@@ -1,12 +1,12 @@
 """Stochastic rounding to bfloat16 and float16, for velocities and for weights."""
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._typing import DType
 from .noise import random_bits
 from .slopes import straight_through
 
@@ -17,12 +17,12 @@ _FLOAT16_NORMAL, _FLOAT16_UNIT = 2.0**-14, 2.0**-24
 
 # Traced once for all leaves of a shape.
 @partial(jax.jit, static_argnums=2)
-def rounded_at(x: jax.Array, stamp: jax.Array, dtype: Any) -> jax.Array:
+def rounded_at(x: jax.Array, stamp: jax.Array, dtype: DType) -> jax.Array:
     """`stochastic_round` with the noise of `stamp`."""
     return stochastic_round(x, random_bits(x.shape, stamp), dtype)
 
 
-def stochastic_round(x: jax.Array, bits: jax.Array, dtype: Any) -> jax.Array:
+def stochastic_round(x: jax.Array, bits: jax.Array, dtype: DType) -> jax.Array:
     r"""`x` rounded to one of its two neighbours in `dtype`, to the nearer one more often, so that the mean is exact.
 
     $$ P(\text{up}) = \frac{x - \mathrm{down}}{\mathrm{up} - \mathrm{down}} $$
@@ -61,5 +61,4 @@ def stochastic_round(x: jax.Array, bits: jax.Array, dtype: Any) -> jax.Array:
     rounded = noisy.astype(dtype)
     # Noise could turn the bits of NaN into anything.
     down = jnp.where(jnp.isfinite(x), down, x).astype(dtype)
-    chosen: jax.Array = straight_through(x, jnp.where(jnp.isfinite(rounded) & jnp.isfinite(x), rounded, down))
-    return chosen
+    return straight_through(x, jnp.where(jnp.isfinite(rounded) & jnp.isfinite(x), rounded, down))

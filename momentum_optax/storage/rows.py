@@ -8,51 +8,52 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from .._typing import DType, Leaf
 from .noise import mix, stamp_of, wrapped
 from .protocol import arithmetic_dtype
 
-# Axes are joined into rows until a scale serves as many elements as this.
-_ROW = 512
+# A row is as many trailing axes of a leaf as hold at least this number of elements; they share a scale.
+ROW_SIZE = 512
 # How far apart scales and the values that they were made for may be, and how fast that is learned.
 _LEAST, _MOST, _PUSH = 1.1, 4.0, 0.2
 
 
-class Layout(NamedTuple):
-    """How a leaf is kept: the dtype of its codes, and the shapes of parts with an entry per row and with one entry."""
+class CodeShapes(NamedTuple):
+    """The dtype of the codes of a leaf, and the shapes of parts with one entry per row and with a single entry."""
 
-    dtype: Any
+    dtype: DType
     row: tuple[int, ...]
     one: tuple[int, ...]
 
-    def codes(self, leaf: Any, order: int) -> tuple[jax.Array, ...]:
-        """Zeros; each array made on its own, since two that shared a buffer could not be donated."""
+    def codes(self, leaf: Leaf, order: int) -> tuple[jax.Array, ...]:
+        """Zeros; each array made separately, since two that shared a buffer could not be donated."""
         return tuple(jnp.zeros_like(leaf, dtype=self.dtype) for _ in range(order))
 
 
-def layout_of(leaf: Any, min_size: int, codes: Any) -> Layout:
+def code_shapes(leaf: Leaf, min_size: int, codes: DType) -> CodeShapes:
     """In `codes`, or in full where the leaf has fewer elements than `min_size`, counted globally, or is complex."""
     full = arithmetic_dtype(leaf.dtype)
     one = (1,) * len(leaf.shape)
     is_small = not leaf.shape or not reaches(leaf.shape, min_size, "min_size")
     if is_small or jnp.issubdtype(full, jnp.complexfloating):
-        return Layout(full, one, one)
+        return CodeShapes(full, one, one)
     inner = row_axes(leaf.shape)
-    return Layout(codes, tuple(1 if d in inner else n for d, n in enumerate(leaf.shape)), one)
+    return CodeShapes(codes, tuple(1 if d in inner else n for d, n in enumerate(leaf.shape)), one)
 
 
-def zeros_along(leaf: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+def zeros_along(leaf: Leaf, shape: tuple[int, ...], dtype: DType) -> jax.Array:
     """Zeros of the rank of `leaf`, over explicit mesh axes split as it is along each axis that has its length.
 
     What is computed from the leaf later is split so, and the types of a state must not drift.
     """
-    sharding = None if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf).sharding
-    if sharding is None or not any(sharding.spec):
+    if not isinstance(leaf, jax.Array) or not any(jax.typeof(leaf).sharding.spec):
         return jnp.zeros(shape, dtype)
+    sharding = jax.typeof(leaf).sharding
     names = [*sharding.spec, *[None] * (len(shape) - len(sharding.spec))]
     kept = [name if n == m else None for name, n, m in zip(names, shape, leaf.shape, strict=True)]
     # Outside jit the abstract mesh of a type does for no array.
-    mesh = sharding.mesh if isinstance(leaf, jax.core.Tracer) else leaf.sharding.mesh
-    return jnp.zeros(shape, dtype, device=NamedSharding(mesh, PartitionSpec(*kept)))
+    array: Any = sharding if isinstance(leaf, jax.core.Tracer) else leaf.sharding
+    return jnp.zeros(shape, dtype, device=NamedSharding(array.mesh, PartitionSpec(*kept)))
 
 
 def split_as(array: jax.Array, leaf: jax.Array) -> jax.Array:
@@ -62,11 +63,11 @@ def split_as(array: jax.Array, leaf: jax.Array) -> jax.Array:
 
 
 def row_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The trailing axes that share a scale: as many as give a row at least `_ROW` elements."""
+    """The trailing axes that share a scale: as many as give a row at least `ROW_SIZE` elements."""
     axes: list[int] = []
     for axis in reversed(range(len(shape))):
         axes.append(axis)
-        if axis and reaches(shape[axis:], _ROW, "the least length of a row"):
+        if axis and reaches(shape[axis:], ROW_SIZE, "the least length of a row"):
             break
     return tuple(axes)
 
@@ -84,11 +85,11 @@ def reaches(shape: tuple[int, ...], least: int, what: str) -> bool:
     except Exception as error:  # whose class has moved between versions of JAX
         raise ValueError(
             f"symbolic sizes must be known to be above or below {what}, {least} elements, for a storage in few bits, "
-            f"got {shape}: bound them, as in symbolic_shape('n,m', constraints=('n >= 8', 'm >= 512'))"
+            f"got {shape}: bound them, as in symbolic_shape('n,m', constraints=('n >= 8', 'm >= {ROW_SIZE}'))"
         ) from error
 
 
-def _inverse(size: int) -> Any:
+def _inverse(size: int) -> jax.Array | np.float32:
     """1 / size in float32; 1 for 0."""
     if isinstance(size, int):
         return np.float32(1 / max(size, 1))

@@ -1,17 +1,18 @@
-"""Which arrays a function makes are zeros, known from its trace: nothing needs to be computed for them."""
+"""The arrays of a function that are always zeros, known from its trace: nothing needs to be computed for them."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import Literal
+from jax.extend.core import Jaxpr, Literal, Var
+
+from .._typing import PyTree
 
 # What gives zeros for zeros, element by element or in another shape.
 _KEEPS_ZEROS = {"broadcast_in_dim", "convert_element_type", "copy", "copy_p", "reshape", "reshard", "squeeze"}
 
 
-def made_of_zeros(function: Callable[..., Any], *arguments: Any) -> list[bool]:
+def made_of_zeros(function: Callable[..., PyTree], *arguments: PyTree) -> list[bool]:
     """Whether each leaf of `function(*arguments)` is zeros whatever the arguments, as far as a trace of it tells.
 
     Returns:
@@ -19,16 +20,16 @@ def made_of_zeros(function: Callable[..., Any], *arguments: Any) -> list[bool]:
     """
     try:
         traced = jax.make_jaxpr(function)(*arguments)
-    except TypeError:  # it looks at values, or returns what is no array
+    except TypeError:  # it looks at values, or returns something else than arrays
         return []
     return _zeros_among(traced.jaxpr, [False] * len(traced.jaxpr.invars))
 
 
-def _zeros_among(jaxpr: Any, inputs: list[bool]) -> list[bool]:
+def _zeros_among(jaxpr: Jaxpr, inputs: list[bool]) -> list[bool]:
     """Which results of a program are zeros, from which of its inputs are."""
     known = dict(zip(jaxpr.invars, inputs, strict=True))
 
-    def is_zeros(atom: Any) -> bool:
+    def is_zeros(atom: Var | Literal) -> bool:
         return not np.any(atom.val) if isinstance(atom, Literal) else known.get(atom, False)
 
     for equation in jaxpr.eqns:

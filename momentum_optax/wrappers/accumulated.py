@@ -8,16 +8,18 @@ import jax.numpy as jnp
 import optax
 
 from .. import _checks
+from .._export import serializable
 from .._tree import absent
 from .._typing import Count, Number, PyTree
 from ..filters import Filter, velocity_only_readout
 from ..filters.coefficients import Coefficient, PerLeafSchedule, Scalar, is_zero, value_at
 from ..state.mismatch import check_kind
 from ..storage import Storage, resolve
-from ..transform import MomentumState, gains_of, run_filter, scale_by_momentum
+from ..transform import MomentumState, filter_transformation, relative_scales, scale_by_momentum
 from .leaves import Leaves, checked_transformation, where
 
 
+@serializable
 class AccumulatedState(NamedTuple):
     """State of `accumulated`.
 
@@ -143,11 +145,11 @@ def _micro_steps(rule: Filter, storage: Storage, debias: bool) -> _MicroSteps:
         )
 
     def micro(step: Count, k: Number) -> optax.GradientTransformationExtraArgs:
-        def gains_at(_: Count, age: Count) -> tuple[Number, ...]:
+        def scales_at(_: Filter, __: Count | None, age: Count | None) -> tuple[Number, ...]:
             # Those of the rule: a storage must not see them change within a cycle.
-            return gains_of(rule.at(step, age >> 1))
+            return relative_scales(rule.at(step, None if age is None else age >> 1))
 
-        return run_filter(_micro_step(rule, readout, step, k), storage, debias, gains_at)
+        return filter_transformation(_micro_step(rule, readout, step, k), storage, debias, scales_at)
 
     return micro
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import _checks
+from .._export import serializable
 from .._tree import absent, path_name, reboxed, unboxed
 from .._typing import Entry, KeyPath, PyTree
 from ..filters.coefficients import Scalar, value_at
@@ -97,6 +98,7 @@ _CAUTIOUS: dict[str, tuple[_Mask, Callable[[jax.Array, float], jax.Array]]] = {
 }
 
 
+@serializable
 class CautiousDecayState(NamedTuple):
     """State of `add_cautious_weight_decay`.
 
@@ -145,7 +147,7 @@ def add_cautious_weight_decay(weight_decay: Scalar, agreement: str) -> optax.Gra
         if params is None:
             raise ValueError("params must be given to update for a weight decay, got None")
         check_state(state, CautiousDecayState(ANYTHING if callable(weight_decay) else None))
-        rate = value_at(weight_decay, 0 if state.step is None else state.step)
+        rate = value_at(weight_decay, state.step)
 
         def decayed(path: KeyPath, u: Entry, p: Entry) -> Entry:
             if absent(u):

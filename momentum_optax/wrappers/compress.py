@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import _checks
+from .._export import serializable
 from .._tree import absent, flatten_with_path, unboxed
 from .._typing import KeyPath, PyTree, TreeDef
 from ..state.mismatch import ANYTHING, check_state
@@ -25,6 +26,7 @@ from .fields import (
 from .selection import SECOND_MOMENTS, Select, Selection, can_be_compressed, is_float, selection
 
 
+@serializable
 class CompressedState(NamedTuple):
     """State of `compress`.
 

@@ -6,15 +6,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .._tree import boxes_of, content, in_box, reboxed, to_slots, to_trees, unboxed
+from .._export import serializable
+from .._tree import boxes_of, content, in_box, reboxed, to_leaf_states, to_trees, unboxed
 from .._typing import Count, Entry, KeyPath, PyTree, TreeDef
 from ..state.mismatch import StateMismatchError
 from ..storage import Storage
-from ..storage.protocol import Write, write_for
+from ..storage.protocol import EncodeContext, encode_context
 from ..storage.slopes import marked, unmarked
 from .initial import encode_initial
 
 
+@serializable
 class CompressedField(NamedTuple):
     """A field of an optimizer's state, kept in a storage.
 
@@ -54,7 +56,7 @@ def leaf_states(field: CompressedField) -> LeafStates:
     one = CompressedField(type(field.parts)(*((0,) * len(part) for part in field.parts)), 0)
     leaf_treedef: TreeDef = jax.tree.structure(one)
     treedef: TreeDef = jax.tree.structure(field.plain)
-    return LeafStates(to_slots(field, treedef, leaf_treedef), leaf_treedef, treedef)
+    return LeafStates(to_leaf_states(field, treedef, leaf_treedef), leaf_treedef, treedef)
 
 
 def is_compressed(x: object) -> bool:
@@ -117,8 +119,8 @@ def recompress_field(
     storage: Storage, old: CompressedField, tree: PyTree, step: Count | None, number: int
 ) -> CompressedField:
     """The compressed form of the field `tree`, which replaces `old`; `number` as for `compress_field`."""
-    if not isinstance(old.parts, storage.parts):
-        got, expected = type(old.parts).__name__, storage.parts.__name__
+    if not isinstance(old.parts, storage.state_type):
+        got, expected = type(old.parts).__name__, storage.state_type.__name__
         raise StateMismatchError(
             f"the state must be kept as {expected}, got {got}: mo.convert(opt_state, storage, like=tx.init(params)) "
             "changes that"
@@ -131,7 +133,7 @@ def recompress_field(
         if is_uncompressed(leaf):
             leaves[i] = leaf._replace(plain=in_dtype_of(leaf.plain, new))
         else:
-            leaves[i] = _encoded(storage, leaf, new, write_for(storage, new, (step, number, i), (1.0,)))
+            leaves[i] = _encoded(storage, leaf, new, encode_context(storage, new, (step, number, i), (1.0,)))
     field: CompressedField = reboxed(states.joined(), old)
     return field
 
@@ -157,7 +159,7 @@ def _decoded(leaf: CompressedField) -> jax.Array:
     return values[0].astype(dtype)
 
 
-def _encoded(storage: Storage, leaf: CompressedField, new: jax.Array, write: Write) -> CompressedField:
+def _encoded(storage: Storage, leaf: CompressedField, new: jax.Array, write: EncodeContext) -> CompressedField:
     """The leaf with another value."""
     parts = storage.encode((new,), leaf.parts, write)
     # Codes that have floats beside them carry the mark of `marked` there.

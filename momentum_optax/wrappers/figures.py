@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from .._export import serializable
 from .._tree import absent, unboxed
 from .._typing import Entry
 from ..storage.protocol import arithmetic_dtype
@@ -19,6 +20,7 @@ _LONGEST = 4096
 Step = Callable[[optax.OptState, optax.Updates], tuple[optax.Updates, optax.OptState]]
 
 
+@serializable
 class Figures(NamedTuple):
     """The last measurement of `monitor`, in float32; see there. N entries are one for each velocity.
 

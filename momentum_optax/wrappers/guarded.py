@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import _checks
+from .._export import serializable
 from .._tree import absent
 from .._typing import Condition, Count, Entry, Number, PyTree
 from ..state.mismatch import check_kind
@@ -14,6 +15,7 @@ from .leaves import SCOPES, Leaves, Scope, check_scope, checked_transformation, 
 from .spikes import DEFAULTS, Limits, Spikes, all_of, checked_limits, judge_leaves, judge_tree, no_spikes
 
 
+@serializable
 class GuardedState(NamedTuple):
     """State of `guarded` without `max_ratio`.
 
@@ -29,6 +31,7 @@ class GuardedState(NamedTuple):
     finite: PyTree
 
 
+@serializable
 class SpikeGuardedState(NamedTuple):
     """State of `guarded` with `max_ratio`: the fields of `GuardedState`, and `spikes`.
 

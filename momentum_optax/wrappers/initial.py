@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from .._typing import Count, Number, PyTree
 from ..storage import Storage
-from ..storage.protocol import write_for
+from ..storage.protocol import encode_context
 
 # A storage learns its scale from what it wrote before: it writes again at most `_SETTLING` times until the largest
 # value is within reach, and then until it has written `_ROUNDS` times more.
@@ -34,7 +34,9 @@ def encode_initial(storage: Storage, velocities: tuple[jax.Array, ...], *numbers
     copies = tuple(jnp.array(v, copy=True) for v in velocities)
 
     def write(i: Count, parts: PyTree) -> PyTree:
-        return storage.encode(copies, parts, write_for(storage, copies[0], (-1 - i, *numbers), _relative_sizes(sizes)))
+        return storage.encode(
+            copies, parts, encode_context(storage, copies[0], (-1 - i, *numbers), _relative_sizes(sizes))
+        )
 
     count, parts = _write_until_within_reach(write, write(0, fresh), copies)
     for i in range(1, _ROUNDS):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import _checks
+from .._export import serializable
 from .._tree import absent
 from .._typing import PyTree
 from ..filters import Filter
@@ -17,6 +18,7 @@ from .observed import check_observable, flat, only_momentum, stored_velocities
 from .rule_memory import Memory, advance, no_memory
 
 
+@serializable
 class MonitorState(NamedTuple):
     """State of `monitor`.
 

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from .. import _checks
+from .._export import serializable
 from .._tree import absent
 from .._typing import Condition, Entry, Number, PyTree
 from ..filters import Filter
@@ -32,6 +33,7 @@ from .leaves import (
 )
 
 
+@serializable
 class RestartState(NamedTuple):
     """State of `adaptive_restart` and `scheduled_restart`.
 

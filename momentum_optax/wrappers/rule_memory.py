@@ -5,12 +5,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from .._export import serializable
 from .._typing import Condition, Count
 from ..filters import Filter
 from ..transform import MomentumState
 from .figures import quotient, zeros
 
 
+@serializable
 class Memory(NamedTuple):
     """The response of a rule to a gradient that is 1 at every step, and to one that is its age; see `monitor`.
 

@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import optax
 
 from .. import _checks
+from .._export import serializable
 from .._tree import absent
 from .._typing import Condition, Count, DType, Leaf, Number, PyTree
 from ..storage.protocol import arithmetic_dtype
 from .leaves import Leaves, Scope, counted, flags, scalar_loss, squared_norm
 
 
+@serializable
 class Spikes(NamedTuple):
     """The record that `guarded` keeps of the size of gradients. Each field has the form of `GuardedState.skipped`.
 

@@ -19,16 +19,16 @@ def write(velocity, stamp, scale=None):
     if scale is not None:
         reach = jnp.full(before.reach[0].shape, scale, jnp.float32)
         before = before._replace(reach=(reach,), margin=(jnp.ones((1,) * velocity.ndim),))
-    return FOUR.encode((velocity,), before, mo.storage.Write(stamp, (1.0,)))
+    return FOUR.encode((velocity,), before, mo.storage.EncodeContext(stamp, (1.0,)))
 
 
 def decoded(parts):
-    return np.asarray(FOUR.parts.decode(parts)[0], np.float64)
+    return np.asarray(FOUR.state_type.decode(parts)[0], np.float64)
 
 
 def over_stamps(velocity, count, scale):
     """What is decoded under each of so many stamps, shape (count, ...)."""
-    once = jax.jit(jax.vmap(lambda stamp: FOUR.parts.decode(write(velocity, stamp, scale))[0]))
+    once = jax.jit(jax.vmap(lambda stamp: FOUR.state_type.decode(write(velocity, stamp, scale))[0]))
     return np.asarray(once(np.arange(count, dtype=np.uint32)), np.float64)
 
 
@@ -123,7 +123,7 @@ def test_what_is_converted_has_no_bias_and_is_as_exact_as_in_a_run():
     @jax.jit
     def leaves(v):
         """What is read of 200 leaves, converted each with its own noise."""
-        return jax.vmap(lambda number: FOUR.parts.decode(encode_initial(FOUR, (v,), number))[0])(jnp.arange(200))
+        return jax.vmap(lambda number: FOUR.state_type.decode(encode_initial(FOUR, (v,), number))[0])(jnp.arange(200))
 
     v = normal(64, 512, seed=3)
     # The largest values decide about the scale, and must not do so by the noise that they are rounded with.

@@ -23,12 +23,12 @@ def write(velocity, stamp, scale=None):
     if scale is not None:
         reach = jnp.broadcast_to(jnp.asarray(scale, jnp.float32), before.reach[0].shape)
         before = before._replace(reach=(reach,), margin=(jnp.ones((1,) * velocity.ndim),))
-    return EIGHT.encode((velocity,), before, mo.storage.Write(stamp, (1.0,)))
+    return EIGHT.encode((velocity,), before, mo.storage.EncodeContext(stamp, (1.0,)))
 
 
 def over_stamps(velocity, count, scale=None):
     """What is decoded under each of so many stamps, shape (count, ...)."""
-    once = jax.jit(jax.vmap(lambda stamp: EIGHT.parts.decode(write(velocity, stamp, scale))[0]))
+    once = jax.jit(jax.vmap(lambda stamp: EIGHT.state_type.decode(write(velocity, stamp, scale))[0]))
     return np.asarray(once(np.arange(count, dtype=np.uint32)), np.float64)
 
 
@@ -40,7 +40,7 @@ def between(levels, x):
 
 
 def decoded(parts):
-    return np.asarray(EIGHT.parts.decode(parts)[0], np.float64)
+    return np.asarray(EIGHT.state_type.decode(parts)[0], np.float64)
 
 
 def run(rule, signal, storage=EIGHT):
@@ -260,7 +260,7 @@ def test_velocities_of_different_sizes_share_a_scale_times_their_gains():
 
 
 def test_the_sizes_that_are_assumed_lie_half_way_between_those_of_noise_and_of_a_constant():
-    from momentum_optax.transform import gains_of
+    from momentum_optax.transform import relative_scales
 
     rng = np.random.default_rng(0)
     for slow in (0.9, 0.99, 0.999):
@@ -271,7 +271,7 @@ def test_the_sizes_that_are_assumed_lie_half_way_between_those_of_noise_and_of_a
             squares += v * v
         noise = np.sqrt(squares[1] / squares[0])
         constant = (1 - 0.5) / (1 - slow)
-        assumed = np.divide(*gains_of(mo.aggregated((0.5, slow)))[::-1])
+        assumed = np.divide(*relative_scales(mo.aggregated((0.5, slow)))[::-1])
         # Wherever between the two a signal is, no velocity's scale is off by more than about the root of their ratio.
         assert noise < assumed < constant
         assert max(assumed / noise, constant / assumed) < 1.3 * np.sqrt(constant / noise)
@@ -279,10 +279,12 @@ def test_the_sizes_that_are_assumed_lie_half_way_between_those_of_noise_and_of_a
 
 @pytest.mark.parametrize("decay", [0.5, 0.99995, 1.0, 1.2])
 def test_a_velocity_that_alternates_is_as_large_as_one_that_does_not(decay):
-    from momentum_optax.transform import gains_of
+    from momentum_optax.transform import relative_scales
 
     # Coupled velocities may have entries beyond 1 on the diagonal and forget all the same.
-    plus, minus = (gains_of(mo.Filter(((a, 1.0), (-1.19, -a)), (1.0, 1.0), (1.0, 1.0), 0.0)) for a in (decay, -decay))
+    plus, minus = (
+        relative_scales(mo.Filter(((a, 1.0), (-1.19, -a)), (1.0, 1.0), (1.0, 1.0), 0.0)) for a in (decay, -decay)
+    )
     np.testing.assert_array_equal(plus, minus)
     assert np.all(np.isfinite(plus))
     assert np.min(plus) > 0

@@ -9,10 +9,13 @@ import numpy as np
 import optax
 import pytest
 from conformance import STORAGES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 import momentum_optax as mo
 from momentum_optax.storage.noise import stamp_of
-from momentum_optax.storage.protocol import write_for
+from momentum_optax.storage.protocol import encode_context
 
 SHAPES = [(), (0,), (7,), (3, 5), (2, 1, 4)]
 # Of one rounding, relative to the value; those of int8 and int4 depend on scales and are in tests of their own.
@@ -38,14 +41,14 @@ def samples(shape, seed=0):
 STAMP = jnp.uint32(12345)
 
 
-def write(stamp, order):
+def context(stamp, order):
     """What `encode` is told for `order` velocities of equal size."""
-    return mo.storage.Write(stamp, (1.0,) * order)
+    return mo.storage.EncodeContext(stamp, (1.0,) * order)
 
 
 def stored(storage, *velocities, stamp=STAMP):
     fresh = storage.init(jax.ShapeDtypeStruct(velocities[0].shape, velocities[0].dtype), len(velocities))
-    return storage.encode(velocities, fresh, write(stamp, len(velocities)))
+    return storage.encode(velocities, fresh, context(stamp, len(velocities)))
 
 
 def test_every_storage_has_a_stated_error():
@@ -56,7 +59,7 @@ def test_every_storage_has_a_stated_error():
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_fresh_storage_decodes_to_zeros(name, shape):
     storage = make(name)
-    decoded = storage.parts.decode(storage.init(jax.ShapeDtypeStruct(shape, jnp.bfloat16), 3))
+    decoded = storage.state_type.decode(storage.init(jax.ShapeDtypeStruct(shape, jnp.bfloat16), 3))
     assert [v.shape for v in decoded] == [shape] * 3
     assert all(v.dtype == jnp.float32 and not v.any() for v in decoded)
 
@@ -70,7 +73,7 @@ def test_encoding_keeps_the_types_of_init(name, shape):
         given = tuple(
             samples(shape, k).astype(jnp.complex64 if dtype == jnp.complex64 else jnp.float32) for k in (1, 2)
         )
-        again = storage.encode(given, fresh, write(STAMP, 2))
+        again = storage.encode(given, fresh, context(STAMP, 2))
         assert jax.tree.structure(again) == jax.tree.structure(fresh)
         assert [(x.shape, x.dtype) for x in jax.tree.leaves(again)] == [
             (x.shape, x.dtype) for x in jax.tree.leaves(fresh)
@@ -80,7 +83,7 @@ def test_encoding_keeps_the_types_of_init(name, shape):
 @pytest.mark.parametrize("name", ["float32", "bfloat16"])
 def test_the_error_is_within_the_stated_one_and_zeros_and_signs_are_kept(name):
     storage, values = make(name), samples((4000,)).at[::7].set(0.0)
-    (decoded,) = storage.parts.decode(stored(storage, values))
+    (decoded,) = storage.state_type.decode(stored(storage, values))
     values, decoded = np.asarray(values, np.float64), np.asarray(decoded, np.float64)
     assert np.all(abs(decoded - values) <= RELATIVE_ERROR[name] * abs(values))
     assert np.array_equal(np.sign(decoded), np.sign(values))
@@ -91,8 +94,8 @@ def test_the_error_is_within_the_stated_one_and_zeros_and_signs_are_kept(name):
 @pytest.mark.parametrize("storage", [mo.storage.float32(), mo.storage.bfloat16("nearest"), mo.storage.bfloat16()])
 def test_what_is_decoded_is_encoded_again_without_change(storage):
     first = stored(storage, samples((1000,)))
-    decoded = storage.parts.decode(first)
-    again = storage.encode(decoded, first, write(jnp.uint32(7), 1))
+    decoded = storage.state_type.decode(first)
+    again = storage.encode(decoded, first, context(jnp.uint32(7), 1))
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -100,7 +103,7 @@ def test_what_is_decoded_is_encoded_again_without_change(storage):
 @pytest.mark.parametrize("name", ["float32", "bfloat16"])
 def test_non_finite_velocities_stay_visible(name):
     storage = make(name)
-    (decoded,) = storage.parts.decode(stored(storage, jnp.asarray([jnp.nan, jnp.inf, -jnp.inf, 1.0])))
+    (decoded,) = storage.state_type.decode(stored(storage, jnp.asarray([jnp.nan, jnp.inf, -jnp.inf, 1.0])))
     np.testing.assert_array_equal(decoded, [np.nan, np.inf, -np.inf, 1.0])
 
 
@@ -109,15 +112,15 @@ def test_a_leaf_whose_codes_are_the_velocities_stays_so(storage):
     values = tuple(abs(samples((3, 5), k)) for k in (1, 2, 3, 4))
     fresh = storage.init(jax.ShapeDtypeStruct((3, 5), jnp.float32), 2)
     full = fresh._replace(**{fresh._fields[0]: values[:2]})
-    again = storage.encode(values[2:], full, write(STAMP, 2))
+    again = storage.encode(values[2:], full, context(STAMP, 2))
     for parts, expected in ((full, values[:2]), (again, values[2:])):
-        np.testing.assert_array_equal(storage.parts.decode(parts), expected)
+        np.testing.assert_array_equal(storage.state_type.decode(parts), expected)
 
 
 @every_storage
 def test_a_complex_leaf_keeps_its_dtype(name):
     storage, values = make(name), jnp.asarray([1 + 2j, -0.1j], jnp.complex64)
-    (decoded,) = storage.parts.decode(stored(storage, values))
+    (decoded,) = storage.state_type.decode(stored(storage, values))
     np.testing.assert_array_equal(decoded, values)
 
 
@@ -150,10 +153,10 @@ def test_a_leaf_of_min_size_elements_takes_bytes_and_one_of_fewer_is_kept_in_ful
 @pytest.mark.parametrize("name", ["bfloat16", "int8", pytest.param("int4", marks=pytest.mark.slow)])
 def test_after_a_change_of_sign_the_next_write_is_as_exact(name):
     storage, (first, second) = make(name), (0.1 * samples((4, 600), k) / 1e30 for k in (1, 2))
-    before = storage.encode((second,), stored(storage, first), write(STAMP, 1))
+    before = storage.encode((second,), stored(storage, first), context(STAMP, 1))
     rescaled = [type(before).rescale(before, jnp.float32(factor)) for factor in (-0.5, 0.5)]
     # What is known of the velocities is how large they are: their sign is not remembered.
-    for a, b in zip(*(jax.tree.leaves(storage.encode((first,), x, write(STAMP, 1))) for x in rescaled), strict=True):
+    for a, b in zip(*(jax.tree.leaves(storage.encode((first,), x, context(STAMP, 1))) for x in rescaled), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -163,7 +166,7 @@ def test_neighbouring_values_are_as_far_apart_as_stated(name):
     before = stored(storage, values)
     if name in SCALED:  # a scale of 1 exactly
         before = before._replace(reach=(jnp.ones((1, 1)),), margin=(jnp.ones((1, 1)),))
-    (kept,) = storage.parts.decode(storage.encode((values,), before, write(STAMP, 1)))
+    (kept,) = storage.state_type.decode(storage.encode((values,), before, context(STAMP, 1)))
     error = abs(np.asarray(kept, np.float64) - np.asarray(values)).max()
     assert error <= storage.step_size
     assert name == "float32" or error > 0.2 * storage.step_size
@@ -181,15 +184,15 @@ def test_an_own_storage_works_through_the_protocol():
     class Own:
         """Float32 by another name: nothing but the protocol is there to be used."""
 
-        parts = mo.storage.float32().parts
+        state_type = mo.storage.float32().state_type
         reads_step = False
 
         def init(self, leaf, order):
             return mo.storage.float32().init(leaf, order)
 
-        def encode(self, velocities, previous, write):
-            assert write.stamp is None
-            return mo.storage.float32().encode(velocities, previous, write)
+        def encode(self, velocities, previous, context):
+            assert context.stamp is None
+            return mo.storage.float32().encode(velocities, previous, context)
 
     g = samples((5, 3))
     ours, theirs = (mo.scale_by_momentum(mo.nesterov(0.9), storage=s) for s in (Own(), "float32"))
@@ -203,7 +206,7 @@ def test_stochastic_rounding_has_no_bias():
     # Values over 24 decades, each rounded under 10,000 stamps; the two neighbours in bfloat16 give the standard error.
     values = jnp.asarray([s * m * 10.0**e for e in (-12, -3, 0, 12) for m in (1.0, 1.2345, 1.999) for s in (1, -1)])
     storage = mo.storage.bfloat16()
-    decode = jax.vmap(lambda stamp: storage.parts.decode(stored(storage, values, stamp=stamp))[0])
+    decode = jax.vmap(lambda stamp: storage.state_type.decode(stored(storage, values, stamp=stamp))[0])
     rounded = np.asarray(decode(jnp.arange(10_000, dtype=jnp.uint32)), np.float64)
     exact = np.asarray(values, np.float64)
     low, high = rounded.min(0), rounded.max(0)
@@ -214,7 +217,7 @@ def test_stochastic_rounding_has_no_bias():
 
 def test_stochastic_rounding_never_turns_a_finite_value_into_infinity():
     largest = jnp.full((1000,), jnp.finfo(jnp.float32).max)
-    (decoded,) = mo.storage.bfloat16().parts.decode(stored(mo.storage.bfloat16(), largest))
+    (decoded,) = mo.storage.bfloat16().state_type.decode(stored(mo.storage.bfloat16(), largest))
     assert np.all(np.asarray(decoded) == np.float32(jnp.finfo(jnp.bfloat16).max))
 
 
@@ -241,8 +244,8 @@ def test_equal_velocities_of_a_leaf_are_rounded_apart(name):
     storage, v = make(name), normal(8, 512)
     parts = storage.init(v, 2)
     for stamp in range(3):  # the first writes of int8 and int4 tell their scales
-        parts = storage.encode((v, v), parts, write(jnp.uint32(stamp), 2))
-    assert_rounded_apart(storage.parts.decode(parts), v)
+        parts = storage.encode((v, v), parts, context(jnp.uint32(stamp), 2))
+    assert_rounded_apart(storage.state_type.decode(parts), v)
 
 
 def test_equal_leaves_are_rounded_apart_in_every_step():
@@ -405,8 +408,8 @@ def test_every_seed_of_32_bits_gives_noise_and_no_other_is_taken(make):
         storage = make(seed=seed, **small)
         parts = storage.init(v, 1)
         for step in range(2):
-            parts = jax.jit(lambda p, s=storage, t=step: s.encode((v,), p, write_for(s, v, (t, 0), (1.0,))))(parts)
-        read.append(np.asarray(storage.parts.decode(parts)[0]))
+            parts = jax.jit(lambda p, s=storage, t=step: s.encode((v,), p, encode_context(s, v, (t, 0), (1.0,))))(parts)
+        read.append(np.asarray(storage.state_type.decode(parts)[0]))
     assert all(np.isfinite(x).all() for x in read)
     assert all((a != b).any() for i, a in enumerate(read) for b in read[:i])
     for bad in (2**32, 2**64):
@@ -419,3 +422,52 @@ def test_every_seed_of_32_bits_gives_noise_and_no_other_is_taken(make):
 def test_a_stamp_takes_whole_numbers_modulo_32_bits():
     for number in (-1, 2**31, 2**32 - 1, 2**32 + 5):
         assert int(stamp_of(number, 3)) == int(stamp_of(jnp.uint32(number % 2**32), 3))
+
+
+# The laws once more, over leaves that nobody thought of.
+
+examples = settings(max_examples=12, derandomize=True, deadline=None, database=None)
+floats = st.floats(-(2.0**60), 2.0**60, width=32, allow_subnormal=False).filter(lambda x: x == 0 or abs(x) > 1e-18)
+# Few shapes: every one of them is compiled.
+leaves = st.sampled_from([(7,), (3, 5)]).flatmap(lambda shape: arrays(np.float32, shape, elements=floats))
+stamps = st.integers(0, 2**32 - 1)
+
+
+@every_storage
+@examples
+@given(leaf=leaves, stamp=stamps)
+def test_any_leaf_keeps_zeros_signs_and_types(name, leaf, stamp):
+    storage, v = make(name), jnp.asarray(leaf)
+    state = storage.init(v, 1)
+    for t in range(2):  # with a scale and without one
+        new = storage.encode((v,), state, context(jnp.uint32(stamp) + np.uint32(t), 1))
+        assert [(x.shape, x.dtype) for x in jax.tree.leaves(new)] == [
+            (x.shape, x.dtype) for x in jax.tree.leaves(state)
+        ]
+        state = new
+        (read,) = map(np.asarray, storage.state_type.decode(state))
+        assert np.all(np.isfinite(read))
+        assert np.all(read[leaf == 0] == 0)
+        # A small value may be read as one of the other sign, by less than a step of its row.
+        assert np.all(read[leaf > 0] >= -abs(read).max() * storage.step_size)
+        assert np.all(read[leaf < 0] <= abs(read).max() * storage.step_size)
+
+
+@every_storage
+@examples
+@given(leaf=leaves, exponent=st.integers(-20, 20), stamp=stamps)
+def test_a_power_of_two_rescales_any_leaf_exactly(name, leaf, exponent, stamp):
+    storage, v = make(name), jnp.asarray(leaf)
+    state = storage.encode((v,), storage.init(v, 1), context(jnp.uint32(stamp), 1))
+    state = storage.encode((v,), state, context(jnp.uint32(stamp) ^ np.uint32(1), 1))
+    (read,) = storage.state_type.decode(state)
+    (scaled,) = storage.state_type.decode(storage.state_type.rescale(state, 2.0**exponent))
+    np.testing.assert_array_equal(np.asarray(read) * np.float32(2.0**exponent), scaled)
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16"])
+@examples
+@given(leaf=leaves, stamp=stamps)
+def test_any_value_in_floats_has_the_stated_error(name, leaf, stamp):
+    (read,) = make(name).state_type.decode(stored(make(name), jnp.asarray(leaf), stamp=jnp.uint32(stamp)))
+    assert np.all(abs(np.asarray(read, np.float64) - leaf) <= RELATIVE_ERROR[name] * abs(np.float64(leaf)))

@@ -26,15 +26,15 @@ def write(values, stamp, largest=None):
         octave = np.maximum(np.floor(np.log2(np.asarray(largest, np.float64))) + 127 - 32, 1).astype(np.uint32)
         rows = np.broadcast_to(octave, before.following[0].shape) * np.uint32(2**23)
         before = before._replace(following=(jnp.asarray(rows, jnp.uint32),))
-    return SQUARES.encode((values,), before, mo.storage.Write(stamp, (1.0,)))
+    return SQUARES.encode((values,), before, mo.storage.EncodeContext(stamp, (1.0,)))
 
 
 def decoded(parts):
-    return np.asarray(SQUARES.parts.decode(parts)[0], np.float64)
+    return np.asarray(SQUARES.state_type.decode(parts)[0], np.float64)
 
 
 def over_stamps(values, count, largest=None):
-    once = jax.jit(jax.vmap(lambda stamp: SQUARES.parts.decode(write(values, stamp, largest))[0]))
+    once = jax.jit(jax.vmap(lambda stamp: SQUARES.state_type.decode(write(values, stamp, largest))[0]))
     return np.asarray(once(np.arange(count, dtype=np.uint32)), np.float64)
 
 
@@ -139,9 +139,9 @@ def test_a_row_of_zeros_holds_what_a_leaf_of_large_values_wakes_it_with():
     before = SQUARES.init(jnp.zeros(SHAPE), 1)
     for t in range(2):
         before = SQUARES.encode(
-            (jnp.full(SHAPE, 1e20).at[1].set(0.0),), before, mo.storage.Write(jnp.uint32(t), (1.0,))
+            (jnp.full(SHAPE, 1e20).at[1].set(0.0),), before, mo.storage.EncodeContext(jnp.uint32(t), (1.0,))
         )
-    awake = SQUARES.encode((jnp.full(SHAPE, 4e20),), before, mo.storage.Write(jnp.uint32(2), (1.0,)))
+    awake = SQUARES.encode((jnp.full(SHAPE, 4e20),), before, mo.storage.EncodeContext(jnp.uint32(2), (1.0,)))
     ratio = decoded(awake)[1] / 4e20
     assert "up to 2^12 times the largest one of its leaf" in TEXT
     assert np.all((ratio > 1 / 4.01) & (ratio < 4.01))
@@ -174,7 +174,9 @@ def test_the_largest_and_smallest_floats_fit():
         assert np.isfinite(kept).all()
         assert np.all(kept > 0)
         again = SQUARES.encode(
-            (jnp.full((1, 512), 2.0),), write(values, jnp.uint32(9), largest), mo.storage.Write(jnp.uint32(1), (1.0,))
+            (jnp.full((1, 512), 2.0),),
+            write(values, jnp.uint32(9), largest),
+            mo.storage.EncodeContext(jnp.uint32(1), (1.0,)),
         )
         assert np.isfinite(decoded(again)).all()
 

@@ -191,10 +191,10 @@ class Told(NamedTuple):
 
 
 class Listener:
-    parts, reads_step = Told, False
+    state_type, reads_step = Told, False
 
     def init(self, leaf, order):
-        return self.encode((jnp.zeros(leaf.shape),) * order, None, mo.storage.Write(None, (0.0,) * order))
+        return self.encode((jnp.zeros(leaf.shape),) * order, None, mo.storage.EncodeContext(None, (0.0,) * order))
 
     def encode(self, velocities, previous, write):
         return Told(velocities, tuple(jnp.full((1,) * velocities[0].ndim, g, jnp.float32) for g in write.gains))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from ... import _checks
+from ..._export import serializable
 from ..._typing import AxisName, Number, PyTree
 from ...apply import apply_updates
 from ...state.mismatch import ANYTHING, check_state
@@ -15,6 +16,7 @@ from ...storage.protocol import arithmetic_dtype, whole_along
 from .exchange import byte_mean, exact_mean, share_of, total
 
 
+@serializable
 class OuterState(NamedTuple):
     """State of outer momentum.
 

@@ -1,0 +1,178 @@
+"""Trees of gradients: what is missing, too much, or not finite; reading velocities."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conformance import (
+    NOT_DEBIASABLE,
+    RULES,
+    assert_bit_equal,
+    descend,
+    every_rule,
+    every_storage,
+    gradients,
+    normal,
+    runner,
+    slot,
+)
+
+import momentum_optax as mo
+from momentum_optax.storage import resolve
+
+
+@pytest.mark.rare_storages("int8")
+@pytest.mark.one_in(2)
+@every_rule
+@every_storage
+def test_a_missing_gradient_keeps_its_leaf_to_the_bit_and_moves_the_others(rule, storage):
+    tx = runner(rule, storage, debias=rule not in NOT_DEBIASABLE)
+    params = {"a": jnp.ones((2, 2)), "b": jnp.ones((3,), jnp.bfloat16)}
+    signal = [gradients(params, seed) for seed in range(4)]
+    partial = [signal[0], {**signal[1], "a": None}, {**signal[2], "a": None}, signal[3]]
+    state = full = only = tx.init(params)
+    for g, h in zip(partial, signal, strict=True):
+        before = slot(state, "a")
+        updates, state = tx.update(g, state, params)
+        expected, full = tx.update(h, full, params)
+        np.testing.assert_array_equal(updates["b"], expected["b"])
+        assert_bit_equal(slot(state, "b"), slot(full, "b"))
+        if g["a"] is None:
+            assert updates["a"] is None
+            assert_bit_equal(slot(state, "a"), before)
+            assert mo.apply_updates(params, updates)["a"] is params["a"]
+        else:
+            _, only = tx.update(h, only, params)
+    if not (RULES[rule]().reads_step or resolve(storage).reads_step):
+        # The missing steps might as well not have happened.
+        assert_bit_equal(slot(state, "a"), slot(only, "a"))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda g: {"a": g["a"]}, r"lack params\['b'\]\['c'\]"),
+        (lambda g: {**g, "d": g["a"]}, r"have params\['d'\]"),
+        (lambda g: {"a": g["a"], "b": [g["b"]["c"]]}, r"lack params\['b'\]\['c'\]"),
+        (lambda g: {**g, "b": {"c": g["b"]["c"][:1]}}, r"params\['b'\]\['c'\] must have shape \(2, 3\), got \(1, 3\)"),
+        (lambda g: {**g, "n": g["a"]}, r"a gradient for params\['n'\], which was None at init"),
+    ],
+    ids=["missing", "extra", "container", "shape", "was none"],
+)
+@every_storage
+def test_gradients_of_another_tree_are_rejected_by_path(change, match, storage):
+    params = {"a": jnp.ones((3,)), "b": {"c": jnp.ones((2, 3))}, "n": None}
+    for tx in (runner("ema", storage), runner("grokfast_average", storage, debias=True)):
+        with pytest.raises(ValueError, match=match):
+            tx.update(change(params), tx.init(params))
+
+
+def test_gradients_in_another_container_with_equal_paths_are_rejected():
+    tx = runner("ema")
+    with pytest.raises(ValueError, match="containers"):
+        tx.update((jnp.ones(2),), tx.init([jnp.ones(2)]))
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "bool", "float8_e4m3fn", "float8_e5m2", "key"])
+@every_storage
+def test_leaves_that_are_no_floats_are_rejected_at_init_by_path(dtype, storage):
+    leaf = jax.random.key(0) if dtype == "key" else jnp.zeros((2,), dtype)
+    tx = runner("ema", storage)
+    with pytest.raises(
+        TypeError, match=r"params\['x'\]\[0\] must have a dtype of .*float32.*, got (key.*|" + dtype + "): keep it from"
+    ):
+        tx.init({"ok": jnp.ones(2), "x": [leaf]})
+
+
+@pytest.mark.parametrize(("leaf", "gradient"), [("float32", "complex64"), ("complex64", "float32")])
+@every_storage
+def test_a_gradient_must_be_real_where_its_leaf_is_and_complex_where_it_is(leaf, gradient, storage):
+    tx = runner("ema", storage)
+    with pytest.raises(TypeError, match=r"params\['x'\] must be (real|complex) as at init, got " + gradient):
+        tx.update({"x": jnp.ones(2, gradient)}, tx.init({"x": jnp.ones(2, leaf)}))
+
+
+def test_apply_updates_skips_none_and_keeps_dtypes():
+    params = {"a": jnp.ones(2, jnp.bfloat16), "b": jnp.ones(2)}
+    new = mo.apply_updates(params, {"a": jnp.full(2, 0.5), "b": None})
+    np.testing.assert_array_equal(np.float32(new["a"]), 1.5)
+    assert new["a"].dtype == jnp.bfloat16
+    assert new["b"] is params["b"]
+
+
+@every_rule
+def test_a_nan_spoils_its_own_element_and_no_other(rule):
+    tx = runner(rule, debias=rule not in NOT_DEBIASABLE)
+    clean = {"a": normal((2, 3)), "b": normal((3,), 1)}
+    bad = {**clean, "a": clean["a"].at[0, 1].set(jnp.nan)}
+    state = tx.init(clean)
+    _, state = tx.update(clean, state)
+    (u, s), (expected, t) = tx.update(bad, state), tx.update(clean, state)
+    where = np.zeros((2, 3), bool)
+    where[0, 1] = True
+    for got, right in zip((u, *mo.velocity(s)), (expected, *mo.velocity(t)), strict=True):
+        np.testing.assert_array_equal(got["b"], right["b"])
+        np.testing.assert_array_equal(np.asarray(got["a"])[~where], np.asarray(right["a"])[~where])
+    assert np.isnan(u["a"][0, 1])
+    # At least one velocity remembers it; a chain of past gradients does so one after the other.
+    assert any(np.isnan(v["a"][0, 1]) for v in mo.velocity(s))
+
+
+@every_storage
+def test_apply_if_finite_skips_the_step_and_training_goes_on(storage):
+    tx = optax.apply_if_finite(mo.sgd(0.1, 0.9, dampening=0.5, storage=storage), 5)
+    params = normal((4,))
+    signal = list(normal((5, 4)))
+    spoilt = [*signal[:2], jnp.full(4, jnp.nan), jnp.full(4, jnp.inf), *signal[2:]]
+    (p, state), (q, clean) = (descend(tx, params, s) for s in (spoilt, signal))
+    np.testing.assert_array_equal(p, q)
+    assert_bit_equal(state.inner_state, clean.inner_state)
+    assert int(state.total_notfinite) == 2
+    # Stopped right after the bad step, the state is that from before it.
+    assert_bit_equal(descend(tx, params, spoilt[:3])[1].inner_state, descend(tx, params, signal[:2])[1].inner_state)
+
+
+@every_storage
+def test_velocity_is_found_in_every_wrapped_state(storage):
+    g = {"a": normal((2, 3)), "b": normal((3,), 1)}
+    heavy = mo.scale_by_momentum(mo.heavy_ball(0.9), storage=storage)
+
+    def factory(scale):
+        return optax.chain(optax.scale(scale), heavy)
+
+    wrapped = {
+        "chain": optax.chain(optax.clip(1e9), heavy, optax.scale(-0.1)),
+        "masked": optax.masked(heavy, {"a": True, "b": False}),
+        "partition": optax.partition({"m": heavy, "z": optax.set_to_zero()}, {"a": "m", "b": "z"}),
+        "inject": optax.inject_hyperparams(factory)(1.0),
+        "multi": optax.MultiSteps(heavy, 1),
+        "finite": optax.apply_if_finite(heavy, 3),
+    }
+    for name, tx in wrapped.items():
+        _, state = jax.jit(tx.update)(g, tx.init(g), g)
+        (v,) = mo.velocity(state)
+        stored = g["a"].astype("bfloat16").astype("float32") if storage == "bfloat16" else g["a"]
+        if storage in ("float32", "bfloat16"):
+            np.testing.assert_array_equal(v["a"], stored, err_msg=name)
+        assert v["a"].dtype == jnp.float32
+        if name in ("masked", "partition"):
+            assert isinstance(v["b"], optax.MaskedNode)
+        else:
+            assert v["b"].shape == (3,)
+
+
+def test_velocity_gives_one_tree_for_each_stored_velocity_rule_by_rule():
+    g = {"a": jnp.ones(2)}
+    aggregated = runner("aggregated")
+    tx = optax.chain(aggregated, runner("ema"), optax.scale(2.0))
+    state = tx.init(g)
+    for _ in range(2):
+        _, state = tx.update(g, state)
+    fast, slow, average = mo.velocity(state)
+    np.testing.assert_allclose(fast["a"], 1.9, rtol=1e-6)
+    np.testing.assert_allclose(slow["a"], 1.99, rtol=1e-6)
+    u = np.array([1.0, (1 + 1.9 + 1.99) / 3])
+    np.testing.assert_allclose(average["a"], 0.1 * (0.9 * u[0] + u[1]), rtol=1e-6)
+    assert mo.velocity(optax.adam(0.1).init(g)) == ()
+    assert mo.velocity(mo.sgd(0.1, None).init(g)) == ()
