@@ -1,7 +1,6 @@
 """The strategies of a worker: gradients averaged at every step, or local steps between meetings."""
 
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -34,11 +33,11 @@ class Run:
         rows = self.order[round_]
         return self.images[rows], self.labels[rows]
 
-    def per_worker(self, tree: Any) -> Any:
+    def per_worker(self, tree: optax.Params) -> optax.Params:
         """A tree that differs between workers, as this worker's part of global arrays."""
         return training.placed(jax.tree.map(lambda x: np.asarray(x)[None], tree), self.mesh, PER_WORKER)
 
-    def replicated(self, tree: Any) -> Any:
+    def replicated(self, tree: optax.Params) -> optax.Params:
         """A tree that is the same on every worker, as global arrays."""
         return training.placed(tree, self.mesh, REPLICATED)
 

@@ -3,9 +3,10 @@
 import math
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
+import optax
 
 _WIDTHS = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8}
 _KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all")
@@ -56,12 +57,12 @@ def sent(collective: Collective, devices: int) -> float:
     return factors[collective.kind] * collective.result
 
 
-def gradient_bytes(params: Any, devices: int) -> float:
+def gradient_bytes(params: optax.Params, devices: int) -> float:
     """Bytes that a device sends to average gradients like `params` over `devices`."""
     return sum(sent(Collective("all-reduce", x.size * x.dtype.itemsize), devices) for x in jax.tree.leaves(params))
 
 
-def exchange_bytes(params: Any, devices: int) -> float:
+def exchange_bytes(params: optax.Params, devices: int) -> float:
     """Bytes that a worker sends in an int8 exchange: a byte for each parameter and a float32 for each row."""
     own = sum(x.size + 4 * (x.shape[0] if x.ndim > 1 else 1) for x in jax.tree.leaves(params))
     return sent(Collective("all-gather", devices * own), devices)
