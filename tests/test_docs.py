@@ -233,7 +233,24 @@ DIALECT = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.stem)
+def prose_of(page):
+    """The text of a page, or of the cells of a notebook that are text."""
+    if page.suffix == ".ipynb":
+        cells = json.loads(page.read_text())["cells"]
+        return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    return re.sub(r"<!-- begin: map.*end: map -->", "", CODE.sub("", page.read_text()), flags=re.S)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        *PAGES,
+        *sorted(ROOT.glob("*.md")),
+        *sorted(ROOT.glob(".github/**/*.md")),
+        *sorted(ROOT.glob("notebooks/*.ipynb")),
+    ],
+    ids=lambda page: page.stem,
+)
 def test_the_prose_is_the_fields(page):
-    prose = " ".join(CODE.sub("", page.read_text()).split())
-    assert not re.findall("|".join(DIALECT), prose)
+    assert not re.findall("|".join(DIALECT), " ".join(prose_of(page).split()))
+    assert not re.match(r"# .*\n+(What|How|Where)\b", prose_of(page)) or page.suffix == ".ipynb"
