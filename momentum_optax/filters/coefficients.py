@@ -41,7 +41,7 @@ Coefficient: TypeAlias = "Scalar | PerLeafSchedule"
 def value_at(coefficient: Coefficient, step: "Count | None", age: "Count | None" = None) -> "Number":
     """The value of a coefficient at `step`, for a leaf of this age.
 
-    The step may be None for a coefficient that does not read it; the age is None for a leaf that never missed a gradient.
+    The step may be None for a coefficient that does not read it; the age is None for a leaf that missed no gradient.
     """
     if not (isinstance(coefficient, PerLeafSchedule) or callable(coefficient)):
         return coefficient

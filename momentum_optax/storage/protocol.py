@@ -155,7 +155,7 @@ _WHOLE: ContextVar[frozenset[str]] = ContextVar("_WHOLE", default=frozenset())
 def whole_along(axis_names: AxisName) -> Iterator[None]:
     """Within it what is written is known to be the same on all devices along these axes, whatever its type says."""
     names = axis_names if isinstance(axis_names, tuple | list) else (axis_names,)
-    token = _WHOLE.set(_WHOLE.get() | set(names))
+    token = _WHOLE.set(_WHOLE.get() | {name for name in names if name is not None})
     try:
         yield
     finally:
