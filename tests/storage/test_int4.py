@@ -27,7 +27,7 @@ def decoded(parts):
 
 
 def over_stamps(velocity, count, scale):
-    """What is decoded under each of so many stamps, shape (count, ...)."""
+    """The decoded velocity under each of `count` stamps, shape (count, ...)."""
     once = jax.jit(jax.vmap(lambda stamp: FOUR.state_type.decode(write(velocity, stamp, scale))[0]))
     return np.asarray(once(np.arange(count, dtype=np.uint32)), np.float64)
 
@@ -122,7 +122,7 @@ def test_what_is_converted_has_no_bias_and_is_as_exact_as_in_a_run():
 
     @jax.jit
     def leaves(v):
-        """What is read of 200 leaves, converted each with its own noise."""
+        """The velocities read from 200 leaves, converted each with its own noise."""
         return jax.vmap(lambda number: FOUR.state_type.decode(seeded(FOUR, (v,), number))[0])(jnp.arange(200))
 
     v = normal(64, 512, seed=3)

@@ -27,7 +27,7 @@ def write(velocity, stamp, scale=None):
 
 
 def over_stamps(velocity, count, scale=None):
-    """What is decoded under each of so many stamps, shape (count, ...)."""
+    """The decoded velocity under each of `count` stamps, shape (count, ...)."""
     once = jax.jit(jax.vmap(lambda stamp: EIGHT.state_type.decode(write(velocity, stamp, scale))[0]))
     return np.asarray(once(np.arange(count, dtype=np.uint32)), np.float64)
 

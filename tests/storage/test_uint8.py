@@ -14,7 +14,7 @@ TEXT = " ".join(mo.storage.uint8.__doc__.split())
 
 
 def levels(base_octave, fine):
-    """What the codes 1 to 255 stand for, written out in float64: quarters of octaves, then factors of 4."""
+    """The values of the codes 1 to 255, written out in float64: quarters of octaves, then factors of 4."""
     quarters = np.concatenate([np.arange(fine), fine + 8 * np.arange(255 - fine)]).astype(float)
     return 2.0 ** (base_octave + quarters // 4) * (1 + quarters % 4 / 4)
 
