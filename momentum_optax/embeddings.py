@@ -151,7 +151,7 @@ class _TableMomentum:
     def moved(
         self, table: jax.Array, velocity: tuple[jax.Array, ...], missed: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        """Rows of the table, in the arithmetic's dtype, and of the velocities, `missed` steps without gradients later."""
+        """Rows of the table, in the arithmetic's dtype, and of the velocities, `missed` idle steps later."""
         if not velocity:
             return table.astype(arithmetic_dtype(table.dtype)), ()
         dtype = velocity[0].dtype

@@ -119,8 +119,8 @@ def int8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | N
     below 0.03 for decay 0.9 and 0.08 for 0.99; it grows with the memory, and slowly with the row. A row's scale follows
     its largest value of the steps before, so that a step needs no second look at its data. It is 1.1 to 4 times that
     value; on steady noise one row in a hundred outgrows it in a step. Values that do are not clipped but rounded
-    coarsely for that step, between levels that lie 1.1, 1.4, 2.6, and further out up to 16 times apart (the scale then falls by
-    a tenth a step):
+    coarsely for that step, between levels that lie 1.1, 1.4, 2.6, and further out up to 16 times apart (the scale then
+    falls by a tenth a step):
 
     * the first step of a leaf, which has no scale yet: the error of the first velocity is between half of it and all of
       it, and fades with it. To have the first step exact as well, take it in float32 and `convert` the state;

@@ -155,7 +155,7 @@ def test_a_lone_spike_is_cut_and_a_lasting_rise_is_followed():
     exact, kept = both(mo.heavy_ball(0.5), spiked)
     scale = abs(exact[39, 3]).max() * 4  # the margin's bound
     assert 0 < abs(kept[40, 3, 100]) <= 4 * scale * 1.01
-    assert "more than 4 times its row's scale is cut" in TEXT
+    assert "more than 4 times its row's scale is clipped" in TEXT
     others = np.arange(8) != 3
     _, clean = both(mo.heavy_ball(0.5), signal)
     np.testing.assert_array_equal(kept[40, others], clean[40, others])
