@@ -14,7 +14,7 @@ import numpy as np
 _PACKAGE = __name__.partition(".")[0]
 
 
-# Of a value in a message: so much text says which it was.
+# The most characters of a value in a message.
 _SHOWN = 80
 
 
@@ -109,7 +109,7 @@ def flag(name: str, value: object) -> None:
 
 
 def static(name: str, value: object) -> str:
-    """What an error adds where an array came in place of what must be known before a program is compiled."""
+    """The hint in an error for an array in place of a value that must be known when a program is compiled."""
     if not hasattr(value, "dtype") or is_number(value):
         return ""
     return f"; an array cannot stand for it: name it in optax.inject_hyperparams(..., static_args={name!r})"
@@ -123,7 +123,7 @@ def transformation(name: str, value: object) -> None:
 
 
 def state(name: str, value: object) -> None:
-    """Raise `TypeError` for what is no optimizer's state: a transformation, a rule, a function, a class or a number.
+    """Raise `TypeError` for a transformation, a rule, a function, a class or a number in place of an optimizer's state.
 
     A state may be any tree, so that a tree of something else cannot be told from one without velocities.
     """

@@ -161,7 +161,7 @@ def _raise_mismatch(expected: PyTree, got: PyTree) -> NoReturn:
     )
     missing, extra = sorted(there.keys() - here.keys()), sorted(here.keys() - there.keys())
     if missing:
-        raise ValueError(f"the gradients lack {', '.join(missing)}, present at init (None keeps a velocity as it is)")
+        raise ValueError(f"the gradients lack {', '.join(missing)}, present at init (None keeps a velocity unchanged)")
     if extra:
         raise ValueError(f"the gradients have {', '.join(extra)}, absent at init")
     for path, x in there.items():
@@ -179,7 +179,7 @@ def _cached(function: Function) -> Function:
 
 
 class _Kind(enum.Enum):
-    """What a class is to a tree."""
+    """The role of a class in a tree."""
 
     LINEN = enum.auto()
     NNX = enum.auto()
@@ -210,7 +210,7 @@ def is_box(x: object) -> bool:
 
 
 def content(x: PyTree) -> PyTree:
-    """What is in the box `x`; anything else is its own content."""
+    """The leaf in the box `x`; `x` itself if it is not a box."""
     if _kind(type(x)) is _Kind.OTHER:
         return x
     (child,) = jax.tree.leaves(x, is_leaf=lambda node: node is not x)
@@ -250,7 +250,7 @@ def in_box(box: PyTree, leaf_state: State) -> State:
 
 
 def _fitted(box: PyTree, x: Leaf) -> PyTree:
-    """`x` in the box of its parameter, as far as that is true of it."""
+    """`x` in the box of its parameter, with the names of the axes that it has in full."""
     shape = jnp.shape(content(box))
     if jnp.shape(x) == shape:
         return _refilled(box, x)

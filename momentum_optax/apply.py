@@ -48,7 +48,7 @@ def apply_updates(
     Raises:
       ValueError: If `rounding` is neither of these; if `step` is missing for "stochastic", or `step` or `seed` is given
         without it; if `seed` is out of range.
-      TypeError: If `seed` is no whole number, or `step` is not an integer.
+      TypeError: If `seed` is not a whole number, or `step` is not an integer.
 
     Reference:
       Gupta et al., "Deep learning with limited numerical precision", ICML 2015, arXiv:1502.02551.

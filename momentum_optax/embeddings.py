@@ -46,7 +46,7 @@ _AT_ONCE = 4096
 
 @serializable
 class RowSparseState(NamedTuple):
-    """What row-sparse momentum keeps.
+    """The state of row-sparse momentum.
 
     Attributes:
       step: int32 scalar, the number of updates made.
@@ -72,12 +72,12 @@ class RowSparse(NamedTuple):
       init: `init(table) -> state`.
       read: `read(table, state, rows) -> values`, of shape `rows.shape + table.shape[1:]`: these rows as dense momentum
         would have them now. The model must use these, not `table[rows]`. `rows` holds integers, any number of times
-        each; those that are no rows of the table give NaN.
+        each; those outside the table give NaN.
       update: `update(table, state, gradient, rows=None, *, mask=None, size=None) -> (table, state)`, one step. The
         gradient is (a) that of the values that `read` gave for `rows`, summed where a row occurs more than once; (b) a
         BCOO array of the table's shape with sparse rows, without `rows`; (c) an array of the table's shape with `mask`,
-        bool for each row, and `size`: rows are taken so many at a time, so that it should be about what is usual. What
-        lies outside the table, BCOO's padding say, is left out.
+        bool for each row, and `size`: rows are taken in parts of this size, which should be about the usual
+        number. Rows outside the table, such as BCOO's padding, are left out.
       flush: `flush(table, state) -> (table, state)` with every row as dense momentum has it now: before the table is
         evaluated, saved or used as a whole. It reads and writes all of it.
     """
@@ -122,7 +122,7 @@ def row_sparse(rule: Filter, learning_rate: Scalar) -> RowSparse:
 
     Raises:
       TypeError: If an argument has the wrong type; at `init` if the table has no rows axis or another dtype; at
-        `update` if `rows` are no integers, or `mask` is not of bool.
+        `update` if `rows` are not integers, or `mask` is not of bool.
       StateMismatchError: At `read`, `update` and `flush`, a `ValueError`, if the state is of another optimizer or rule.
       ValueError: If the rule has a coefficient that is not a number, or `learning_rate` is out of range; at `update` if
         shapes do not fit, or what says which rows there are is missing or too much.
@@ -158,7 +158,7 @@ class _TableMomentum:
     def moved(
         self, table: jax.Array, velocity: tuple[jax.Array, ...], missed: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        """Rows of the table, in the arithmetic's dtype, and of the velocities after so many steps of no gradient."""
+        """Rows of the table, in the arithmetic's dtype, and of the velocities, `missed` idle steps later."""
         if not velocity:
             return table.astype(arithmetic_dtype(table.dtype)), ()
         dtype = velocity[0].dtype
@@ -316,7 +316,7 @@ def _in_parts(
 
 
 def _in_mask(gradient: jax.Array, mask: jax.Array, size: int) -> tuple[jax.Array, _Pick]:
-    """How many rows are in a mask, and what gives the next `size` of them."""
+    """The number of rows in a mask, and the function that gives the next `size` of them."""
     count = jnp.cumsum(mask, dtype=jnp.int32)
 
     def pick(done: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -344,7 +344,7 @@ def _check_table(table: jax.Array) -> None:
 
 
 def _checked_rows(rows: jax.Array, table: jax.Array) -> jax.Array:
-    """Rows as integers; negative ones, which are none, lie beyond the end."""
+    """Rows as integers; negative ones are moved beyond the end, where they are left out."""
     rows = jnp.asarray(rows)
     if not jnp.issubdtype(rows.dtype, jnp.integer):
         raise TypeError(f"rows must be integers, got {rows.dtype}")

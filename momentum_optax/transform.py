@@ -64,7 +64,7 @@ def scale_by_momentum(
     update has the gradient's dtype; the state keeps the dtypes of `init`. A Python number in a coefficient is never
     rounded to the parameters' dtype.
 
-    Trees: a gradient of None leaves that leaf's velocity as it is and gives an update of None (`apply_updates` skips
+    Trees: a gradient of None keeps that leaf's velocity unchanged and gives an update of None (`apply_updates` skips
     it). A non-finite gradient makes the velocity of its elements non-finite for good, as in Optax; put `guarded` around
     the optimizer to skip such steps.
 

@@ -172,7 +172,7 @@ def assert_bit_equal(a, b):
 
 
 def assert_same_run(a, b, roundings):
-    """Of two compiled programs that make the same steps: stored codes to the bit, floats to so many roundings.
+    """Of two compiled programs that make the same steps: stored codes to the bit, floats to a number of roundings.
 
     The noise of a storage is the same in every program, but XLA's CPU backend does not join float operations alike in
     all of them. A rounding is half a unit in the last place of the largest element.

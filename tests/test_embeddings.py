@@ -36,7 +36,7 @@ def dense(step):
 
 
 def followed(opt, table):
-    """What is read before each step, and table and state after all of them; one compilation."""
+    """The values read before each step, and table and state after all of them; one compilation."""
     state = opt.init(table)
 
     def step(carry, x):
@@ -115,7 +115,7 @@ def test_a_large_table_is_that_of_optax_sgd():
 
 @pytest.mark.parametrize("decay", [0.9, 0.999999, -0.5, 0.0])
 def test_any_number_of_missed_steps_is_exact_to_rounding(decay):
-    # From one update of size 1 at step 0: v = 1, then so many steps of nothing. Rational powers, or their limit.
+    # From one update of size 1 at step 0: v = 1, then steps without a gradient. Rational powers, or their limit.
     opt = mo.row_sparse(mo.heavy_ball(decay), 1.0)
     table = jnp.zeros((2, 1))
     table, begin = jax.jit(opt.update)(table, opt.init(table), jnp.ones((1, 1)), jnp.array([1]))

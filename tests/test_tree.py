@@ -48,7 +48,7 @@ def test_trees_are_flattened_in_one_place(path):
 
 
 def passed(leaves):
-    """How often each function of the package is called while an update of so many leaves in int8 is traced."""
+    """The number of calls of each function of the package while an update of int8 leaves is traced."""
     tx = mo.sgd(0.1, 0.9, storage=mo.storage.int8(min_size=1))
     params = {str(i): jnp.ones((8, 8)) for i in range(leaves)}
     state, calls = tx.init(params), {}

@@ -11,6 +11,7 @@ from ._uint8 import uint8 as uint8
 from .protocol import EncodeContext as EncodeContext
 from .protocol import Storage as Storage
 from .protocol import StoredVelocity as StoredVelocity
+from .rows import ROW_SIZE as ROW_SIZE
 
 _BY_NAME: dict[str, Callable[[], Storage]] = {
     "float32": float32,

@@ -1,4 +1,4 @@
-"""Velocities in bfloat16, rounded at random or to nearest."""
+"""Velocities in bfloat16, rounded stochastically or to nearest."""
 
 import dataclasses
 from typing import ClassVar, NamedTuple
@@ -22,7 +22,7 @@ class Bfloat16Velocity(NamedTuple):
 
     @staticmethod
     def decode(state: "Bfloat16Velocity") -> tuple[jax.Array, ...]:
-        """The values, widened to float32; complex ones as they are."""
+        """The values, widened to float32; complex ones unchanged."""
         return tuple(value.astype(arithmetic_dtype(value.dtype)) for value in state.values)
 
     @staticmethod
@@ -76,7 +76,7 @@ def bfloat16(rounding: str = "stochastic", seed: int = 0, *, axis_names: tuple[s
 
     Rounded to nearest, slow averages stall: once a step changes a velocity by less than half a unit in its last place
     nothing changes at all. An `ema` of a constant 1 stops at 0.984, 0.805, 0.25 and 0.031 for decay 0.9, 0.99, 0.999
-    and 0.9999. Rounded at random it reaches 1.
+    and 0.9999. Rounded stochastically it reaches 1.
 
     Args:
       rounding: "stochastic" or "nearest".
@@ -87,8 +87,8 @@ def bfloat16(rounding: str = "stochastic", seed: int = 0, *, axis_names: tuple[s
         whole leaves, though perhaps its own.
 
     Raises:
-      ValueError: If `rounding` is another word, `seed` is out of range, or `axis_names` names an axis.
-      TypeError: If `seed` is no whole number.
+      ValueError: If `rounding` is neither of these, `seed` is out of range, or `axis_names` names an axis.
+      TypeError: If `seed` is not a whole number.
 
     Reference:
       Gupta et al., "Deep learning with limited numerical precision", ICML 2015, arXiv:1502.02551.

@@ -1,4 +1,4 @@
-r"""Velocities in four bits: square roots as in `byte`, for codes up to K = 6, and one code beyond for 4 scales.
+r"""Velocities in four bits: square roots as in `int8`, for codes up to K = 6, and one code beyond for 4 scales.
 
 Values between one scale and four are rounded to either at random. Whether up or not is decided by the size of the noise
 and not by its sign, so that what is read of a code K is one scale on average still.
@@ -23,7 +23,7 @@ from .protocol import EncodeContext
 from .rows import next_margin, row_hashes, row_largest, row_noise
 from .slopes import marked, unmarked
 
-# Codes up to K are square roots; the last one stands for so many scales.
+# Codes up to K are square roots; the last one stands for `_BEYOND` scales.
 _BODY, _LAST, _BEYOND = 6, 7, 4.0
 
 
@@ -31,7 +31,8 @@ _BODY, _LAST, _BEYOND = 6, 7, 4.0
 _STRIDE = 36
 
 
-# The scale is `margin` times the largest recent value, which falls so much a step, but so much of the leaf's at least.
+# The scale is `margin` times the largest recent value. That value falls by the factor `_FORGET` a step, to no less than
+# `_FLOOR` of the leaf's largest.
 _FORGET, _MARGIN, _OUTGROWN, _FLOOR = 0.9, 2.0, 0.05, 2.0**-8
 
 
@@ -48,7 +49,7 @@ class Int4Velocity(NamedTuple):
       gain: float32, one entry: what the scale is multiplied by for this velocity. One per velocity.
       scale: float32, what the codes were written with; one entry per row. Zero while a leaf has none.
       reach: float32, the largest recent value, falling slowly; one entry per row.
-      margin: float32, one entry: the next scale is so many times `reach`.
+      margin: float32, one entry: the factor from `reach` to the next scale.
       stamp: uint32, one entry: the noise that the codes were written with.
     """
 
@@ -96,7 +97,7 @@ class Int4(Compressed[Int4Velocity]):
 
 
 def int4(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | None = None) -> Int4:
-    r"""Velocities in four bits per parameter and velocity, plus 8 bytes for each row of at least 512 elements.
+    r"""Velocities in four bits per parameter and velocity, plus 8 bytes per row (`storage.ROW_SIZE`).
 
     For memories of about ten steps, decay 0.9. There the relative error of a stored velocity is 0.4 on white noise and
     was 0.6 to 0.8 for the leaves of three networks, without bias; their final losses were about those of float32. The
@@ -104,12 +105,12 @@ def int4(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | N
     itself, outgrows the velocity and training suffers; take `int8`. A decay above 0.95 that is a number gets a warning.
     Half a byte is what TPUs and GPUs store; XLA's CPU backend keeps a whole one for each code.
 
-    What is lost, besides, in this order of weight:
+    Further losses, the heaviest first:
 
     * the first step of a leaf tells its scale and nothing else: the velocity begins with the second gradient. (To keep
       the first, take it in float32 and `convert` the state.) A leaf of less than ten rows may need a few steps more;
-    * an element of more than 4 times its row's scale is cut there. Scales follow by up to 8 times a step, so that of a
-      lone spike little is left, and a lasting rise is followed at once;
+    * an element of more than 4 times its row's scale is clipped to that limit. Scales follow by up to 8 times a
+      step, so that of a lone spike little is left, and a lasting rise is followed at once;
     * a row far below its leaf's largest, less than 2^-12 of it, is mostly noise, without bias.
 
     A NaN or infinite velocity is stored as zero: its element starts anew.
@@ -124,7 +125,7 @@ def int4(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | N
 
     Raises:
       ValueError: If a number is out of range.
-      TypeError: If an argument is no number.
+      TypeError: If `seed` or `min_size` is not a whole number.
 
     Reference:
       Four-bit states: Li, Chen and Zhu, NeurIPS 2023, arXiv:2309.01507. Subtractive dither: see `int8`.

@@ -12,7 +12,7 @@ beyond the scale take the codes above K, whose levels are the squares of $1 + (4
 scales, and are rounded between them at random. While a leaf has no scale at all every code is a power of 4, from the
 least float32 up.
 
-What is here was chosen by what XLA makes of it: a handful of operations, or one more array or number that a step reads
+The form of the code follows from XLA's fusion: a handful of operations, or one more array or number that a step reads
 besides its large ones, decide whether it is compiled into one pass.
 """
 
@@ -61,10 +61,10 @@ class Int8Velocity(NamedTuple):
     Attributes:
       codes: int8, of the leaf's shape; a leaf that is not compressed has its velocity here, in full. One per velocity.
       gain: float32, one entry: what the scale is multiplied by for this velocity. One per velocity.
-      scale: float32, what the codes were written with, K^2 where that is none; one entry per row.
+      scale: float32, what the codes were written with, K^2 while there is no scale; one entry per row.
       body: float32, one entry: the last code before the tail; 0 without a scale.
       reach: float32, the largest recent value, falling slowly; one entry per row.
-      margin: float32, one entry: the next scale is so many times `reach`.
+      margin: float32, one entry: the factor from `reach` to the next scale.
       stamp: uint32, one entry: the noise that the codes were written with.
     """
 
@@ -113,21 +113,21 @@ class Int8(Compressed[Int8Velocity]):
 
 
 def int8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | None = None) -> Int8:
-    r"""Velocities in one byte per parameter and velocity, plus 8 bytes for each row of at least 512 elements.
+    r"""Velocities in one byte per parameter and velocity, plus 8 bytes per row (`storage.ROW_SIZE`).
 
     The rounding has no bias, at any size. On white noise the relative error of a stored velocity, in rows of 512, is
     below 0.03 for decay 0.9 and 0.08 for 0.99; it grows with the memory, and slowly with the row. A row's scale follows
     its largest value of the steps before, so that a step needs no second look at its data. It is 1.1 to 4 times that
-    value; on steady noise one row in a hundred outgrows it in a step. Values that do are not cut but rounded coarsely
-    for that step, between levels that lie 1.1, 1.4, 2.6, and further out up to 16 times apart (the scale then falls by
-    a tenth a step):
+    value; on steady noise one row in a hundred outgrows it in a step. Values that do are not clipped but rounded
+    coarsely for that step, between levels that lie 1.1, 1.4, 2.6, and further out up to 16 times apart (the scale then
+    falls by a tenth a step):
 
     * the first step of a leaf, which has no scale yet: the error of the first velocity is between half of it and all of
       it, and fades with it. To have the first step exact as well, take it in float32 and `convert` the state;
     * a spike, or a row that wakes up after a long silence: off by about its own size for that step, in norm; a single
       element may come out up to 16 times too large.
 
-    What is lost: an element more than 1.7e7 times its row's scale is cut there. Rows below 2^-24 of their leaf's
+    An element more than 1.7e7 times its row's scale is clipped to that limit. Rows below 2^-24 of their leaf's
     largest are coarser the smaller they are. Velocities below 1.2e-38 are zero. A NaN or infinite velocity is stored as
     zero: its element starts anew.
 
@@ -141,7 +141,7 @@ def int8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | N
 
     Raises:
       ValueError: If a number is out of range.
-      TypeError: If an argument is no number.
+      TypeError: If `seed` or `min_size` is not a whole number.
 
     Reference:
       Subtractive dither: Roberts, IRE Trans. Information Theory 1962; Gray and Stockham, IEEE Trans. Information Theory
@@ -241,6 +241,6 @@ def _encode(v: jax.Array, scale: jax.Array, body: jax.Array, noise: jax.Array) -
 
 
 def _level(size: jax.Array, scale: jax.Array, body: jax.Array) -> jax.Array:
-    """What a code of that size stands for, noise apart."""
+    """The value of a code of that size, noise apart."""
     tail = _tail_level(_power(size.astype(jnp.int32)), body)
     return scale * jnp.where(size <= body, size * size * np.float32(1 / _BODY**2), tail)

@@ -101,15 +101,15 @@ class Uint8(Compressed[Uint8Velocity]):
 
 
 def uint8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | None = None) -> Uint8:
-    r"""Squares, such as Adam's `nu`, in one byte per parameter, plus 8 bytes for each row of at least 512 elements.
+    r"""Squares, such as Adam's `nu`, in one byte per parameter, plus 8 bytes per row (`storage.ROW_SIZE`).
 
         mo.compress(optax.adamw(1e-3), {"mu": "int8", "nu": "uint8"})
 
     Not for velocities: a negative value is stored as zero. The rounding has no bias, and the relative error of a square
-    of a slowly changing average is about a third, that of its root, which is what steps are divided by, about a sixth,
-    whatever the decay. Within a row values between 2^-32 and 2^16 times the largest one of the step before are that
-    exact; larger ones are rounded between powers of 4 for a step, up to 2^142 times; smaller ones become the smallest.
-    The first step of a leaf is rounded between powers of 4 throughout. A row of zeros has room for values up to 2^12
+    of a slowly changing average is about a third; the root, by which steps are divided, has a relative error of about
+    17 %, whatever the decay. Within a row values between 2^-32 and 2^16 times the largest one of the step before are
+    that exact; larger ones are rounded between powers of 4 for a step, up to 2^142 times; smaller ones
+    become the smallest. The first step of a leaf is rounded between powers of 4 throughout. A row of zeros has room for values up to 2^12
     times the largest one of its leaf, or up to 2^48 if that is more.
 
     NaN is stored as zero, infinity and what is beyond the range as the largest value that a row has a code for.
@@ -124,7 +124,7 @@ def uint8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | 
 
     Raises:
       ValueError: If a number is out of range.
-      TypeError: If an argument is no number.
+      TypeError: If `seed` or `min_size` is not a whole number.
 
     Reference:
       Counting with random increments: Morris, Communications of the ACM 1978. Eight-bit optimizer states: Dettmers et
@@ -157,7 +157,7 @@ def _encoded(
 
 
 def _moved(base: jax.Array, octaves: jax.Array) -> jax.Array:
-    """A base, so many octaves up; zero stays zero."""
+    """A base moved up by `octaves`; zero stays zero."""
     octave = jnp.clip((base // np.uint32(_OCTAVE)).astype(jnp.int32) + octaves, 1, 254 - _BELOW)
     return jnp.where(base > 0, octave.astype(jnp.uint32) * np.uint32(_OCTAVE), np.uint32(0))
 

@@ -1,4 +1,4 @@
-"""What storages in few bits share: their arguments, which leaves they compress, and the layout of a new state.
+"""The common parts of storages in few bits: their arguments, which leaves they compress, and the layout of a new state.
 
 A storage of this kind is a class of states, a table of the parts beside its codes, and functions to read and write one
 leaf; see `Compressed`.
@@ -34,7 +34,7 @@ class ScaledVelocity(CompressedVelocity, Protocol):
 
     @property
     def scale(self) -> tuple[jax.Array, ...]:
-        """What the codes were written with."""
+        """The scales that the codes were written with."""
         ...
 
     @property
@@ -48,7 +48,7 @@ S = TypeVar("S", bound=ScaledVelocity)
 
 
 class Part(NamedTuple):
-    """What is kept beside the codes of a leaf.
+    """An array beside the codes of a leaf.
 
     Attributes:
       per: Whether there is one entry per row or a single one.

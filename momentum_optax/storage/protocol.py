@@ -1,4 +1,4 @@
-"""What a storage is: a way to keep the velocities of one leaf between two steps.
+"""The protocol of storages: ways to keep the velocities of one leaf between two steps.
 
 A storage never changes what a rule means. It sees one leaf at a time and knows nothing of trees: `scale_by_momentum`
 lays the state out as one tree of the parameters' structure per part, so that shardings and `optax.tree.map_params`
@@ -49,7 +49,7 @@ class StoredVelocity(Protocol):
 
 
 class EncodeContext(NamedTuple):
-    """What `encode` may look at besides the velocities.
+    """The inputs of `encode` besides the velocities.
 
     Attributes:
       stamp: uint32 that stands for the step and the leaf; None unless the storage `reads_step`.

@@ -27,7 +27,7 @@ def stochastic_round(x: jax.Array, bits: jax.Array, dtype: DType) -> jax.Array:
 
     $$ P(\text{up}) = \frac{x - \mathrm{down}}{\mathrm{up} - \mathrm{down}} $$
 
-    A finite `x` that rounds up to infinity is rounded down. NaN and infinity stay what they are. Differentiation passes
+    A finite `x` that rounds up to infinity is rounded down. NaN and infinity are kept. Differentiation passes
     straight through, which is right in the mean since the rounding is without bias.
 
     Args:

@@ -42,7 +42,7 @@ def code_shapes(leaf: Leaf, min_size: int, codes: DType) -> CodeShapes:
 
 
 def zeros_along(leaf: Leaf, shape: tuple[int, ...], dtype: DType) -> jax.Array:
-    """Zeros of the rank of `leaf`, over explicit mesh axes split as it is along each axis that has its length.
+    """Zeros of the rank of `leaf`, over explicit mesh axes split like it along each axis of its length.
 
     What is computed from the leaf later is split so, and the types of a state must not drift.
     """

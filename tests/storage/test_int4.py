@@ -27,7 +27,7 @@ def decoded(parts):
 
 
 def over_stamps(velocity, count, scale):
-    """What is decoded under each of so many stamps, shape (count, ...)."""
+    """The decoded velocity under each of `count` stamps, shape (count, ...)."""
     once = jax.jit(jax.vmap(lambda stamp: FOUR.state_type.decode(write(velocity, stamp, scale))[0]))
     return np.asarray(once(np.arange(count, dtype=np.uint32)), np.float64)
 
@@ -122,7 +122,7 @@ def test_what_is_converted_has_no_bias_and_is_as_exact_as_in_a_run():
 
     @jax.jit
     def leaves(v):
-        """What is read of 200 leaves, converted each with its own noise."""
+        """The velocities read from 200 leaves, converted each with its own noise."""
         return jax.vmap(lambda number: FOUR.state_type.decode(encode_initial(FOUR, (v,), number))[0])(jnp.arange(200))
 
     v = normal(64, 512, seed=3)
@@ -155,7 +155,7 @@ def test_a_lone_spike_is_cut_and_a_lasting_rise_is_followed():
     exact, kept = both(mo.heavy_ball(0.5), spiked)
     scale = abs(exact[39, 3]).max() * 4  # the margin's bound
     assert 0 < abs(kept[40, 3, 100]) <= 4 * scale * 1.01
-    assert "more than 4 times its row's scale is cut" in TEXT
+    assert "more than 4 times its row's scale is clipped" in TEXT
     others = np.arange(8) != 3
     _, clean = both(mo.heavy_ball(0.5), signal)
     np.testing.assert_array_equal(kept[40, others], clean[40, others])

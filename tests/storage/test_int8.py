@@ -27,7 +27,7 @@ def write(velocity, stamp, scale=None):
 
 
 def over_stamps(velocity, count, scale=None):
-    """What is decoded under each of so many stamps, shape (count, ...)."""
+    """The decoded velocity under each of `count` stamps, shape (count, ...)."""
     once = jax.jit(jax.vmap(lambda stamp: EIGHT.state_type.decode(write(velocity, stamp, scale))[0]))
     return np.asarray(once(np.arange(count, dtype=np.uint32)), np.float64)
 
@@ -294,7 +294,7 @@ def test_the_tail_ends_where_its_text_says():
     kept = decoded(write(jnp.full((1, 512), -1e12), jnp.uint32(1), 1.0))
     np.testing.assert_allclose(kept, -TAIL[9], rtol=1e-6)
     assert f"{TAIL[9]:.1e}" == "1.7e+07"
-    assert "1.7e7 times its row's scale is cut" in TEXT
+    assert "1.7e7 times its row's scale is clipped" in TEXT
 
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])

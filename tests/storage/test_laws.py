@@ -42,7 +42,7 @@ STAMP = jnp.uint32(12345)
 
 
 def context(stamp, order):
-    """What `encode` is told for `order` velocities of equal size."""
+    """The `EncodeContext` for `order` velocities of equal size."""
     return mo.storage.EncodeContext(stamp, (1.0,) * order)
 
 
@@ -333,7 +333,7 @@ def test_a_resumed_run_is_bit_equal_to_one_that_never_stopped():
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "int8", "int4"])
-def test_noise_that_would_hang_on_the_mesh_is_refused_under_shard_map(name):
+def test_noise_that_would_depend_on_the_mesh_is_refused_under_shard_map(name):
     from jax.sharding import PartitionSpec as P
 
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -386,7 +386,7 @@ def test_axes_along_which_a_leaf_is_split_by_hand_are_refused(build):
 
 @pytest.mark.parametrize("name", STORAGES)
 def test_a_step_is_a_few_equations_for_each_further_leaf(name):
-    """What is traced for each leaf anew is seconds for a model: the rest is traced once for all leaves of a shape."""
+    """Tracing all equations anew for each leaf takes seconds for a model: most are traced once per shape."""
     tx = mo.sgd(0.1, mo.nesterov(mo.schedules.fista()), storage=make(name))
 
     def equations(leaves):

@@ -14,7 +14,7 @@ TEXT = " ".join(mo.storage.uint8.__doc__.split())
 
 
 def levels(base_octave, fine):
-    """What the codes 1 to 255 stand for, written out in float64: quarters of octaves, then factors of 4."""
+    """The values of the codes 1 to 255, written out in float64: quarters of octaves, then factors of 4."""
     quarters = np.concatenate([np.arange(fine), fine + 8 * np.arange(255 - fine)]).astype(float)
     return 2.0 ** (base_octave + quarters // 4) * (1 + quarters % 4 / 4)
 
@@ -93,7 +93,7 @@ def test_the_error_of_an_average_is_as_stated_whatever_its_memory(decay):
     signal = normal(steps, *SHAPE, seed=1)
     exact, kept = (np.asarray(averages(signal, decay, s)[1], np.float64)[-1] for s in ("float32", SQUARES))
     assert "about a third" in TEXT
-    assert "about a sixth" in TEXT
+    assert "about 17 %" in TEXT
     squares = np.sqrt((((kept - exact) / exact) ** 2).mean())
     roots = np.sqrt(((np.sqrt(kept / exact) - 1) ** 2).mean())
     assert 0.15 < squares < 0.36

@@ -180,6 +180,6 @@ def test_storage_and_debiasing_change_the_trajectory(rule):
     for storage in STORAGES:
         stored = descend(runner(rule, storage), jnp.zeros(3), signal)[0]
         assert (np.asarray(plain) != np.asarray(stored)).any() == (storage != "float32")
-    # A constant gradient leaves an optimistic step as it is, so it is debiased already.
+    # A constant gradient leaves an optimistic step unchanged, so it is debiased already.
     if rule not in NOT_DEBIASABLE | {"optimistic"}:
         assert (np.asarray(plain) != np.asarray(descend(runner(rule, debias=True), jnp.zeros(3), signal)[0])).any()
