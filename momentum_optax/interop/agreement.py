@@ -5,13 +5,13 @@ from typing import TypeAlias, cast
 
 import numpy as np
 
-from .._typing import Number
+from .._typing import Count, Number
 from ..filters import Filter
 from ..filters.coefficients import Scalar, is_zero
 from .dialect import DIALECTS, Hyperparameter
 from .recipe import Recipe, changed, constant_form, value
 
-Schedule: TypeAlias = Callable[[Number], Number]
+Schedule: TypeAlias = Callable[[Count], Number]
 
 # Over how many steps two scheduled optimizers are compared.
 _STEPS = 24

@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 from conformance import assert_bit_equal, avals
-from interop.dialect_calls import CALLS, START, every, gradient, rate
+from dialects import CALLS
+from interop.dialect_calls import START, every, gradient, rate
 
 import momentum_optax as mo
 

@@ -5,8 +5,8 @@ import inspect
 import numpy as np
 import optax
 import pytest
+from dialects import CALLS
 from interop.dialect_calls import (
-    CALLS,
     FIXED,
     IGNORED,
     every,
