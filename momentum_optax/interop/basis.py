@@ -33,8 +33,8 @@ def change_basis(
       source: Its rule, times its learning rate: of `scale_by_momentum(rule)` followed by a rate eta,
         `rule.scale(-eta)`; of a dialect, `Recipe(...).filter()`. Constant coefficients; for scheduled ones those of the
         step, `rule.at(step)`. A special first step may differ.
-      target: The same of the optimizer to go on with.
-      into: What `init` of that optimizer gave, velocities in float32.
+      target: The same of the optimizer to continue with.
+      into: The result of that optimizer's `init`, with velocities in float32.
       steps: The number of updates made; needed where something in `into` counts them and `opt_state` does not.
 
     Returns:
@@ -61,7 +61,7 @@ def change_basis(
     changed = {}
     for path, (velocities, age) in ours.items():
         if age == 0 and not same_start:
-            raise ValueError(f"the first step of {path!r} is pending, and it would be another one in target")
+            raise ValueError(f"the first step of {path!r} is pending, and target has a different first step")
         if velocities is None:
             changed[path] = ParameterVelocity(None, 0)
         else:
@@ -97,7 +97,9 @@ def _settled(name: str, rule: object) -> Filter:
     settled.matrices()
     for age in _AGES:
         if not np.array_equal(_numbers(settled), _numbers(rule.at(age, age))):
-            raise ValueError(f"{name} must not change after the first gradient, got one that does at the {age + 1}th")
+            raise ValueError(
+                f"{name} must not change after the first gradient, got one that changes at gradient {age + 1}"
+            )
     return settled.pruned()
 
 

@@ -34,7 +34,7 @@ def from_optax(
     `EmaState.ema` and `ScaleByAdamState.mu`, and of `lion_mix` for `ScaleByLionState.mu`.
 
     Args:
-      opt_state: What `init` of our optimizer gave, velocities in float32.
+      opt_state: The result of our optimizer's `init`, with velocities in float32.
       optax_state: Any state that holds exactly one of these.
       rule: The rule of `opt_state`; needed only where it debiases.
       steps: The number of updates made, if `optax_state` does not count them and something here does.
@@ -78,13 +78,13 @@ def from_optax(
 
 
 def to_optax(opt_state: optax.OptState, optax_state: optax.OptState, *, steps: int | None = None) -> optax.OptState:
-    """The inverse of `from_optax`: `optax_state` with our velocity in place of its own, in its dtypes.
+    """The inverse of `from_optax`: `optax_state` with our velocity in place of Optax's, in its dtypes.
 
     Everything else in it, such as Adam's second moment, stays.
 
     Args:
       opt_state: Of our optimizer, velocities in any storage, in the basis that `from_optax` says.
-      optax_state: What `init` of the Optax optimizer gave; holds exactly one state with a velocity.
+      optax_state: The result of the Optax optimizer's `init`; holds exactly one state with a velocity.
       steps: The number of updates made; needed if that state counts them and ours does not.
 
     Returns:

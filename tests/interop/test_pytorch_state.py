@@ -107,7 +107,7 @@ def error_cases():
     yield (
         "state of nothing",
         {"state_dict": torch_state(_9={"momentum_buffer": bad})},
-        "state_dict has state for 9, which is no parameter",
+        "state_dict has state for 9, which is not a parameter",
     )
     yield (
         "adam",
