@@ -1,7 +1,9 @@
 """The table of dialects: a call of each, for every test that holds of all of them.
 
-A dialect without a row here fails `interop/test_dialect.py`.
+A dialect without a row here is an error as soon as a test imports the table.
 """
+
+from momentum_optax.interop.dialect import DIALECTS
 
 # A dialect that is called, and for each argument another value under which the steps must differ.
 CALLS = {
@@ -53,3 +55,6 @@ CALLS = {
     "muon_average": ({}, {"momentum": 0.8, "nesterov": False}),
     "muon_sum": ({}, {"momentum": 0.8, "nesterov": True}),
 }
+
+if missing := DIALECTS.keys() - CALLS.keys():
+    raise LookupError(f"tests/dialects.py needs a row for {sorted(missing)}")
