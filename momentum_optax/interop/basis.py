@@ -26,7 +26,7 @@ def change_basis(
 
         source = mo.interop.Recipe("torch_sgd", lr=0.1, momentum=0.9).filter()
         target = mo.interop.Recipe("keras_sgd", learning_rate=0.1, momentum=0.9).filter()
-        state = mo.interop.change_basis(state, source, target, into=keras_like.init(params))
+        state = mo.interop.change_basis(state, source, target, into=keras_optimizer.init(params))
 
     Args:
       opt_state: Of the optimizer to leave, velocities in any storage.
