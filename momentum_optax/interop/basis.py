@@ -49,6 +49,7 @@ def change_basis(
     Reference:
       Kalman, "Mathematical description of linear dynamical systems", SIAM J. Control 1963.
     """
+    _checks.state("opt_state", opt_state)
     s, t = _settled("source", source), _settled("target", target)
     state, new = only_state(opt_state), only_state(into)
     matrix = _inverse_change(s, t, order_of(state), order_of(new))

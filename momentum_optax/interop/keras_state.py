@@ -45,6 +45,7 @@ def from_keras(
     Reference:
       Keras 3.15, `keras/src/optimizers/sgd.py`.
     """
+    _checks.state("opt_state", opt_state)
     if not isinstance(variables, Mapping):
         raise TypeError(f"variables must be a mapping from names to arrays, got {_checks.shown(variables)}")
     known = {key.rsplit("/", 1)[-1]: value for key, value in variables.items()}
@@ -90,6 +91,7 @@ def to_keras(
     Reference:
       As for `from_keras`.
     """
+    _checks.state("opt_state", opt_state)
     if not has_velocity(opt_state):
         return {}
     ours = read_one(opt_state)

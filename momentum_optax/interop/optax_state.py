@@ -50,6 +50,7 @@ def from_optax(
     Reference:
       Optax 0.2.8, `optax/transforms/_accumulation.py` and `optax/_src/transform.py`.
     """
+    _checks.state("opt_state", opt_state)
     if rule is not None and not isinstance(rule, Filter):
         raise TypeError(f"rule must be a Filter such as ema(0.9) or None, got {_checks.shown(rule)}")
     ours = read_one(opt_state)
@@ -98,6 +99,7 @@ def to_optax(opt_state: optax.OptState, optax_state: optax.OptState, *, steps: i
     Reference:
       As for `from_optax`.
     """
+    _checks.state("opt_state", opt_state)
     ours, bare, state = read_one(opt_state), unboxed(optax_state), only_state(opt_state)
     target = _velocity_state(bare)
     field = _FIELDS[type(target)]

@@ -58,6 +58,7 @@ def from_torch(
     Reference:
       PyTorch 2.13, `torch/optim/sgd.py` and `Optimizer.state_dict`.
     """  # noqa: E501  an example, to be copied
+    _checks.state("opt_state", opt_state)
     groups = _torch_groups(state_dict)
     buffers = _torch_buffers(state_dict, groups, key)
     count = checked_steps(steps)
@@ -108,6 +109,7 @@ def to_torch(
     Reference:
       As for `from_torch`.
     """
+    _checks.state("opt_state", opt_state)
     groups = _torch_groups(state_dict)
     if not has_velocity(opt_state):
         return {**state_dict, "state": {}}
