@@ -8,6 +8,7 @@ from functools import partial
 import jax.numpy as jnp
 import optax
 from conformance import finished_optimizers
+from dialects import CALLS
 
 import momentum_optax as mo
 from momentum_optax.interop.dialect import DIALECTS
@@ -60,6 +61,13 @@ OPTIMIZERS = {
     "signum of PyTorch": partial(mo.interop.signum, 0.1, FALLING, 0.1),
     "muon_average": partial(mo.interop.muon_average),
     "muon_sum": partial(mo.interop.muon_sum, FALLING, True),
+}
+
+# Dialects without a row above are called as in their own table.
+OPTIMIZERS |= {
+    name: partial(getattr(mo.interop, name), **CALLS[name][0])
+    for name in DIALECTS
+    if getattr(mo.interop, name) not in {getattr(row, "func", None) for row in OPTIMIZERS.values()}
 }
 
 

@@ -39,10 +39,10 @@ def apex_sgd(  # noqa: PLR0917  the order of the library
       lr: eta.
       momentum: mu in [0, inf).
       dampening: tau, see `torch_sgd`.
-      weight_decay: lambda in [0, inf); `update` then needs `params`. None for none.
+      weight_decay: lambda in [0, inf); `update` then needs `params`. None for no decay.
       nesterov: u = g + mu v'.
       wd_after_momentum: Add $\lambda\theta$ to the update, past momentum and Nesterov, instead of to the gradient.
-      storage: How the velocity is kept.
+      storage: How the velocity is stored.
 
     Raises:
       ValueError: As `torch_sgd`; for `wd_after_momentum` without weight decay, where it would do nothing.

@@ -26,15 +26,15 @@ def change_basis(
 
         source = mo.interop.Recipe("torch_sgd", lr=0.1, momentum=0.9).filter()
         target = mo.interop.Recipe("keras_sgd", learning_rate=0.1, momentum=0.9).filter()
-        state = mo.interop.change_basis(state, source, target, into=keras_like.init(params))
+        state = mo.interop.change_basis(state, source, target, into=keras_optimizer.init(params))
 
     Args:
       opt_state: Of the optimizer to leave, velocities in any storage.
       source: Its rule, times its learning rate: of `scale_by_momentum(rule)` followed by a rate eta,
         `rule.scale(-eta)`; of a dialect, `Recipe(...).filter()`. Constant coefficients; for scheduled ones those of the
         step, `rule.at(step)`. A special first step may differ.
-      target: The same of the optimizer to go on with.
-      into: What `init` of that optimizer gave, velocities in float32.
+      target: The same of the optimizer to continue with.
+      into: The result of that optimizer's `init`, with velocities in float32.
       steps: The number of updates made; needed where something in `into` counts them and `opt_state` does not.
 
     Returns:
@@ -49,6 +49,7 @@ def change_basis(
     Reference:
       Kalman, "Mathematical description of linear dynamical systems", SIAM J. Control 1963.
     """
+    _checks.state("opt_state", opt_state)
     s, t = _settled("source", source), _settled("target", target)
     state, new = only_state(opt_state), only_state(into)
     matrix = _inverse_change(s, t, order_of(state), order_of(new))
@@ -61,7 +62,7 @@ def change_basis(
     changed = {}
     for path, (velocities, age) in ours.items():
         if age == 0 and not same_start:
-            raise ValueError(f"the first step of {path!r} is pending, and it would be another one in target")
+            raise ValueError(f"the first step of {path!r} is pending, and target has a different first step")
         if velocities is None:
             changed[path] = ParameterVelocity(None, 0)
         else:
@@ -97,7 +98,9 @@ def _settled(name: str, rule: object) -> Filter:
     settled.matrices()
     for age in _AGES:
         if not np.array_equal(_numbers(settled), _numbers(rule.at(age, age))):
-            raise ValueError(f"{name} must not change after the first gradient, got one that does at the {age + 1}th")
+            raise ValueError(
+                f"{name} must not change after the first gradient, got one that changes at gradient {age + 1}"
+            )
     return settled.pruned()
 
 

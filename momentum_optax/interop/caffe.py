@@ -36,9 +36,9 @@ def caffe_sgd(
     Args:
       base_lr: eta, a number in [0, inf), a scalar array or a schedule, which stands for Caffe's `lr_policy`.
       momentum: mu, a number in [0, 1] or a scalar array.
-      weight_decay: lambda in [0, inf), coupled, no schedule; `update` then needs `params`. None for none.
+      weight_decay: lambda in [0, inf), coupled, no schedule; `update` then needs `params`. None for no decay.
       regularization_type: "L2"; Caffe's "L1" is refused.
-      storage: How the velocity is kept.
+      storage: How the velocity is stored.
 
     Raises:
       ValueError: If a number is out of range or the regularization is another.

@@ -33,7 +33,7 @@ class Description:
       decoupled: lambda_2, weight decay past the momentum.
       maximize: Whether the gradient's sign is turned, before weight decay.
       sign: Whether the sign of the filter's update is taken.
-      storage: How the velocity is kept, see `scale_by_momentum`.
+      storage: How the velocity is stored, see `scale_by_momentum`.
     """
 
     rule: Filter | None

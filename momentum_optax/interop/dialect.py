@@ -70,7 +70,7 @@ class Dialect:
         try:
             return dict(self.inverse(form))
         except NotExpressibleError as reason:
-            raise ValueError(f"{self.name} has no such steps: {reason}") from None
+            raise ValueError(f"{self.name} cannot take these steps: {reason}") from None
 
 
 # The dialects by name.
@@ -114,7 +114,7 @@ def dialect(
 
 
 def check_without_effect(**flags: object) -> None:
-    """Raise unless each argument that changes how PyTorch computes, but no number, is None, True or False."""
+    """Raise unless each argument that only chooses an implementation in PyTorch is None, True or False."""
     for name, value in flags.items():
         if value is not None:
             _checks.flag(name, value)

@@ -13,17 +13,17 @@ from .recipe import Recipe, changed, constant_form, value
 
 @dataclasses.dataclass(frozen=True)
 class Equivalence:
-    """What `equivalent_hyperparameters` found.
+    """The result of `equivalent_hyperparameters`.
 
     Attributes:
       recipe: The target with its hyperparameters.
       first_step: Whether the steps are the same from the first gradient of a parameter on, whenever that comes; if not,
-        they are the same past it, apart from what it left behind.
+        they are the same past it, apart from its effect on the velocity.
       scheduled_learning_rate: Whether they stay the same when both learning rates follow one schedule, up to the
         constant factor between them.
-      scheduled_momentum: Whether they stay the same when the momentum changes, and with it what the target makes of it.
+      scheduled_momentum: Whether they stay the same when the momentum changes, and the target's argument with it.
         None where one of the two keeps it constant.
-      notes: What differs, in words, and the correction where there is one.
+      notes: The differences as sentences, each with its correction if there is one.
     """
 
     recipe: Recipe
@@ -40,8 +40,8 @@ def equivalent_hyperparameters(source: Recipe, target: str) -> Equivalence:
         Recipe('qhoptim_qhm', lr=1.0, momentum=0.9, nu=1.0)
 
     Every dialect of one velocity, at constant hyperparameters, is $\eta\,s$ times a quasi-hyperbolic rule (see
-    `Filter.normal_form`); two agree if and only if those three numbers, the weight decays and the signs do. What holds
-    beyond constants is found by comparing the two filters, not assumed.
+    `Filter.normal_form`); two agree if and only if those three numbers, the weight decays and the signs do. Equality
+    under schedules is decided by comparing the two filters.
 
     A learning rate that is a schedule comes out as one. Where the source has it inside its velocity and the target
     outside, or the reverse, the momentum that corrects for it comes with it (`schedules.momentum_correction`), if the
@@ -56,7 +56,7 @@ def equivalent_hyperparameters(source: Recipe, target: str) -> Equivalence:
 
     Raises:
       ValueError: If no hyperparameters of the target give the same steps, with the reason.
-      TypeError: If `source` is no `Recipe`, or has another schedule than its learning rate's.
+      TypeError: If `source` is not a `Recipe`, or has another schedule than its learning rate's.
 
     Reference:
       Ma and Yarats, ICLR 2019, arXiv:1810.06801, section 4. Goyal et al., 2017, arXiv:1706.02677, section 3, for the

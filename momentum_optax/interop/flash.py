@@ -34,9 +34,9 @@ def flash_sgd(
       lr: eta.
       momentum: mu in [0, inf).
       dampening: tau, finite; from the first step on.
-      weight_decay: lambda in [0, inf), coupled; `update` then needs `params`. None for none.
+      weight_decay: lambda in [0, inf), coupled; `update` then needs `params`. None for no decay.
       nesterov: u = g + mu v'.
-      storage: How the velocity is kept; what `quantize` asks for there.
+      storage: How the velocity is stored; the counterpart of `quantize` there.
 
     Raises:
       ValueError: As `torch_sgd`.

@@ -28,13 +28,13 @@ def heavyball_sgd(
     Args:
       lr: eta.
       beta: In [0, 1].
-      weight_decay: lambda in [0, inf), decoupled; `update` then needs `params`. None for none.
-      storage: How the velocity is kept; what `storage_dtype` asks for there.
+      weight_decay: lambda in [0, inf), decoupled; `update` then needs `params`. None for no decay.
+      storage: How the velocity is stored; the counterpart of `storage_dtype` there.
 
     Raises:
       ValueError: If a number is out of range.
-      TypeError: If an argument is of the wrong type. Caution, MARS, clipping and error correction are no arguments
-        here.
+      TypeError: If an argument is of the wrong type. Caution, MARS, clipping and error correction are not
+        arguments here.
 
     Reference:
       heavyball 3.2.1, `heavyball/__init__.py` and `chainable.py`.

@@ -38,20 +38,20 @@ def keras_sgd(
     $$ v' = \mu v - \eta g, \qquad \theta' = (1 - \eta\lambda)\theta + v'
        \;\text{or}\; (1 - \eta\lambda)\theta + \mu v' - \eta g $$
 
-    Each gradient keeps the rate of its own step, unlike in PyTorch. The velocity is stored with Keras' sign and scale.
-    A variable without a gradient is skipped. With momentum 0, `nesterov` does nothing in Keras; here it is refused.
+    Each gradient keeps the learning rate of its step, unlike in PyTorch. The velocity has Keras' sign and scale. A
+    variable without a gradient is skipped. With momentum 0, `nesterov` has no effect in Keras; here it is refused.
 
     Args:
       learning_rate: eta, a number in [0, inf), a scalar array or a schedule.
       momentum: mu, a float in [0, 1] or a scalar array; Keras takes no integer and no schedule.
       nesterov: The second form.
-      weight_decay: lambda in [0, inf), decoupled, no schedule; `update` then needs `params`. None for none.
-      storage: How the velocity is kept, see `scale_by_momentum`.
+      weight_decay: lambda in [0, inf), decoupled, no schedule; `update` then needs `params`. None for no decay.
+      storage: How the velocity is stored, see `scale_by_momentum`.
 
     Raises:
-      ValueError: If a number is out of range; if `momentum` is no float, as in Keras; for `nesterov` without momentum.
+      ValueError: If a number is out of range; if `momentum` is not a float, as in Keras; for `nesterov` without one.
       TypeError: If an argument is of the wrong type. Clipping, averaging and accumulation are transformations of
-        Optax's and no arguments here.
+        Optax's and not arguments here.
 
     Reference:
       Keras 3.15, `keras/src/optimizers/sgd.py` and `base_optimizer.py`.

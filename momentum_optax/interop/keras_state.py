@@ -27,9 +27,9 @@ def from_keras(
     In the basis of `keras_sgd` (Keras' velocity has the learning rate and the sign in it) or `lion`.
 
     Args:
-      opt_state: What `init` of our optimizer gave, velocities in float32.
+      opt_state: The result of our optimizer's `init`, with velocities in float32.
       variables: Keras' optimizer variables, or arrays, by name. Names that end in "iteration" and "learning_rate" are
-        known: the first gives `steps`, the second is the optimizer's own here.
+        known: the first gives `steps`, the second belongs to our optimizer's arguments.
       names: For every parameter, from its path here to its velocity's name there.
       layouts: As for `from_torch`; Keras and Flax lay layers out alike.
       steps: The number of updates made, if `variables` has no iteration.
@@ -45,6 +45,7 @@ def from_keras(
     Reference:
       Keras 3.15, `keras/src/optimizers/sgd.py`.
     """
+    _checks.state("opt_state", opt_state)
     if not isinstance(variables, Mapping):
         raise TypeError(f"variables must be a mapping from names to arrays, got {_checks.shown(variables)}")
     known = {key.rsplit("/", 1)[-1]: value for key, value in variables.items()}
@@ -90,6 +91,7 @@ def to_keras(
     Reference:
       As for `from_keras`.
     """
+    _checks.state("opt_state", opt_state)
     if not has_velocity(opt_state):
         return {}
     ours = read_one(opt_state)

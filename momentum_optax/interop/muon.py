@@ -10,14 +10,14 @@ from .dialect import Hyperparameter, dialect
 
 
 def _arguments(form: ConstantForm) -> dict[str, Hyperparameter]:
-    """Those of either: their sizes differ by 1 - decay, which the orthogonalisation takes out."""
+    """Of both dialects: the factor 1 - decay between them is removed by the orthogonalisation."""
     form.require_linear(learning_rate=False)
     return {"momentum": form.decay, "nesterov": form.is_nesterov()}
 
 
 @dialect(inverse=_arguments, learning_rate=None, momentum="momentum")
 def muon_average(momentum: Scalar = 0.95, nesterov: bool = True, *, storage: str | Storage = "float32") -> Description:
-    r"""What `torch.optim.Muon` and Jordan's Muon orthogonalise.
+    r"""The momentum that `torch.optim.Muon` and Jordan's Muon orthogonalise.
 
     $$ v' = \mu v + (1-\mu) g, \qquad u = v' \;\text{or}\; \mu v' + (1-\mu) g $$
 
@@ -27,7 +27,7 @@ def muon_average(momentum: Scalar = 0.95, nesterov: bool = True, *, storage: str
     Args:
       momentum: mu in [0, 1).
       nesterov: The second form.
-      storage: How the velocity is kept.
+      storage: How the velocity is stored.
 
     Raises:
       ValueError: If a number is out of range; for `nesterov` with momentum 0, where it would do nothing.
@@ -42,15 +42,15 @@ def muon_average(momentum: Scalar = 0.95, nesterov: bool = True, *, storage: str
 
 @dialect(inverse=_arguments, learning_rate=None, momentum="momentum")
 def muon_sum(momentum: Scalar = 0.95, nesterov: bool = False, *, storage: str | Storage = "float32") -> Description:
-    r"""What Microsoft's `dion.Muon` orthogonalises: $v' = \mu v + g$, $u = v'$ or $g + \mu v'$.
+    r"""The momentum that Microsoft's `dion.Muon` orthogonalises: $v' = \mu v + g$, $u = v'$ or $g + \mu v'$.
 
-    At a constant momentum it is `muon_average` over 1 - mu, which an orthogonalisation does not see. The momentum
+    At a constant momentum it is `muon_average` over 1 - mu, a factor that the orthogonalisation removes. The momentum
     alone, neither scaled nor turned downhill.
 
     Args:
       momentum: mu in [0, 1].
       nesterov: The second form.
-      storage: How the velocity is kept.
+      storage: How the velocity is stored.
 
     Raises:
       ValueError: If a number is out of range; for `nesterov` with momentum 0, where it would do nothing.

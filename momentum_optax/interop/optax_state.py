@@ -34,7 +34,7 @@ def from_optax(
     `EmaState.ema` and `ScaleByAdamState.mu`, and of `lion_mix` for `ScaleByLionState.mu`.
 
     Args:
-      opt_state: What `init` of our optimizer gave, velocities in float32.
+      opt_state: The result of our optimizer's `init`, with velocities in float32.
       optax_state: Any state that holds exactly one of these.
       rule: The rule of `opt_state`; needed only where it debiases.
       steps: The number of updates made, if `optax_state` does not count them and something here does.
@@ -50,6 +50,7 @@ def from_optax(
     Reference:
       Optax 0.2.8, `optax/transforms/_accumulation.py` and `optax/_src/transform.py`.
     """
+    _checks.state("opt_state", opt_state)
     if rule is not None and not isinstance(rule, Filter):
         raise TypeError(f"rule must be a Filter such as ema(0.9) or None, got {_checks.shown(rule)}")
     ours = read_one(opt_state)
@@ -78,13 +79,13 @@ def from_optax(
 
 
 def to_optax(opt_state: optax.OptState, optax_state: optax.OptState, *, steps: int | None = None) -> optax.OptState:
-    """The inverse of `from_optax`: `optax_state` with our velocity in place of its own, in its dtypes.
+    """The inverse of `from_optax`: `optax_state` with our velocity in place of Optax's, in its dtypes.
 
     Everything else in it, such as Adam's second moment, stays.
 
     Args:
       opt_state: Of our optimizer, velocities in any storage, in the basis that `from_optax` says.
-      optax_state: What `init` of the Optax optimizer gave; holds exactly one state with a velocity.
+      optax_state: The result of the Optax optimizer's `init`; holds exactly one state with a velocity.
       steps: The number of updates made; needed if that state counts them and ours does not.
 
     Returns:
@@ -98,6 +99,7 @@ def to_optax(opt_state: optax.OptState, optax_state: optax.OptState, *, steps: i
     Reference:
       As for `from_optax`.
     """
+    _checks.state("opt_state", opt_state)
     ours, bare, state = read_one(opt_state), unboxed(optax_state), only_state(opt_state)
     target = _velocity_state(bare)
     field = _FIELDS[type(target)]

@@ -38,20 +38,20 @@ def torch_sgd(
 
     The first gradient that a parameter receives becomes its buffer undampened, whenever it comes. A parameter whose
     gradient is None is skipped: no decay of its velocity, no weight decay. Under a schedule, a momentum of 0 leaves the
-    buffer as it is, as in PyTorch.
+    buffer unchanged, as in PyTorch.
 
     Args:
       lr: eta, a number in [0, inf), a scalar array or a schedule, as all numbers here.
       momentum: mu in [0, inf); the number 0 keeps no state.
-      dampening: tau, finite. As in PyTorch, nothing without momentum.
-      weight_decay: lambda in [0, inf), coupled; `update` then needs `params`. None for none, PyTorch's 0.
+      dampening: tau, finite. As in PyTorch, without effect if there is no momentum.
+      weight_decay: lambda in [0, inf), coupled; `update` then needs `params`. None for no decay, PyTorch's 0.
       nesterov: u = g + mu v'.
       maximize: Ascend; the sign is turned before the weight decay is added.
-      foreach: Ignored, like the next three: how PyTorch computes, and nothing that changes a number.
+      foreach: Ignored, like the next three: they choose an implementation in PyTorch and change no number.
       differentiable: Ignored; JAX can differentiate through every step.
       fused: Ignored.
       capturable: Ignored.
-      storage: How the velocity is kept, see `scale_by_momentum`.
+      storage: How the velocity is stored, see `scale_by_momentum`.
 
     Raises:
       ValueError: If a number is out of range; for `nesterov` without a momentum or with dampening, as in PyTorch; for
@@ -96,19 +96,19 @@ def timm_sgdw(
       lr: eta.
       momentum: mu in [0, inf).
       dampening: tau, see `torch_sgd`.
-      weight_decay: lambda in [0, inf), decoupled; `update` then needs `params`. None for none.
+      weight_decay: lambda in [0, inf), decoupled; `update` then needs `params`. None for no decay.
       nesterov: u = g + mu v'.
       maximize: Ascend.
       foreach: Ignored, see `torch_sgd`.
       differentiable: Ignored.
       fused: Ignored.
       capturable: Ignored.
-      storage: How the velocity is kept.
+      storage: How the velocity is stored.
 
     Raises:
       ValueError: As `torch_sgd`.
-      TypeError: If an argument is of the wrong type. `caution` and `corrected_weight_decay` are no arguments here: the
-        first looks at the gradient, the second at the constructor's rate.
+      TypeError: If an argument is of the wrong type. `caution` and `corrected_weight_decay` are not arguments here: the
+        first depends on the gradient, the second on the constructor's learning rate.
 
     Reference:
       timm 1.0.31, `timm/optim/sgdw.py`; Loshchilov and Hutter, ICLR 2019, arXiv:1711.05101.
@@ -141,7 +141,7 @@ def checked_rule(
     *,
     intake: Callable[[Coefficient, Coefficient], Coefficient] = on_first_step,
 ) -> Filter | None:
-    """PyTorch's rule after PyTorch's checks; `intake(first, then)` says what a first step is."""
+    """PyTorch's rule after PyTorch's checks; `intake(first, then)` is the weight of the gradient with a first step."""
     for name, value in (("lr", lr), ("momentum", momentum)):
         _checks.within(name, value, "[0, inf)")
     _checks.finite("dampening", dampening)

@@ -38,10 +38,10 @@ def from_torch(
     groups with different hyperparameters are `optax.partition` here, with a dialect for each group.
 
     Args:
-      opt_state: What `init` of our optimizer gave, velocities in float32.
+      opt_state: The result of our optimizer's `init`, with velocities in float32.
       state_dict: That of the PyTorch optimizer; its tensors may be arrays.
       names: For every parameter, from its path here ("dense/kernel") to its number in PyTorch's optimizer, or to its
-        name where the state dictionary has `param_names`. Not looked at where there is no momentum, and so no velocity.
+        name where the state dictionary has `param_names`. Ignored without momentum, and so without velocities.
       layouts: For paths whose axes are in another order here: "linear" (out, in to in, out), "conv1d", "conv2d",
         "conv3d" (out, in, ... to ..., in, out), or a permutation p for `theirs.transpose(p)`. Others keep their axes.
       steps: The number of updates made; needed where a schedule or the storage counts them.
@@ -58,6 +58,7 @@ def from_torch(
     Reference:
       PyTorch 2.13, `torch/optim/sgd.py` and `Optimizer.state_dict`.
     """  # noqa: E501  an example, to be copied
+    _checks.state("opt_state", opt_state)
     groups = _torch_groups(state_dict)
     buffers = _torch_buffers(state_dict, groups, key)
     count = checked_steps(steps)
@@ -108,6 +109,7 @@ def to_torch(
     Reference:
       As for `from_torch`.
     """
+    _checks.state("opt_state", opt_state)
     groups = _torch_groups(state_dict)
     if not has_velocity(opt_state):
         return {**state_dict, "state": {}}
@@ -166,7 +168,7 @@ def _torch_buffers(state_dict: StateDict, groups: Mapping[int, StateDict], key: 
     for number, entry in state_dict["state"].items():
         extra = sorted(set(entry) - {key})
         if number not in groups:
-            raise ValueError(f"state_dict has state for {number!r}, which is no parameter of its groups")
+            raise ValueError(f"state_dict has state for {number!r}, which is not a parameter of its groups")
         if extra:
             raise ValueError(f"entry {number!r} of state_dict must hold {key} alone, got {', '.join(extra)} too")
         if entry.get(key) is not None:

@@ -35,9 +35,9 @@ def qhoptim_qhm(
       lr: eta, a number in [0, inf), a scalar array or a schedule, as all numbers here.
       momentum: beta in [0, 1).
       nu: Finite.
-      weight_decay: lambda in [0, inf); `update` then needs `params`. None for none.
+      weight_decay: lambda in [0, inf); `update` then needs `params`. None for no decay.
       weight_decay_type: "grad", coupled, or "direct", decoupled: $\theta \leftarrow (1 - \eta\lambda)\theta$ first.
-      storage: How the velocity is kept, see `scale_by_momentum`.
+      storage: How the velocity is stored, see `scale_by_momentum`.
 
     Raises:
       ValueError: If a number is out of range, or there is no such type.

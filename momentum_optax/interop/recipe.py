@@ -23,7 +23,7 @@ class Recipe:
     def __init__(self, dialect: str, /, **hyperparameters: Hyperparameter) -> None:
         _checks.choice("dialect", dialect, tuple(DIALECTS))
         if "storage" in hyperparameters:
-            raise TypeError("storage is no hyperparameter: give it to transformation")
+            raise TypeError("storage is not a hyperparameter: give it to transformation")
         self.dialect = dialect
         self.hyperparameters = hyperparameters
         self.description()
@@ -36,9 +36,9 @@ class Recipe:
         return DIALECTS[self.dialect].describe(**self.hyperparameters, storage=storage).transformation()
 
     def filter(self) -> Filter:
-        """From the gradients, weight decay and sign of ascent in them, to the steps; learning rate included.
+        """The filter from the gradients, with weight decay and sign of ascent, to the steps; learning rate included.
 
-        A sign that is taken and decoupled weight decay are no linear filters and left out.
+        Taking the sign and decoupled weight decay are not linear filters of the gradient and are left out.
         """
         return self.description().displacement()
 
@@ -62,7 +62,9 @@ def constant_form(recipe: Recipe) -> ConstantForm:
     for name, given in recipe.hyperparameters.items():
         for x in given if isinstance(given, tuple | list) else (given,):
             if _checks.is_schedule(x) or _checks.is_scalar_array(x):
-                raise TypeError(f"source must have numbers, but for a schedule of the rate, got {name}={x!r}")
+                raise TypeError(
+                    f"source must have numbers, apart from a schedule of the learning rate, got {name}={x!r}"
+                )
     d = recipe.description()
     # Numbers, as the loop has seen.
     learning_rate, l2, decoupled = cast("tuple[float | None, float, float]", (d.learning_rate, d.l2, d.decoupled))

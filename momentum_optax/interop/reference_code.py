@@ -32,8 +32,8 @@ def aggmo(
       lr: eta.
       betas: Distinct numbers in [0, 1]. The reference keeps its buffers by the value of beta, so that equal ones share
         a buffer and a scheduled one loses it.
-      weight_decay: lambda in [0, inf), coupled; `update` then needs `params`. None for none.
-      storage: How the velocities are kept.
+      weight_decay: lambda in [0, inf), coupled; `update` then needs `params`. None for no decay.
+      storage: How the velocities are stored.
 
     Raises:
       ValueError: If a number is out of range, or two betas are equal.
@@ -74,15 +74,15 @@ def accsgd(
 ) -> Description:
     """The reference optimizer of accelerated SGD; its formula is that of `accelerated`.
 
-    The reference stores a point and this the displacement to it, in which each gradient keeps the rate of its own step.
+    The reference stores a point, this the displacement to it, in which a gradient keeps the learning rate of its step.
 
     Args:
       lr: eta, the short step.
       kappa: Long step over short step, in [1, inf).
       xi: Statistical advantage, in [1, inf).
       smallConst: In (0, 1].
-      weight_decay: lambda in [0, inf), coupled; `update` then needs `params`. None for none.
-      storage: How the velocity is kept.
+      weight_decay: lambda in [0, inf), coupled; `update` then needs `params`. None for no decay.
+      storage: How the velocity is stored.
 
     Raises:
       ValueError: If a number is out of range.
@@ -119,13 +119,13 @@ def mass(
 ) -> Description:
     """The reference optimizer of MaSS; its formula is that of the rule `mass`.
 
-    The reference stores a point and this the displacement to it, in which each gradient keeps the rate of its own step.
+    The reference stores a point, this the displacement to it, in which a gradient keeps the learning rate of its step.
 
     Args:
       lr: eta.
       alpha: In (0, 1).
       kappa_t: In [1, inf).
-      storage: How the velocity is kept.
+      storage: How the velocity is stored.
 
     Raises:
       ValueError: If a number is out of range.

@@ -43,13 +43,13 @@ def lion(
     Args:
       lr: eta.
       betas: beta_1 and beta_2, each in [0, 1).
-      weight_decay: lambda in [0, inf), decoupled; `update` then needs `params`. None for none.
+      weight_decay: lambda in [0, inf), decoupled; `update` then needs `params`. None for no decay.
       maximize: Ascend.
       foreach: Ignored, see `torch_sgd`.
       differentiable: Ignored.
       fused: Ignored.
       capturable: Ignored.
-      storage: How the velocity is kept.
+      storage: How the velocity is stored.
 
     Raises:
       ValueError: If a number is out of range, or there are not two betas.
@@ -98,15 +98,15 @@ def signum(
 
     $$ v' = \mu v + (1-\mu) g, \qquad \theta' = (1-\eta\lambda)\theta - \eta\,\mathrm{sign}(v') $$
 
-    Under a schedule, a momentum of 0 leaves the buffer as it is.
+    Under a schedule, a momentum of 0 leaves the buffer unchanged.
 
     Args:
       lr: eta.
       momentum: mu in [0, 1); the number 0 is sign descent, without state.
-      weight_decay: lambda in [0, inf); `update` then needs `params`. None for none.
+      weight_decay: lambda in [0, inf); `update` then needs `params`. None for no decay.
       weight_decouple: False adds $\lambda\theta$ to the gradient instead. Without weight decay it must stay True.
       maximize: Ascend.
-      storage: How the velocity is kept.
+      storage: How the velocity is stored.
 
     Raises:
       ValueError: If a number is out of range; for `weight_decouple=False` without weight decay.

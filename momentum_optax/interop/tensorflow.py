@@ -30,7 +30,7 @@ def tf1_momentum(
       learning_rate: eta.
       momentum: mu in [0, inf), a number, a scalar array or a schedule. At 0 the accumulator is still the last gradient.
       use_nesterov: The second form.
-      storage: How the velocity is kept.
+      storage: How the velocity is stored.
 
     Raises:
       ValueError: If a number is out of range; for `use_nesterov` with momentum 0, where it would do nothing.

@@ -1,4 +1,4 @@
-"""What the golden trajectories are trajectories of: objective, events, options. NumPy alone, so that both sides agree.
+"""Objective, events and options of the golden trajectories. NumPy alone, so that both sides agree.
 
 Every operation is elementwise and correctly rounded, so that a gradient is the same to the bit on every machine.
 """
@@ -135,17 +135,23 @@ def _torch_cases():
     ]
 
 
-def _other_cases():
-    m = {"lr": 0.05, "momentum": 0.9}
-    lion = {"lr": 0.01, "betas": (0.9, 0.99)}
-    keras = {"learning_rate": 0.05, "momentum": 0.9}
-    narrow = ("float32",)
+_HEAVY_BALL = {"lr": 0.05, "momentum": 0.9}
+
+
+def _timm_cases():
+    m, lion = _HEAVY_BALL, {"lr": 0.01, "betas": (0.9, 0.99)}
     return [
         Case("timm-nesterov", "timm", "timm_sgdw", {**m, "nesterov": True, "weight_decay": 0.1}),
         Case("timm-dampening", "timm", "timm_sgdw", {**m, "dampening": 0.5, "weight_decay": 0.1, "maximize": True}),
         Case("timm-rate", "timm", "timm_sgdw", {"momentum": 0.9, "weight_decay": 0.1}, {"lr": _RATE}),
         Case("timm-lion", "timm-lion", "lion", {**lion, "weight_decay": 0.1}),
         Case("timm-lion-maximize", "timm-lion", "lion", {**lion, "maximize": True}),
+    ]
+
+
+def _kozistr_cases():
+    m = _HEAVY_BALL
+    return [
         Case("kozistr-sgdw", "kozistr-SGDW", "timm_sgdw", {**m, "nesterov": True, "weight_decay": 0.1}),
         Case("kozistr-lion-rate", "kozistr-Lion", "lion", {"betas": (0.9, 0.99)}, {"lr": 0.2 * _RATE}),
         Case("kozistr-aggmo", "kozistr-AggMo", "aggmo", {"lr": 0.05}),
@@ -167,6 +173,12 @@ def _other_cases():
             {"lr": 0.01, "momentum": 0.8, "weight_decay": 0.1, "weight_decouple": False, "maximize": True},
         ),
         Case("kozistr-signum-gaps", "kozistr-SignSGD", "signum", {"lr": 0.01}, {"momentum": _GAPPED}),
+    ]
+
+
+def _qhoptim_cases():
+    m = _HEAVY_BALL
+    return [
         Case("qhoptim-grad", "qhoptim", "qhoptim_qhm", {**m, "nu": 0.7, "weight_decay": 0.1}),
         Case(
             "qhoptim-direct",
@@ -175,6 +187,12 @@ def _other_cases():
             {**m, "nu": 0.7, "weight_decay": 0.1, "weight_decay_type": "direct"},
         ),
         Case("qhoptim-schedules", "qhoptim", "qhoptim_qhm", {"nu": 0.7}, {"lr": _RATE, "momentum": _MOMENTUM}),
+    ]
+
+
+def _keras_cases():
+    keras = {"learning_rate": 0.05, "momentum": 0.9}
+    return [
         Case("keras-plain", "keras", "keras_sgd", {"learning_rate": 0.05}),
         Case("keras-momentum", "keras", "keras_sgd", keras),
         Case("keras-nesterov", "keras", "keras_sgd", {**keras, "nesterov": True}),
@@ -187,6 +205,13 @@ def _other_cases():
             {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
             {"learning_rate": _RATE},
         ),
+    ]
+
+
+def _float32_cases():
+    """Of libraries that have no other type."""
+    m, narrow = _HEAVY_BALL, ("float32",)
+    return [
         Case("heavyball-default", "heavyball", "heavyball_sgd", {"lr": 0.05}, dtypes=narrow),
         Case(
             "heavyball-decay",
@@ -201,4 +226,5 @@ def _other_cases():
     ]
 
 
-CASES = {case.name: case for case in _torch_cases() + _other_cases()}
+_FAMILIES = (_torch_cases, _timm_cases, _kozistr_cases, _qhoptim_cases, _keras_cases, _float32_cases)
+CASES = {case.name: case for cases in _FAMILIES for case in cases()}

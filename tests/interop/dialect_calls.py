@@ -1,10 +1,11 @@
-"""A call of every dialect for the tests that hold of all, and runs by given gradients."""
+"""Runs of a dialect by given gradients, and the arguments that the table of `dialects.py` leaves out."""
 
 import inspect
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dialects import CALLS
 
 import momentum_optax as mo
 
@@ -12,58 +13,6 @@ STEPS = 40
 
 
 START = np.array([1.0, -0.7, 1.9, 0.4])
-
-
-# A dialect that is called, and for each argument another value under which the steps must differ.
-CALLS = {
-    "torch_sgd": (
-        {"lr": 0.1, "momentum": 0.9},
-        {"lr": 0.2, "momentum": 0.8, "dampening": 0.5, "weight_decay": 0.1, "nesterov": True, "maximize": True},
-    ),
-    "timm_sgdw": (
-        {"lr": 0.1, "momentum": 0.9},
-        {"lr": 0.2, "momentum": 0.8, "dampening": 0.5, "weight_decay": 0.1, "nesterov": True, "maximize": True},
-    ),
-    "apex_sgd": (
-        {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1},
-        {
-            "lr": 0.2,
-            "momentum": 0.8,
-            "dampening": 0.5,
-            "weight_decay": 0.2,
-            "nesterov": True,
-            "wd_after_momentum": True,
-        },
-    ),
-    "flash_sgd": (
-        {"lr": 0.1, "momentum": 0.9},
-        {"lr": 0.2, "momentum": 0.8, "dampening": 0.5, "weight_decay": 0.1, "nesterov": True},
-    ),
-    "heavyball_sgd": ({}, {"lr": 0.2, "beta": 0.8, "weight_decay": 0.1}),
-    "keras_sgd": (
-        {"learning_rate": 0.1, "momentum": 0.9},
-        {"learning_rate": 0.2, "momentum": 0.8, "nesterov": True, "weight_decay": 0.1},
-    ),
-    "tf1_momentum": (
-        {"learning_rate": 0.1, "momentum": 0.9},
-        {"learning_rate": 0.2, "momentum": 0.8, "use_nesterov": True},
-    ),
-    "caffe_sgd": ({"base_lr": 0.1, "momentum": 0.9}, {"base_lr": 0.2, "momentum": 0.8, "weight_decay": 0.1}),
-    "qhoptim_qhm": (
-        {"lr": 0.1, "momentum": 0.9, "nu": 0.7, "weight_decay": 0.1},
-        {"lr": 0.2, "momentum": 0.8, "nu": 0.6, "weight_decay": 0.2, "weight_decay_type": "direct"},
-    ),
-    "aggmo": ({"lr": 0.1}, {"lr": 0.2, "betas": (0.0, 0.9), "weight_decay": 0.1}),
-    "accsgd": ({"lr": 0.1}, {"lr": 0.2, "kappa": 100.0, "xi": 5.0, "smallConst": 0.5, "weight_decay": 0.1}),
-    "mass": ({}, {"lr": 0.2, "alpha": 0.1, "kappa_t": 5.0}),
-    "lion": ({}, {"lr": 0.2, "betas": (0.5, 0.6), "weight_decay": 0.1, "maximize": True}),
-    "signum": (
-        {"weight_decay": 0.5},
-        {"lr": 0.2, "momentum": 0.3, "weight_decay": 0.1, "weight_decouple": False, "maximize": True},
-    ),
-    "muon_average": ({}, {"momentum": 0.8, "nesterov": False}),
-    "muon_sum": ({}, {"momentum": 0.8, "nesterov": True}),
-}
 
 
 # One allowed value only: everything else is refused.

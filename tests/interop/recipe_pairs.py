@@ -6,6 +6,7 @@ import itertools
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dialects import CALLS
 
 from momentum_optax.interop import Recipe, equivalent_hyperparameters
 from momentum_optax.interop.dialect import DIALECTS
@@ -41,6 +42,8 @@ SOURCES = [
     Recipe("muon_average", momentum=0.9),
     Recipe("muon_sum", momentum=0.9),
 ]
+# A dialect without a recipe above, as it is called elsewhere.
+SOURCES += [Recipe(name, **CALLS[name][0]) for name in DIALECTS if name not in {r.dialect for r in SOURCES}]
 
 
 def pairs():
@@ -57,9 +60,7 @@ PAIRS = [pytest.param(s, e, id=f"{s.dialect}{i}-{e.recipe.dialect}") for i, (s, 
 every_pair = pytest.mark.parametrize(("source", "found"), PAIRS)
 
 
-RATES = dict.fromkeys(DIALECTS, "lr") | dict(
-    keras_sgd="learning_rate", tf1_momentum="learning_rate", caffe_sgd="base_lr"
-)
+RATES = {name: record.learning_rate for name, record in DIALECTS.items()}
 
 
 def rate(step):

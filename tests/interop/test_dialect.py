@@ -1,12 +1,14 @@
 """The registry: every dialect has all its parts, and every argument does something."""
 
 import inspect
+import pathlib
+import re
 
 import numpy as np
 import optax
 import pytest
+from dialects import CALLS
 from interop.dialect_calls import (
-    CALLS,
     FIXED,
     IGNORED,
     every,
@@ -23,6 +25,13 @@ from momentum_optax.interop.dialect import DIALECTS, dialect
 from momentum_optax.interop.recipe import constant_form
 
 interop = mo.interop
+
+
+def test_every_record_of_the_folder_is_exported():
+    files = pathlib.Path(interop.__file__).parent.glob("*.py")
+    written = {name for f in files for name in re.findall(r"^@dialect\(.*\)\ndef (\w+)\(", f.read_text(), re.M)}
+    assert {name for name in written if not hasattr(interop, name)} == set(), "export them from interop/__init__.py"
+    assert written == set(DIALECTS)
 
 
 def test_every_dialect_has_a_row_and_is_exported():

@@ -1,5 +1,7 @@
 """States of PyTorch's optimizers, there and back: every entry that does not fit is named."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,7 +80,8 @@ def test_a_pending_first_step_goes_out_as_no_buffer():
     assert list(back["state"]) == [0, 1]
 
 
-def error_cases():
+def entry_errors():
+    """Entries of the state dictionary and names that do not fit: an id, arguments of `take`, the message."""
     bad = np.zeros((3, 4), np.float32)
     yield (
         "wrong shape",
@@ -107,7 +110,7 @@ def error_cases():
     yield (
         "state of nothing",
         {"state_dict": torch_state(_9={"momentum_buffer": bad})},
-        "state_dict has state for 9, which is no parameter",
+        "state_dict has state for 9, which is not a parameter",
     )
     yield (
         "adam",
@@ -120,6 +123,10 @@ def error_cases():
         {"state_dict": torch_state(0.5, _2=None)},
         "entry 2 for 'head' has had no gradient yet, and its first one will enter undampened",
     )
+
+
+def option_errors():
+    """Layouts, optimizers and steps that do not fit."""
     yield (
         "unknown layout",
         {"layouts": {"dense/kernel": "conv"}},
@@ -157,7 +164,9 @@ def error_cases():
     yield "negative steps", {"steps": -1}, "steps must be at least 0, got -1"
 
 
-@pytest.mark.parametrize(("arguments", "match"), [pytest.param(a, m, id=n) for n, a, m in error_cases()])
+@pytest.mark.parametrize(
+    ("arguments", "match"), [pytest.param(a, m, id=n) for n, a, m in itertools.chain(entry_errors(), option_errors())]
+)
 def test_what_does_not_fit_is_named(arguments, match):
     with pytest.raises(ValueError, match=match):
         take(**arguments)

@@ -20,10 +20,12 @@ def test_errors_of_the_call():
         Recipe("torch_sgd", lr=-1)
     with pytest.raises(TypeError, match="unexpected keyword argument 'learning_rate'"):
         Recipe("torch_sgd", learning_rate=0.1)
-    with pytest.raises(TypeError, match="storage is no hyperparameter"):
+    with pytest.raises(TypeError, match="storage is not a hyperparameter"):
         Recipe("torch_sgd", storage="int8")
     for momentum in (lambda t: 0.9, np.float32(0.9) * jnp.ones(())):
-        with pytest.raises(TypeError, match="source must have numbers, but for a schedule of the rate, got momentum="):
+        with pytest.raises(
+            TypeError, match="source must have numbers, apart from a schedule of the learning rate, got momentum="
+        ):
             equivalent_hyperparameters(Recipe("torch_sgd", momentum=momentum), "tf1_momentum")
 
 

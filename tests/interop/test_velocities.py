@@ -14,7 +14,7 @@ interop = mo.interop
 
 def test_paths_that_read_the_same_are_refused():
     params = {"a/b": jnp.zeros(2), "a": {"b": jnp.zeros(2)}}
-    with pytest.raises(ValueError, match="must have a path of its own for each parameter, got 'a/b', 'a/b'"):
+    with pytest.raises(ValueError, match="must have a different path for each parameter, got 'a/b', 'a/b'"):
         interop.to_torch(interop.torch_sgd(momentum=0.9).init(params), torch_state(), NAMES)
 
 

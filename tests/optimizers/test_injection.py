@@ -14,8 +14,10 @@ import numpy as np
 import optax
 import pytest
 from conformance import avals, finished_optimizers
+from dialects import CALLS
 
 import momentum_optax as mo
+from momentum_optax.interop.dialect import DIALECTS as DIALECT_RECORDS
 
 FINISHED = finished_optimizers()
 DIALECTS = {
@@ -39,8 +41,6 @@ class Row:
 
 
 DECAY = {"weight_decay": 0.02}
-TORCH = {"lr": 0.1, "momentum": 0.9, "dampening": 0.3, **DECAY}
-HOW = ("foreach", "differentiable", "fused", "capturable")
 ROWS = {
     "sgd": Row(
         {"learning_rate": 0.1, "momentum": 0.9, "dampening": 0.3, **DECAY},
@@ -64,34 +64,32 @@ ROWS = {
     "mars_lion": Row(
         {"learning_rate": 0.1, "decay": 0.8, "gamma": 0.1, **DECAY}, ("learning_rate",), ("scope", "mask")
     ),
-    "interop.torch_sgd": Row(TORCH, static=("nesterov", "maximize", *HOW)),
-    "interop.timm_sgdw": Row(TORCH, static=("nesterov", "maximize", *HOW)),
-    "interop.apex_sgd": Row(TORCH, ("lr",), ("nesterov", "wd_after_momentum")),
-    "interop.flash_sgd": Row(TORCH, static=("nesterov",)),
-    "interop.heavyball_sgd": Row({"lr": 0.1, "beta": 0.8, **DECAY}),
-    "interop.keras_sgd": Row(
-        {"learning_rate": 0.1, "momentum": 0.9, **DECAY}, static=("nesterov",), constant=("momentum", "weight_decay")
-    ),
-    "interop.tf1_momentum": Row(
-        {"learning_rate": 0.1, "momentum": 0.9}, ("learning_rate", "momentum"), ("use_nesterov",)
-    ),
-    "interop.caffe_sgd": Row(
-        {"base_lr": 0.1, "momentum": 0.9, **DECAY},
-        ("base_lr",),
-        ("regularization_type",),
-        constant=("momentum", "weight_decay"),
-    ),
-    "interop.qhoptim_qhm": Row(
-        {"lr": 0.1, "momentum": 0.9, "nu": 0.7, **DECAY}, ("lr", "momentum", "nu"), ("weight_decay_type",)
-    ),
-    "interop.aggmo": Row({"lr": 0.1, **DECAY}, ("lr",), ("betas",)),
-    "interop.accsgd": Row({"lr": 0.1, "kappa": 100.0, "xi": 5.0, "smallConst": 0.6, **DECAY}, ("lr",)),
-    "interop.mass": Row({"lr": 0.1, "alpha": 0.1, "kappa_t": 5.0}),
-    "interop.lion": Row({"lr": 0.1, **DECAY}, static=("betas", "maximize", *HOW)),
-    "interop.signum": Row({"lr": 0.1, "momentum": 0.8, **DECAY}, static=("weight_decouple", "maximize")),
-    "interop.muon_average": Row({"momentum": 0.8}, static=("nesterov",)),
-    "interop.muon_sum": Row({"momentum": 0.8}, static=("nesterov",)),
 }
+
+
+def dialect_row(name):
+    """The row of a dialect, from its call in `dialects.py`."""
+    describe = DIALECT_RECORDS[name].describe
+    arguments, changed = CALLS[name]
+    parameters = inspect.signature(describe).parameters
+    numbers = {key: value for key, value in (changed | arguments).items() if isinstance(value, float)}
+    required = [key for key, parameter in parameters.items() if parameter.default is parameter.empty]
+    static = [key for key in parameters if key not in numbers and key != "storage"]
+    return Row(
+        numbers, tuple(required), tuple(static), tuple(key for key in numbers if is_constant(describe, numbers, key))
+    )
+
+
+def is_constant(describe, numbers, key):
+    """Whether a dialect takes no schedule for one of its numbers."""
+    try:
+        describe(**numbers | {key: lambda t: numbers[key]})
+    except (TypeError, ValueError):
+        return True
+    return False
+
+
+ROWS |= {f"interop.{name}": dialect_row(name) for name in DIALECT_RECORDS}
 RULES = tuple(name for name, f in FACTORIES.items() if "Filter" in str(f.__annotations__.get("momentum")))
 STEPS = 4
 # Rows whose steps at defaults and under schedules are fast tests; the others are slow ones.
@@ -158,7 +156,7 @@ def injected(name, static_args=(), **arguments):
 
 def test_every_public_optimizer_and_dialect_has_a_row_with_all_its_arguments():
     assert set(ROWS) == set(FACTORIES)
-    assert {f"interop.{name}" for name in mo.interop.dialect.DIALECTS} == set(DIALECTS)
+    assert {f"interop.{name}" for name in DIALECT_RECORDS} == set(DIALECTS)
     for name, row in ROWS.items():
         arguments = set(inspect.signature(FACTORIES[name]).parameters) - {"storage"}
         assert {*row.numbers, *row.static} == arguments, name
