@@ -72,7 +72,7 @@ def train(tx, shardings=None, states=None):
 
 @functools.cache
 def alone(name):
-    """Updates and state on one device."""
+    """Parameters and state after training on one device."""
     return train(OPTIMIZERS[name]())
 
 
