@@ -1,1 +1,1 @@
-"""States on many devices, and momentum between workers that meet rarely."""
+"""States on many devices, and momentum between workers that synchronize rarely."""

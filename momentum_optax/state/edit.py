@@ -131,9 +131,8 @@ def _renewed(old: PyTree, new: PyTree, selection: Selection) -> PyTree:
 
     def renew(path: KeyPath, a: PyTree, b: PyTree) -> PyTree:
         if isinstance(a, CompressedField):
-            return CompressedField(
-                selection.pick_leaves(a.parts, b.parts, 2), selection.pick_leaves(a.plain, b.plain, 0)
-            )
+            parts = selection.pick_leaves(a.parts, b.parts, 2)
+            return CompressedField(parts, selection.pick_leaves(a.plain, b.plain, 0))
         if isinstance(a, MomentumState):
             return _renewed(a, b, selection)
         # What a field has under the name of a parameter belongs to it; counters belong to all.

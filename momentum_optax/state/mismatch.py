@@ -1,7 +1,7 @@
 """The error for a state that another optimizer made: where it differs, and the call that makes it fit."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -37,7 +37,8 @@ class StateMismatchError(ValueError):
     """A state does not belong to the optimizer that received it."""
 
 
-class Mismatch(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Mismatch:
     """A difference between two states.
 
     Attributes:

@@ -46,9 +46,8 @@ def rescaled_field(field: CompressedField, factor: Number, selection: Selection)
 
 def factors_of(opt_state: PyTree, factor: "Number | Mapping[str, Number]") -> dict[str, Number]:
     """The factor of each field, checked."""
-    names = {
-        name_of(path, x) for path, x in flatten_with_path(opt_state, is_momentum_or_field)[0] if is_momentum_or_field(x)
-    }
+    pairs, _ = flatten_with_path(opt_state, is_momentum_or_field)
+    names = {name_of(path, x) for path, x in pairs if is_momentum_or_field(x)}
     squares = {name for name in names & SECOND_MOMENTS if _is_squares(opt_state, name)}
     if squares and not isinstance(factor, Mapping):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What is stored in a state, by the names that the mappings of `convert` and `rescale` use."""
+"""Stored velocities and fields of a state, by their names in the mappings of `convert` and `rescale`."""
 
 from collections.abc import Collection
 
@@ -40,7 +40,7 @@ def holds_squares(owner: str, name: str, second_moments: Collection[str]) -> boo
 
 
 def below_field(path: KeyPath) -> KeyPath:
-    """What follows the field of a NamedTuple that `path` passed last."""
+    """The rest of `path` after the field of a NamedTuple that it passed last."""
     return path[_field_end(path) :]
 
 

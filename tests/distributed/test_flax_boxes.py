@@ -111,7 +111,7 @@ def bare(tree):
 
 
 def along(shape, like, spec):
-    """How a part of a state must be split beside a parameter that is split by `spec`."""
+    """The split of a part of a state beside a parameter that is split by `spec`."""
     if len(shape) != len(like):
         return P()
     names = [*spec, *[None] * (len(like) - len(spec))]

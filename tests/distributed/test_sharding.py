@@ -1,4 +1,4 @@
-"""Where states live, on eight devices: the numbers of one device, no traffic but what is stated, shares that add up."""
+"""States on eight devices: the numbers of one device, no traffic but the stated one, shares that add up."""
 
 import functools
 import importlib.util
@@ -72,7 +72,7 @@ def train(tx, shardings=None, states=None):
 
 @functools.cache
 def alone(name):
-    """What training gives on one device."""
+    """Parameters and state after training on one device."""
     return train(OPTIMIZERS[name]())
 
 

@@ -1,4 +1,4 @@
-"""What to save beside a state, so that a checkpoint that does not fit raises an error that names the field.
+"""Descriptions of states to save beside them: a checkpoint that does not fit raises an error that names the field.
 
 A library such as Orbax saves arrays. It does not know what they mean: it restores into another optimizer whose fields
 have the same names, and casts where dtypes differ. `describe` returns what to save as JSON beside the arrays, `check`

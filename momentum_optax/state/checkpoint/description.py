@@ -10,7 +10,7 @@ from .validation import checked_fields
 
 
 def describe(state: PyTree, *, version: int = 0, rules: JSON | Filter = None) -> dict[str, JSON]:
-    """What a checkpoint of `state` should hold beside the arrays: JSON-able, the same on every mesh.
+    """The form and the checksums of `state`, to save beside its arrays: JSON-able, the same on every mesh.
 
         layout = mo.checkpoint.describe({"params": params, "opt_state": opt_state})
 

@@ -1,4 +1,4 @@
-"""Whether what came with a checkpoint is a description."""
+"""Validation of a description that came with a checkpoint."""
 
 from collections.abc import Callable, Mapping
 from typing import NoReturn, TypeGuard

@@ -29,7 +29,7 @@ def damage(source, target, name, how):
 
 
 def outcome(path, state):
-    """What comes of restoring the checkpoint at `path`, which held `state`."""
+    """The outcome of restoring the checkpoint at `path`, which held `state`."""
     try:
         again = restored(path, jax.eval_shape(lambda: state))
     except Exception:
