@@ -65,7 +65,7 @@ def note(rule: Filter) -> None:
 
 
 def difference(expected: Fingerprint, got: Fingerprint) -> str | None:
-    """Where two fingerprints first differ, such as "A[0][0] must be 0.9, got 0.99"; None if they agree."""
+    """The first difference of two fingerprints, such as "A[0][0] must be 0.9, got 0.99"; None if they agree."""
     if len(expected["B"]) != len(got["B"]):
         return f"the order must be {len(expected['B'])}, got {len(got['B'])}"
     for (name, a), (_, b) in zip(_entries(expected), _entries(got), strict=True):

@@ -1,33 +1,13 @@
-"""The algebra of filters, against direct simulation and closed forms."""
+"""Filters: construction, responses, changes of basis and normal forms, against simulation and closed forms."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import momentum_optax as mo
-from momentum_optax.filters import post_write_form, velocity_only_readout
+from tests.filters.simulation import AGGMO, random_rule, simulate
 
-AGGMO = mo.aggregated((0.0, 0.9, 0.99))
 SUM = mo.Filter(1.0, 1.0, 1.0, 1.0)  # of all gradients so far
-
-
-def simulate(rule, gradients):
-    """The definition of a filter, written out for numbers."""
-    A, B, C, D = rule.matrices()
-    v, out = np.zeros(rule.order), []
-    for g in gradients:
-        out.append(C @ v + D * g)
-        v = A @ v + B * g
-    return np.array(out)
-
-
-def random_rule(order, seed):
-    rng = np.random.default_rng(seed)
-    A = rng.normal(size=(order, order))
-    A *= 0.9 / max(1e-9, abs(np.linalg.eigvals(A)).max())
-    return mo.Filter(A, rng.normal(size=order), rng.normal(size=order), rng.normal())
 
 
 def test_scalars_stand_for_a_rule_of_order_one():
@@ -108,58 +88,10 @@ def test_minimality_finds_velocities_that_do_not_matter():
     assert not mo.robust_momentum(10.0, 1.0, 0.9).is_minimal()  # its upper end is plain descent
 
 
-def test_equivalence_across_forms_orders_and_learning_rates():
-    assert mo.equivalent(mo.nesterov(0.9), mo.torch_nesterov(0.9))
-    assert not mo.equivalent(mo.nesterov(0.9), mo.heavy_ball(0.9))
-    assert mo.equivalent(mo.heavy_ball(0.9), mo.ema(0.9), (0.01, 0.1))
-    assert not mo.equivalent(mo.heavy_ball(0.9), mo.ema(0.9), (0.01, 0.11))
-    assert mo.equivalent(mo.aggregated((0.9, 0.9)), mo.heavy_ball(0.9))
-    assert not mo.equivalent(mo.heavy_ball(0.9), mo.heavy_ball(0.9 * 0.999))
-
-
-def test_equivalence_looks_at_schedules_and_first_steps():
-    def decay(t):
-        return 0.5 + 0.4 * t / (t + 5)
-
-    assert not mo.equivalent(mo.nesterov(decay), mo.torch_nesterov(decay))
-    assert mo.equivalent(mo.nesterov(decay), mo.nesterov(decay).change_basis(3.0))
-    damped = mo.heavy_ball(0.9, dampening=0.5)
-    assert not mo.equivalent(damped, mo.heavy_ball(0.9, dampening=0.5, first_step="gradient"))
-    assert mo.equivalent(mo.heavy_ball(0.9), mo.heavy_ball(0.9, first_step="gradient"))
-
-
-def test_equivalence_under_a_learning_rate_schedule_is_that_of_the_scheduled_product():
-    def rate(t):
-        return 0.1 / (1 + t)
-
-    corrected = mo.heavy_ball(mo.schedules.momentum_correction(0.9, rate))
-    inside = mo.Filter(0.9, rate, 0.9, rate)
-    assert mo.equivalent(corrected, inside, (rate, 1.0))
-    assert not mo.equivalent(mo.heavy_ball(0.9), inside, (rate, 1.0))
-
-
 def test_scale_multiplies_the_update_and_the_evaluation_point():
     rule = mo.triple_momentum(10.0, 1.0)
     np.testing.assert_allclose(rule.scale(3.0).impulse_response(9), 3 * rule.impulse_response(9))
     assert rule.scale(3.0).lookahead[0] == pytest.approx(3 * rule.lookahead[0])
-
-
-def test_at_an_integer_gives_python_floats_and_at_a_tracer_jax_values():
-    rule = mo.chebyshev(10.0, 1.0)
-    assert all(isinstance(c, float) for c in rule.at(3).coefficients())
-    traced = jax.jit(lambda t: jnp.stack([jnp.asarray(c) for c in rule.at(t).coefficients()]))(3)
-    np.testing.assert_allclose(traced, rule.at(3).coefficients(), rtol=3e-7)
-
-
-def test_a_leaf_has_its_own_first_step():
-    rule = mo.grokfast(0.9, 2.0)
-    assert rule.reads_age
-    assert not rule.reads_step
-    assert rule.at(7, age=0).D == 3.0
-    assert rule.at(0, age=7).D == pytest.approx(1.2)
-    damped = mo.heavy_ball(0.9, dampening=lambda t: 0.1 * t, first_step="gradient")
-    assert damped.reads_step
-    assert damped.at(5, age=1).D == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
@@ -244,95 +176,3 @@ def test_wrong_coefficients_are_named(arguments, error, words):
 def test_wrong_requests_are_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()
-
-
-def test_the_algebra_needs_no_jax_values():
-    rule = mo.heavy_ball(np.float32(0.9))
-    assert rule.is_constant
-    assert type(rule.A[0][0]) is float
-
-
-def test_what_is_made_of_a_first_step_that_follows_a_schedule_follows_it_too():
-    rule = mo.heavy_ball(0.9, dampening=lambda t: 0.5 / (t + 1), first_step="gradient")
-    other = rule.change_basis(2.0).scale(1.0)  # makes every coefficient anew
-    assert other.reads_step
-    assert other.reads_age
-    signal = jnp.asarray([1.0, -2.0, 0.5])
-    v, expected = 0.0, []
-    for t, g in enumerate(signal.tolist()):
-        v = 0.9 * v + g * (1 - 0.5 / (t + 1) if t else 1.0)
-        expected.append(v)
-    tx, got = mo.scale_by_momentum(other), []
-    state = tx.init(signal[0])
-    for g in signal:
-        u, state = tx.update(g, state)
-        got.append(float(u))
-    np.testing.assert_allclose(got, expected, rtol=1e-6)
-
-
-def test_optax_schedules_serve_as_coefficients():
-    rule = mo.heavy_ball(optax.linear_schedule(0.5, 0.9, 4))
-    assert [round(float(rule.at(t).C[0]), 4) for t in range(6)] == [0.5, 0.6, 0.7, 0.8, 0.9, 0.9]
-
-
-@pytest.mark.parametrize(
-    ("rule", "late"),
-    [
-        (mo.heavy_ball(0.9), (1.0, (1.0,), 0.0)),
-        (mo.ema(0.99), (1.0, (1.0,), 0.0)),
-        (mo.nesterov(0.9), (1.0, (1.0,), 1.0)),
-        (mo.nesterov(0.9).scale(0.1), (0.1, (1.0,), 1.0)),
-        (mo.aggregated((0.0, 0.9, 0.99)).pruned(), (1 / 3, (1.0, 1.0), 1.0)),
-        (mo.lion_mix(), None),  # nothing is saved
-        (mo.heavy_ball(1e-6), (1.0, (1.0,), 0.0)),
-        (mo.optimistic().at(1), None),  # the new velocity does not contain the old one
-        (mo.nesterov(lambda t: 0.9), None),
-    ],
-)
-def test_an_update_is_read_from_the_new_velocities_where_that_saves_multiplications(rule, late):
-    found = post_write_form(rule)
-    assert (found is None) == (late is None)
-    if late:
-        assert found[0] == pytest.approx(late[0])
-        assert (found[1], found[2]) == (late[1], late[2])
-        A, B, C, D = rule.matrices()
-        np.testing.assert_allclose(found[0] * (found[1] @ A), C, rtol=1e-12)
-        np.testing.assert_allclose(found[0] * (found[1] @ B + found[2]), D, rtol=1e-12)
-
-
-@pytest.mark.parametrize("off", [1e-6, -1e-6, 1e-9])
-def test_a_coefficient_that_is_nearly_one_is_not_taken_for_one(off, x64):
-    signal = np.random.default_rng(0).normal(size=20)
-    for rule in (
-        mo.heavy_ball(0.9).scale(1 + off),
-        mo.Filter(0.9, 1.0, 0.9 * (1 + off), 1.0),
-        mo.Filter(0.9, 1.0, 0.9, 1 + off),
-        mo.aggregated((0.5, 0.9)).scale(2 * (1 + off)),
-    ):
-        runs = [mo.scale_by_momentum(rule)]
-        # Micro-batches of one gradient, where they are possible: they read the update from the velocities too.
-        runs += [mo.accumulated(rule, 1)] if velocity_only_readout(rule) else []
-        for tx in runs:
-            step = jax.jit(lambda state, g, tx=tx: tx.update(g, state)[::-1])
-            _, got = jax.lax.scan(step, tx.init(jnp.zeros(())), jnp.asarray(signal))
-            np.testing.assert_allclose(got, simulate(rule, signal), rtol=0, atol=1e-13 * 20)
-
-
-def compiled_bytes(tx):
-    """Bytes per parameter of a donated step, as XLA counts them for this CPU."""
-
-    def step(params, state, gradients):
-        updates, state = tx.update(gradients, state)
-        return optax.apply_updates(params, updates), state
-
-    leaf = jax.ShapeDtypeStruct((512, 512), jnp.float32)
-    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(leaf, jax.eval_shape(tx.init, leaf), leaf).compile()
-    return compiled.cost_analysis()["bytes accessed"] / 512**2, compiled.memory_analysis().temp_size_in_bytes
-
-
-def test_nesterov_moves_the_bytes_of_optax_and_aggregated_needs_no_copy():
-    theirs = compiled_bytes(optax.chain(optax.trace(0.9, nesterov=True), optax.scale(-0.1)))
-    assert compiled_bytes(optax.chain(mo.scale_by_momentum(mo.nesterov(0.9)), optax.scale(-0.1))) == theirs
-    moved, temporary = compiled_bytes(optax.chain(mo.scale_by_momentum(mo.aggregated()), optax.scale(-0.1)))
-    assert moved <= 44.01
-    assert temporary == 0
