@@ -40,7 +40,7 @@ AVERAGES = {
     "lion_mix": lambda d: mo.lion_mix(b2=d),
     "muon_mix": mo.muon_mix,
     "grokfast": mo.grokfast,
-    "mars": mo.mars_mix,
+    "mars_mix": mo.mars_mix,
     "nadam_mix": mo.nadam_mix,
     "adan_mix": lambda d: mo.adan_mix(b1=d),
     "adan_mix, change": lambda d: mo.adan_mix(b2=d),

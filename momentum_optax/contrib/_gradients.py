@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .._tree import absent, flatten_with_path, path_name, reboxed, unboxed
+from .._tree import absent, flatten_with_path, path_name, unboxed
 from .._typing import Entry, KeyPath, Number, PyTree
 from ..storage.protocol import arithmetic_dtype
+from ..wrappers.leaves import Leaves
 
 
-def matching_leaves(name: str, tree: PyTree, updates: optax.Updates) -> list[Entry]:
-    """The leaves of `tree`, which must have the paths and containers of the gradients.
+def matched(updates: optax.Updates, name: str, tree: PyTree) -> list[tuple[KeyPath, Entry, Entry]]:
+    """The path of each leaf, the gradient there, and the leaf of `tree`, which must have the same structure.
 
     Raises:
       ValueError: If it has not, with the paths.
@@ -24,7 +25,7 @@ def matching_leaves(name: str, tree: PyTree, updates: optax.Updates) -> list[Ent
             f"the gradients and {name} must have one tree, got a difference in "
             f"{', '.join(sorted(here ^ there)) or 'their containers'}"
         )
-    return [x for _, x in theirs[0]]
+    return [(path, g, x) for (path, g), (_, x) in zip(ours[0], theirs[0], strict=True)]
 
 
 def check_shape(path: KeyPath, name: str, leaf: Entry, gradient: Entry) -> None:
@@ -49,17 +50,15 @@ def combined(
         raise TypeError(
             "previous_gradient must be given to update, the gradient of this batch at the parameters before"
         )
-    before = matching_leaves("previous_gradient", previous_gradient, updates)
-    pairs, treedef = flatten_with_path(unboxed(updates), is_leaf=absent)
     out = []
-    for i, ((path, g), p) in enumerate(zip(pairs, before, strict=True)):
+    for i, (path, g, p) in enumerate(matched(updates, "previous_gradient", previous_gradient)):
         check_shape(path, "previous_gradient", p, g)
         if absent(g):
             out.append(g)
         else:
             wide_g, wide_p = _widened(g, p)
             out.append(function(wide_g, wide_p, i))
-    return reboxed(treedef.unflatten(out), updates)
+    return Leaves(updates).to_tree(out, updates)
 
 
 def times(factor: Number, x: jax.Array) -> jax.Array:

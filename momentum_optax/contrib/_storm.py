@@ -17,7 +17,7 @@ from ..storage import Storage
 from ..storage.protocol import arithmetic_dtype
 from ..transform import MomentumState, scale_by_momentum
 from ..wrappers.leaves import squared_norm
-from ._gradients import combined, like, matching_leaves, times
+from ._gradients import combined, like, matched, times
 
 
 def storm(
@@ -187,7 +187,7 @@ def _storm_step(
     previous_gradient: PyTree,
 ) -> tuple[optax.Updates, MomentumState]:
     """One step of `tx`, the runner of `rule`, on the corrected gradient."""
-    ages = matching_leaves("the parameters of init", state.age, updates)
+    ages = [age for _, _, age in matched(updates, "the parameters of init", state.age)]
     decay = rule.A[0][0]
     corrected = combined(
         updates, previous_gradient, lambda g, p, i: g - like(value_at(decay, state.step, ages[i]), g) * p

@@ -8,7 +8,7 @@ import optax
 
 from .. import _checks
 from .._export import serializable
-from .._tree import absent, flatten_with_path, unboxed
+from .._tree import absent
 from .._typing import Entry, Leaf, Number, PyTree
 from ..filters.coefficients import Scalar, value_at
 from ..optimizers.gradient_dtype import in_gradient_dtype
@@ -18,7 +18,7 @@ from ..storage import Storage
 from ..storage.protocol import arithmetic_dtype
 from ..transform import scale_by_momentum
 from ..wrappers.leaves import Leaves, squared_norm
-from ._gradients import check_shape, matching_leaves, times
+from ._gradients import check_shape, matched, times
 from ._single_step import single_step
 
 
@@ -195,11 +195,13 @@ def _measured(updates: optax.Updates, state: YellowFinState, decay: Number) -> Y
 
 def _mean_gradient(updates: optax.Updates, mean: PyTree, share: jax.Array) -> list[jax.Array]:
     """The leaves of the averaged gradients."""
-    means = matching_leaves("the parameters of init", mean, updates)
-    for i, (path, g) in enumerate(flatten_with_path(unboxed(updates), is_leaf=absent)[0]):
-        if not absent(g):
-            check_shape(path, "the parameter of init", means[i], g)
-            means[i] += share.astype(jnp.finfo(means[i].dtype).dtype) * (g.astype(means[i].dtype) - means[i])
+    means = []
+    for path, g, m in matched(updates, "the parameters of init", mean):
+        if absent(g):
+            means.append(m)
+        else:
+            check_shape(path, "the parameter of init", m, g)
+            means.append(_average(m, g.astype(m.dtype), share.astype(jnp.finfo(m.dtype).dtype)))
     return means
 
 

@@ -1,7 +1,7 @@
 """Fields of an optimizer's state in compressed form: `CompressedField`, and the ways into it and out of it."""
 
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +59,7 @@ def leaf_states(field: CompressedField) -> LeafStates:
     return LeafStates(to_leaf_states(field, treedef, leaf_treedef), leaf_treedef, treedef)
 
 
-def is_compressed(x: object) -> bool:
+def is_compressed(x: object) -> TypeGuard[CompressedField]:
     """Whether `x` is a field in compressed form."""
     return isinstance(x, CompressedField)
 

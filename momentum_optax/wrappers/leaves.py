@@ -28,6 +28,7 @@ class Leaves:
 
     def __init__(self, updates: optax.Updates) -> None:
         treedef: TreeDef
+        self.values: list[Entry]
         self.values, treedef = jax.tree.flatten(unboxed(updates), is_leaf=absent)
         self.treedef = treedef
 

@@ -1,7 +1,7 @@
 """The velocities that `monitor` observes, in any optimizer state: stored, decoded, and in full precision."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import jax
 import optax
@@ -88,12 +88,12 @@ def check_observable(state: optax.OptState, params: optax.Params, rule: Filter |
         )
 
 
-def _is_observed(x: PyTree) -> bool:
+def _is_observed(x: object) -> "TypeGuard[MomentumState | CompressedField]":
     return isinstance(x, MomentumState | CompressedField)
 
 
 def _observed(state: optax.OptState) -> Iterator[tuple[KeyPath, "MomentumState | CompressedField"]]:
-    return (pair for pair in flatten_with_path(state, _is_observed)[0] if _is_observed(pair[1]))
+    return ((path, node) for path, node in flatten_with_path(state, _is_observed)[0] if _is_observed(node))
 
 
 def _decoded(node: "MomentumState | CompressedField") -> PyTree:

@@ -6,6 +6,7 @@ a tuple or a rule stays as it came.
 
 import dataclasses
 import inspect
+import operator
 from typing import Any
 
 import jax
@@ -291,12 +292,12 @@ def test_a_weight_decay_that_was_given_is_never_dropped(name):
 
 # Transformations and wrappers with numbers, each with those that Optax injects.
 PARTS = {
-    "scale_by_storm": ({"a": 0.5}, {"a"}),
-    "scale_by_adaptive_storm": ({"c": 1.0}, {"c", "k", "w"}),
-    "mars_correction": ({"decay": 0.9}, {"decay", "gamma"}),
-    "saturate": ({"delta": 1.0}, {"delta"}),
+    "contrib.scale_by_storm": ({"a": 0.5}, {"a"}),
+    "contrib.scale_by_adaptive_storm": ({"c": 1.0}, {"c", "k", "w"}),
+    "contrib.mars_correction": ({"decay": 0.9}, {"decay", "gamma"}),
+    "contrib.saturate": ({"delta": 1.0}, {"delta"}),
     "orthogonalize": ({}, set()),
-    "scale_by_yellowfin": ({}, {"decay"}),
+    "contrib.scale_by_yellowfin": ({}, {"decay"}),
     "scheduled_restart": ({"tx": mo.sgd(0.1, 0.9), "at": 3}, {"at"}),
     "accumulated": ({"rule": mo.ema(0.9), "every_k": 3, "inner": optax.scale(-1.0)}, {"every_k"}),
     "monitor": ({"tx": mo.sgd(0.1, 0.9), "rule": mo.heavy_ball(0.9)}, "every"),
@@ -306,12 +307,12 @@ PARTS = {
 @pytest.mark.parametrize("name", PARTS)
 def test_parts_are_injected_too_or_name_what_must_be_static(name):
     arguments, expected = PARTS[name]
-    build = getattr(mo, name, None) or getattr(mo.contrib, name)
-    tx = optax.inject_hyperparams(build)(**arguments)
+    make = operator.attrgetter(name)(mo)
+    tx = optax.inject_hyperparams(make)(**arguments)
     if isinstance(expected, str):
         with pytest.raises(TypeError, match=f"{expected} must be .*static_args='{expected}'"):
             jax.eval_shape(tx.init, BIG)
-        tx = optax.inject_hyperparams(build, static_args=expected)(**arguments)
+        tx = optax.inject_hyperparams(make, static_args=expected)(**arguments)
         expected = set()
     state = jax.eval_shape(tx.init, BIG)
     assert set(state.hyperparams) == expected
