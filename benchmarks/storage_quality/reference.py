@@ -28,7 +28,7 @@ class Reference:
     """One byte per velocity in two passes: exact maxima first, then unbiased rounding. No leaf is too small for it."""
 
     seed: int = 0
-    parts: ClassVar[Any] = ReferenceVelocity
+    state_type: ClassVar[Any] = ReferenceVelocity
     reads_step: ClassVar[bool] = True
     bytes_per_parameter: ClassVar[float] = 1.0
     step_size: ClassVar[float] = (127**2 - 126**2) / 127**2

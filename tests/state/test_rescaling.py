@@ -58,7 +58,7 @@ def test_squares_in_a_byte_take_powers_of_two_exactly():
 def test_squares_in_a_byte_take_another_number_without_bias():
     values = jnp.asarray(np.random.default_rng(0).uniform(0.5, 2, (64, 600)), jnp.float32)
     parts = mo.storage.uint8(min_size=1).init(values, 1)
-    encode = jax.jit(lambda p, stamp: UINT8.encode((values,), p, mo.storage.Write(stamp, (1.0,))))
+    encode = jax.jit(lambda p, stamp: UINT8.encode((values,), p, mo.storage.EncodeContext(stamp, (1.0,))))
     for stamp in range(3):
         parts = encode(parts, jnp.uint32(stamp))
     (old,) = parts.decode(parts)
