@@ -197,7 +197,9 @@ class Listener:
         return self.encode((jnp.zeros(leaf.shape),) * order, None, mo.storage.EncodeContext(None, (0.0,) * order))
 
     def encode(self, velocities, previous, write):
-        return Told(velocities, tuple(jnp.full((1,) * velocities[0].ndim, g, jnp.float32) for g in write.relative_scales))
+        return Told(
+            velocities, tuple(jnp.full((1,) * velocities[0].ndim, g, jnp.float32) for g in write.relative_scales)
+        )
 
 
 def test_a_storage_is_told_the_same_sizes_throughout_a_cycle_those_of_the_rule():
