@@ -58,7 +58,7 @@ def stochastic_round(x: jax.Array, bits: jax.Array, dtype: DType) -> jax.Array:
         whole = jnp.floor(size)
         units = (whole + (uniform < size - whole)) * np.float32(_FLOAT16_UNIT)
         noisy = jnp.where(jnp.abs(x) < np.float32(_FLOAT16_NORMAL), jnp.copysign(units, x), noisy)
-    rounded = noisy.astype(dtype)
-    # Noise could turn the bits of NaN into anything.
-    down = jnp.where(jnp.isfinite(x), down, x).astype(dtype)
-    return straight_through(x, jnp.where(jnp.isfinite(rounded) & jnp.isfinite(x), rounded, down))
+    # Noise could turn the bits of NaN into anything, and the largest value into infinity.
+    largest = np.float32(jnp.finfo(dtype).max)
+    kept_value = jnp.where(jnp.isfinite(x), jnp.where(jnp.abs(noisy) <= largest, noisy, down), x)
+    return straight_through(x, kept_value.astype(dtype))

@@ -31,7 +31,7 @@ class CompressedField(NamedTuple):
     plain: PyTree
 
 
-class LeafStates(NamedTuple):
+class _LeafStates(NamedTuple):
     """The leaves of a `CompressedField`, each a `CompressedField` of arrays, and the structures that join them.
 
     Attributes:
@@ -50,13 +50,13 @@ class LeafStates(NamedTuple):
         return field
 
 
-def leaf_states(field: CompressedField) -> LeafStates:
+def leaf_states(field: CompressedField) -> _LeafStates:
     """The leaves of a field, boxed or not; without boxes."""
     field = unboxed(field)
     one = CompressedField(type(field.parts)(*((0,) * len(part) for part in field.parts)), 0)
     leaf_treedef: TreeDef = jax.tree.structure(one)
     treedef: TreeDef = jax.tree.structure(field.plain)
-    return LeafStates(to_leaf_states(field, treedef, leaf_treedef), leaf_treedef, treedef)
+    return _LeafStates(to_leaf_states(field, treedef, leaf_treedef), leaf_treedef, treedef)
 
 
 def is_compressed(x: object) -> TypeGuard[CompressedField]:
@@ -100,7 +100,7 @@ def compress_field(
         else:
             state = CompressedField(jax.tree.map(lambda _, one=one: jnp.zeros(one, bool), parts), leaf)
         leaves.append(in_box(box, state))
-    return LeafStates(leaves, jax.tree.structure(CompressedField(parts, 0)), treedef).joined()
+    return _LeafStates(leaves, jax.tree.structure(CompressedField(parts, 0)), treedef).joined()
 
 
 def decompress_field(field: CompressedField) -> PyTree:

@@ -1,7 +1,8 @@
 """The velocities that `monitor` observes, in any optimizer state: stored, decoded, and in full precision."""
 
+import dataclasses
 from collections.abc import Iterator
-from typing import NamedTuple, TypeGuard
+from typing import TypeGuard
 
 import jax
 import optax
@@ -15,7 +16,8 @@ from .compress import CompressedState
 from .fields import CompressedField, field_name, is_uncompressed, leaf_states
 
 
-class Codes(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Codes:
     """A stored velocity.
 
     Attributes:
@@ -76,8 +78,8 @@ def check_observable(state: optax.OptState, params: optax.Params, rule: Filter |
     if not ours:
         raise ValueError("tx must hold a state of scale_by_momentum or compress, got one without")
     structure = flat(params)[1]
-    for codes, _ in stored_velocities(state):
-        got = flat(codes)[1]
+    for codes in stored_velocities(state):
+        got = flat(codes.tree)[1]
         if got != structure:
             raise ValueError(f"tx must keep its velocities in trees like the parameters, {structure}, got {got}")
     orders = [len(x.velocity[0]) for x in ours if isinstance(x, MomentumState)]

@@ -1,7 +1,8 @@
 """Which fields of an optimizer's state `compress` keeps in which storage."""
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import jax
 
@@ -31,7 +32,8 @@ Predicate: TypeAlias = Callable[[KeyPath, Leaf], bool]
 Select: TypeAlias = Collection[str] | Mapping[str, str | Storage] | Predicate
 
 
-class Selection(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Selection:
     """The arguments of `compress`, checked.
 
     Attributes:

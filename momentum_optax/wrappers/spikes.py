@@ -1,5 +1,6 @@
 """Spikes, sudden large gradients, for `guarded`: their limits, their record and the judgement of a step."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -33,7 +34,8 @@ class Spikes(NamedTuple):
     mean: PyTree
 
 
-class Limits(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Limits:
     """The arguments of `guarded` that concern spikes."""
 
     max_ratio: Number | None
@@ -65,8 +67,8 @@ def checked_limits(limits: Limits, scope: Scope) -> Limits | None:
     # Arrays are not compared: `inject_hyperparams` makes them of the defaults too.
     given = [
         name
-        for name, value, default in zip(limits._fields, limits, DEFAULTS, strict=True)
-        if not _checks.is_scalar_array(value) and value != default
+        for name, value in vars(limits).items()
+        if not _checks.is_scalar_array(value) and value != getattr(DEFAULTS, name)
     ]
     if given:
         raise ValueError(

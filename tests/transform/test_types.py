@@ -108,7 +108,6 @@ def half_precision_arithmetic(jaxpr):
         "broadcast_in_dim",
         "reshape",
         "bitcast_convert_type",
-        "is_finite",
     }
     for equation in jaxpr.eqns:
         nested = [getattr(x, "jaxpr", x) for x in jax.tree.leaves(equation.params)]
