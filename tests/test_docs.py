@@ -27,7 +27,12 @@ def name_of(page):
     return page.relative_to(DOCS).as_posix()
 
 
-@pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
+# Pages that train something take many seconds.
+LONG = {"two-gradients.md"}
+WITH_CODE_TO_RUN = [pytest.param(page, marks=pytest.mark.slow if name_of(page) in LONG else ()) for page in WITH_CODE]
+
+
+@pytest.mark.parametrize("page", WITH_CODE_TO_RUN, ids=name_of)
 def test_the_code_of_a_page_runs_and_prints_what_it_shows(page, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     names = {}

@@ -113,6 +113,7 @@ def test_a_large_table_is_that_of_optax_sgd():
     np.testing.assert_allclose(seen, wanted, rtol=0, atol=bound)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("decay", [0.9, 0.999999, -0.5, 0.0])
 def test_any_number_of_missed_steps_is_exact_to_rounding(decay):
     # From one update of size 1 at step 0: v = 1, then steps without a gradient. Rational powers, or their limit.
@@ -173,6 +174,7 @@ def test_a_bcoo_gradient_with_rows_repeated_and_padding_is_its_dense_form():
     close(by_mask(table, state, jnp.asarray(whole), jnp.asarray(np.isin(np.arange(ROWS), [2, 5]))), expected)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("active", [0, 1, 4, 5, 12])
 def test_a_mask_may_hold_more_or_fewer_rows_than_usual(active):
     table, state = begun()

@@ -14,6 +14,7 @@ from .protocol import arithmetic_dtype
 
 # A row is as many trailing axes of a leaf as hold at least this number of elements; they share a scale.
 ROW_SIZE = 512
+"""The least number of elements that share a scale: trailing axes are joined until a row has as many."""
 # How far apart scales and the values that they were made for may be, and how fast that is learned.
 _LEAST, _MOST, _PUSH = 1.1, 4.0, 0.2
 

@@ -18,6 +18,7 @@ KAPPAS = (10.0, 100.0, 1e4)
 UNSETTLED = {"nadam_mix", "schedule_free"}
 
 
+@pytest.mark.one_in(2)
 @every_rule
 def test_predicted_and_measured_contraction_agree_within_one_percent(rule, x64):
     r = RULES[rule]()
@@ -40,6 +41,7 @@ def test_predicted_and_measured_contraction_agree_within_one_percent(rule, x64):
     assert measured == pytest.approx(predicted, rel=0.01)
 
 
+@pytest.mark.one_in(2)
 @every_rule
 def test_the_run_converges_below_the_stability_limit_and_diverges_above(rule, x64):
     r = RULES[rule]()

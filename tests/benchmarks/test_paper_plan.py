@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import momentum_optax as mo
 from benchmarks import paper_plan as plan
 from examples.demo_distributed import traffic
+from momentum_optax.distributed.specs import spread
 
 P = PartitionSpec
 ROOT = pathlib.Path(__file__).parents[2]
@@ -143,7 +144,6 @@ def test_a_state_that_zero1_made_is_divided_as_planned(mesh):
 
 @pytest.mark.parametrize("chips", [8, 12])
 def test_what_zero1_leaves_whole_is_what_no_axis_of_is_divided(chips):
-    spread = mo.sharding._spread
     mesh = type("Mesh", (), {"shape": {"data": chips}})
     whole = sum(x.size for x in SMALL.params().values() if spread(x.shape, P(), mesh, "data") == P(*[None] * x.ndim))
     assert plan.left_whole(SMALL, chips) == whole / SMALL.size

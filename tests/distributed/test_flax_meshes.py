@@ -52,7 +52,7 @@ def same_split(a, b):
     return a.sharding.is_equivalent_to(b.sharding, a.ndim)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     "tx",
     [
@@ -119,6 +119,7 @@ def test_out_shardings_from_map_params_place_the_state():
         np.testing.assert_allclose(velocity[name], 0.1, rtol=1e-6)
 
 
+@pytest.mark.one_in(2)
 @every_storage
 def test_types_with_explicit_shardings_do_not_drift(storage):
     mesh = mesh_of(2, jax.sharding.AxisType.Explicit)

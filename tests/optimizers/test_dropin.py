@@ -60,6 +60,7 @@ GRID = [
 ]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("rate", "momentum", "nesterov", "dtype"), GRID)
 def test_sgd_is_optax_s_over_its_whole_option_grid(rate, momentum, nesterov, dtype):
     arguments = (rate, momentum, nesterov, dtype)
@@ -89,6 +90,7 @@ def test_a_bfloat16_accumulator_rounds_to_nearest_as_optax_s():
         assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(state))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("dtype", [None, jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("name", ["lion", "signum"])
 def test_sign_methods_keep_their_velocity_in_optax_s_dtype(name, dtype):

@@ -11,6 +11,7 @@ from tests.rules.oracles.look_ahead import nesterov
 from tests.rules.trajectories import CASES, STEPS, closed_loop, hyperparameters
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("row", "scheduled"),
     [(row, scheduled) for row, scheduled in CASES if row.evaluates],
@@ -42,6 +43,7 @@ def test_eval_params_keeps_the_dtype_of_the_parameters(rate, dtype):
     np.testing.assert_array_equal(point, jnp.full(3, 1.5, dtype))  # 1 + 0.25 * 0.5 * 4
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("row", [row for row in TABLE if not row.evaluates and row.rule != "torch_nesterov"], ids=str)
 def test_eval_params_of_every_other_rule_is_the_stored_point(row, x64):
     stored, evaluated = closed_loop(row.make(), row.learning_rate, 5, evaluate=True)

@@ -11,6 +11,7 @@ import momentum_optax as mo
 IN_FLOATS = {"mu_bfloat16", "mu_float32", "nu", "plain"}
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     "new", [name if name in IN_FLOATS else pytest.param(name, marks=pytest.mark.slow) for name in COMPRESSED]
 )
@@ -37,6 +38,7 @@ def test_a_field_that_like_compresses_needs_a_storage_that_is_fit_for_it():
         mo.convert(made("plain")[1], {"mu": BYTES, "nu": BYTES}, like=like)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", ["float32", "bfloat16", "int8", "int4"])
 def test_what_is_in_that_storage_already_stays_to_the_bit(name):
     state = made(name)[1]

@@ -58,6 +58,7 @@ def normal(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("decade", range(-24, 31, 6))
 def test_the_mean_over_the_noise_is_the_value(decade):
     # From a millionth of the scale up to it, and up to 100,000 times it.

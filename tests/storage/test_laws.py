@@ -64,6 +64,7 @@ def test_a_fresh_storage_decodes_to_zeros(name, shape):
     assert all(v.dtype == jnp.float32 and not v.any() for v in decoded)
 
 
+@pytest.mark.one_in(2)
 @every_storage
 @pytest.mark.parametrize("shape", SHAPES)
 def test_encoding_keeps_the_types_of_init(name, shape):
@@ -399,6 +400,7 @@ def test_a_step_is_a_few_equations_for_each_further_leaf(name):
     assert equations(3) - equations(2) == equations(8) - equations(7)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("make", [mo.storage.bfloat16, mo.storage.int8, mo.storage.int4, mo.storage.uint8])
 def test_every_seed_of_32_bits_gives_noise_and_no_other_is_taken(make):
     small = {} if make is mo.storage.bfloat16 else {"min_size": 1}

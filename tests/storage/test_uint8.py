@@ -62,6 +62,7 @@ def normal(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("decade", range(-24, 25, 6))
 def test_the_mean_over_the_noise_is_the_value(decade):
     shares = 10.0 ** np.concatenate([np.linspace(-9, 4, 400), np.linspace(4, 12, 112)])

@@ -71,6 +71,7 @@ def fixed(u):
     return optax.stateless(lambda g, p: u)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("scaling", CAUTIOUS)
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
 def test_cautious_masks_hold_for_tiny_numbers_zeros_and_every_dtype(scaling, dtype):

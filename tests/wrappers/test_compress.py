@@ -23,7 +23,7 @@ from flax import nnx
 import momentum_optax as mo
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @every_optimizer
 def test_float32_is_the_optimizer_itself_to_the_bit(name):
     tx, fields = OPTIMIZERS[name]
@@ -33,7 +33,7 @@ def test_float32_is_the_optimizer_itself_to_the_bit(name):
     assert_bit_equal(opened(state), expected)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize(
     ("name", "storage"), [*((name, "int8") for name in OPTIMIZERS), ("adam", "bfloat16"), ("adam", "float32")]
 )

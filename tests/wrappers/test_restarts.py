@@ -109,6 +109,7 @@ def test_gradient_restart_follows_the_published_form(rule, loop, scope):
         assert 1 <= expected <= 4
 
 
+@pytest.mark.one_in(2)
 @every_storage
 def test_every_storage_restarts_to_its_state_at_init(storage):
     plain = mo.scale_by_momentum(mo.nesterov(0.9), storage=STORAGES[storage]())

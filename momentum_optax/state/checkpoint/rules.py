@@ -5,6 +5,7 @@ import functools
 import jax
 import optax
 
+from ... import _checks
 from ..._typing import JSON
 from ...filters import Filter
 from ...filters.fingerprints import difference, fingerprint, is_fingerprint, noted
@@ -26,7 +27,11 @@ def rules_of(tx: optax.GradientTransformation, params: optax.Params) -> list[dic
 
     Returns:
       For each rule a dictionary of A, B, C and D, with the values of schedules at steps from 0 to 100,000.
+
+    Raises:
+      TypeError: If `tx` is not a transformation.
     """
+    _checks.transformation("tx", tx)
     with noted() as found:
         # A new function each time: JAX caches shapes by function and would not run `tx.init` again.
         jax.eval_shape(functools.partial(tx.init), params)

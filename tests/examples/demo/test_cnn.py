@@ -38,6 +38,7 @@ def test_the_cnn_falls_short_of_that_when_the_velocity_is_ignored(monkeypatch):
     assert train_on_digits().accuracy[-1] < 0.72
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_identical_history(history):
     assert train_on_digits() == history
 
