@@ -127,6 +127,11 @@ def int8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | N
     * a spike, or a row that wakes up after a long silence: off by about its own size for that step, in norm; a single
       element may come out up to 16 times too large.
 
+    What is below 7e-5 of its row's scale is stored as zero or as one unit, at random. The mean is right, which is
+    enough for an update that is added to the weights. Adam, Lion and Muon divide an element by its own size or take its
+    sign: under them columns whose gradients are 1000 times smaller than their row's largest lose their direction, and
+    steps can become many times too long. Keep such leaves in bfloat16.
+
     An element more than 1.7e7 times its row's scale is clipped to that limit. Rows below 2^-24 of their leaf's
     largest are coarser the smaller they are. Velocities below 1.2e-38 are zero. A NaN or infinite velocity is stored as
     zero: its element starts anew.
