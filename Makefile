@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 # Half of the CPU time of the tests is XLA compiling, mostly programs that it compiled in the run before: all of them are kept
 # in JAX's persistent cache, those too that take less than JAX's limits. What tests count is not changed by it: compilations
 # are counted in the memory of `jit`, and programs from the cache have their text and their sizes; compilers for devices that
-# are not here do without. Another folder: `make test JAX_COMPILATION_CACHE_DIR=/tmp/jax`; no cache:
+# are not here do without. Another folder: `make test JAX_COMPILATION_CACHE_DIR=FOLDER`; no cache:
 # `JAX_ENABLE_COMPILATION_CACHE=false make test`; a cache that has grown: `make clean`.
 JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 PYTEST := JAX_COMPILATION_CACHE_DIR='$(JAX_COMPILATION_CACHE_DIR)' JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 \

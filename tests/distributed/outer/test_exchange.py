@@ -83,7 +83,8 @@ def test_nothing_is_divided_by_zero_where_nobody_is_there_or_nobody_moved(exchan
     # What a selection would hide is seen here: every operation is looked at by itself.
     with jax.debug_nans(True), jax.disable_jit():
         for weight in (jnp.zeros(WORKERS), jnp.ones(WORKERS)):
-            exchanged(kind, params, weight)
+            state = exchanged(kind, params, weight)
+            assert np.all(np.isfinite(state.anchor["w"]))
 
 
 def test_every_row_of_an_exchange_in_bytes_has_its_own_scale():
