@@ -69,6 +69,7 @@ def test_every_rule_optimizer_and_dialect_says_what_it_does_at_a_decay_of_1():
     assert {name.split(",")[0].removeprefix("interop.") for name in (*SUMS, *AVERAGES)} | WITHOUT == public
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", SUMS)
 def test_a_sum_takes_a_decay_of_1_and_forgets_nothing(name):
     tx, g = SUMS[name](1.0), jnp.ones((2, 2))

@@ -80,6 +80,7 @@ def test_a_scheduled_rate_is_the_rate_before_the_rule(x64):
     np.testing.assert_allclose(seen, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_large_table_is_that_of_optax_sgd():
     shape, share, steps, rate, decay = (50_000, 256), 0.01, 30, 0.1, 0.9
     n = int(share * shape[0])

@@ -191,6 +191,7 @@ def types(tx, params):
     return [(x.dtype, x.shape) for x in jax.tree.leaves(jax.eval_shape(lambda p: steps(tx, p), params))]
 
 
+@pytest.mark.one_in(2)
 @every_dtype
 @pytest.mark.parametrize("name", {**OPTIMIZERS, **STORED})
 def test_64_bits_change_no_type(name, dtype, x64):

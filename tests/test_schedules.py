@@ -85,6 +85,7 @@ def test_an_integer_step_gives_the_papers_value_in_float64(name):
     np.testing.assert_allclose(values, [paper(t) for t in STEPS], rtol=1e-13, atol=1e-15)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", CASES)
 def test_a_traced_step_gives_the_same_in_float32(name):
     schedule, paper = CASES[name]
@@ -100,6 +101,7 @@ def test_a_traced_step_gives_float64_where_it_is_enabled(name, x64):
     np.testing.assert_allclose(values, [paper(t) for t in STEPS], rtol=1e-13, atol=1e-15)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", CASES)
 def test_every_schedule_serves_as_a_decay(name):
     schedule, paper = CASES[name]

@@ -61,7 +61,7 @@ def some(names, fast):
     )
 
 
-@some(OPTIMIZERS, ("heavyball_sgd", "yellowfin"))
+@some(OPTIMIZERS, ("sgd",))
 def test_the_slope_through_three_steps_is_that_of_the_exact_velocity(name, x64):
     """In float64, against a difference of the losses; then in float32 with the storages that have a slope."""
     wide = jax.tree.map(lambda w: w.astype(jnp.float64), W)

@@ -222,6 +222,7 @@ def test_lessards_cycle(x64):
         assert abs(ends[name][1][-1, 0]) < most, name
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("point", analysis.loop.POINTS)
 @pytest.mark.parametrize("tolerance", [0.5, 1e-3, 1e-5])
 def test_iterations_are_counted_on_the_run_itself(tolerance, point):

@@ -34,6 +34,7 @@ ROWS = [
 ]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("maker", "storage"), ROWS)
 def test_a_compiled_step_keeps_types_donates_and_resumes(maker, storage):
     tx = MAKERS[maker](STORAGES[storage]())

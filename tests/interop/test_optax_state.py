@@ -24,6 +24,7 @@ LINES = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", LINES)
 def test_optax_states_go_on_here_and_ours_there(name):
     theirs, ours, options = LINES[name]

@@ -42,6 +42,7 @@ def test_a_mask_says_which_parameters_decay(name, mask):
     np.testing.assert_array_equal(u["b"], 0 * ONES["b"])
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", DECAYING)
 def test_a_mask_without_what_it_masks_is_refused(name):
     make = DECAYING[name]

@@ -205,6 +205,7 @@ def test_numbers_are_injected_and_act_when_they_change(name, x64):
         assert abs(other - same).max() > 1e-6 * abs(same).max(), key
 
 
+@pytest.mark.one_in(2)
 @thinned
 def test_schedules_are_injected_as_the_optimizer_itself_takes_them(name, x64):
     row = ROWS[name]
@@ -230,6 +231,7 @@ def test_a_rule_as_momentum_stays_a_rule(name, x64):
     assert set(state.hyperparams) == {"learning_rate"}
 
 
+@pytest.mark.one_in(2)
 @every
 def test_hyperparameters_of_a_wider_type_change_no_type(name):
     def check(params, dtype):

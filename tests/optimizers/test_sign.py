@@ -9,6 +9,7 @@ from stepping import final
 import momentum_optax as mo
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [

@@ -136,6 +136,7 @@ def test_a_leaf_without_gradients_for_three_steps_begins_at_the_fourth(row, sche
     np.testing.assert_allclose([points["late"] for points in got[late:]], shifted, rtol=0, atol=1e-12)
 
 
+@pytest.mark.one_in(2)
 @every_row
 def test_every_hyperparameter_changes_the_trajectory(row):
     before = points(row.make(), row.learning_rate, STEPS, gradient, START)

@@ -51,6 +51,7 @@ def test_what_cannot_become_the_other_is_refused_twice_in_a_sentence(new):
         assert len(str(error.value)) < 300
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", ["optax_sgd", "optax_ema", "optax_lion", "adam"])
 @pytest.mark.parametrize("ours", ["float32", "ema", "lion", "storm", "guarded", "restart", "monitor"])
 def test_optax_states_name_the_function_that_takes_their_velocity(name, ours):

@@ -60,6 +60,7 @@ def test_parameters_in_fields_of_optax_are_selected_however_deep_the_fields_are(
     assert_bit_equal(v, {"head": jax.tree.map(lambda x: 4 * x, old["head"]), "body": old["body"]})
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", NESTED)
 def test_a_partial_reset_asks_about_parameters_alone_and_lets_counters_go_on(name):
     # nu stays in float32 beside mu, and the counts belong to no parameter.

@@ -228,6 +228,7 @@ def test_a_resumed_run_and_a_scanned_one_are_bit_equal():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_many_devices_write_the_codes_of_one():
     from jax.sharding import NamedSharding, PartitionSpec
 

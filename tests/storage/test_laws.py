@@ -55,6 +55,7 @@ def test_every_storage_has_a_stated_error():
     assert set(RELATIVE_ERROR) == set(STORAGES)
 
 
+@pytest.mark.one_in(2)
 @every_storage
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_fresh_storage_decodes_to_zeros(name, shape):
@@ -161,6 +162,7 @@ def test_after_a_change_of_sign_the_next_write_is_as_exact(name):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.one_in(2)
 @every_storage
 def test_neighbouring_values_are_as_far_apart_as_stated(name):
     storage, values = make(name), jnp.linspace(0.9, 1.0, 4097)[None]
@@ -435,6 +437,7 @@ leaves = st.sampled_from([(7,), (3, 5)]).flatmap(lambda shape: arrays(np.float32
 stamps = st.integers(0, 2**32 - 1)
 
 
+@pytest.mark.one_in(2)
 @every_storage
 @examples
 @given(leaf=leaves, stamp=stamps)

@@ -53,6 +53,7 @@ def reference(row, sizes, h):
     return expected
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("row", "scheduled"), CASES, ids=str)
 def test_an_accumulated_rule_is_the_papers_loop_on_mean_gradients(row, scheduled, x64):
     schedules, h = scheduled_row(row) if scheduled else ({}, None)

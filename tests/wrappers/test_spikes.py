@@ -118,6 +118,7 @@ def test_after_so_many_in_a_row_the_step_is_taken_and_is_the_new_level():
     assert (state.spikes.count, state.spikes.consecutive, state.spikes.accepted) == (4, 0, 16)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("sizes", "taken"),
     [([1, 1, 100], True), ([1, 1, 1, 100], False), ([0, 0, 0, 0, 100], True), ([1, 1, 1, 3.9], True)],

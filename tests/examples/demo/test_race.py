@@ -10,6 +10,7 @@ from examples.demo.rules import RULES
 pytestmark = pytest.mark.xdist_group("demo")
 
 
+@pytest.mark.slow
 def test_every_rule_races_with_as_many_rates_of_its_own(results):
     assert [result.rule for result in results] == ["sgd", "nesterov", "aggregated"]
     for result in results:
