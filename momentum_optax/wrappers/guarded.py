@@ -144,7 +144,7 @@ def _guarded(
         each, news = _judged(scope, limits, leaves, state, extra.get("value"))
         shared = all_of(each) if scope == "tree" or len(each) == 1 else True
         if scope == "leaf":
-            updates = leaves.treedef.unflatten(_zero_unless(each, leaves.values))
+            updates = leaves.to_tree(_zero_unless(each, leaves.values), updates)
         out, inner = tx.update(updates, state.inner, params, **extra)
         kept = leaves.select(each, shared, inner, state.inner)
         out = leaves.to_tree(_zero_unless(each, leaves.of(out)), out)

@@ -1,5 +1,6 @@
 """Steps that a wrapper takes for some leaves and not for others: conditions, counts and states by leaf."""
 
+from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 import jax
@@ -8,7 +9,7 @@ import optax
 
 from .. import _checks
 from .._tree import absent, boxes_of, content, in_box, reboxed, unboxed
-from .._typing import Condition, DType, Entry, KeyPath, Number, PyTree, TreeDef
+from .._typing import Condition, DType, Entry, KeyPath, Leaf, Number, PyTree, TreeDef
 from ..state.mismatch import StateMismatchError
 from ..storage.protocol import arithmetic_dtype
 from .figures import Figures
@@ -93,10 +94,13 @@ def flags(scope: Scope, params: optax.Params, value: Number, dtype: DType) -> Py
     """A scalar, or an entry of the leaf's rank for each leaf."""
     if scope == "tree":
         return jnp.full([], value, dtype)
+    return one_per_leaf(params, lambda leaf: jnp.full((1,) * jnp.ndim(leaf), value, dtype))
+
+
+def one_per_leaf(params: optax.Params, make: Callable[[Leaf], jax.Array]) -> PyTree:
+    """A tree like the parameters of what `make` makes of each, in boxes that fit."""
     treedef: TreeDef = jax.tree.structure(unboxed(params))
-    return treedef.unflatten(
-        [in_box(box, jnp.full((1,) * jnp.ndim(content(box)), value, dtype)) for box in boxes_of(params)]
-    )
+    return treedef.unflatten([in_box(box, make(content(box))) for box in boxes_of(params)])
 
 
 def check_scope(scope: Scope, counts: PyTree, leaves: Leaves) -> None:

@@ -12,7 +12,7 @@ from .._export import serializable
 from .._tree import absent
 from .._typing import Condition, Count, DType, Leaf, Number, PyTree
 from ..storage.protocol import arithmetic_dtype
-from .leaves import Leaves, Scope, counted, flags, scalar_loss, squared_norm
+from .leaves import Leaves, Scope, counted, flags, one_per_leaf, scalar_loss, squared_norm
 
 
 @serializable
@@ -81,7 +81,7 @@ def no_spikes(scope: Scope, params: optax.Params) -> Spikes:
     """The record before the first step."""
     counts = (flags(scope, params, 0, jnp.int32) for _ in range(3))
     if scope == "leaf":
-        sizes = (jax.tree.map(lambda x: jnp.zeros((1,) * jnp.ndim(x), _real(x)), params) for _ in range(2))
+        sizes = (one_per_leaf(params, lambda leaf: jnp.zeros((1,) * jnp.ndim(leaf), _real(leaf))) for _ in range(2))
     else:
         sizes = (jnp.zeros([], _real(*jax.tree.leaves(params))) for _ in range(2))
     return Spikes(*counts, *sizes)
@@ -120,7 +120,8 @@ def judge_leaves(
             flat = jax.tree.map(lambda x: x.reshape(()), record)
             each[i], new = _judged(limits, jnp.sqrt(squared_norm([g], flat.mean.dtype)), finite[i], flat)
             records[i] = jax.tree.map(lambda x, old: x.reshape(old.shape), new, record)
-    return each, Spikes(*(leaves.treedef.unflatten(column) for column in zip(*records, strict=True)))
+    columns = zip(*records, strict=True)
+    return each, Spikes(*(leaves.to_tree(list(column), old) for column, old in zip(columns, spikes, strict=True)))
 
 
 def _judged(limits: Limits, size: jax.Array, finite: Condition, old: Spikes) -> tuple[jax.Array, Spikes]:

@@ -38,6 +38,7 @@ OPTIMIZERS = {
     "compressed": lambda: mo.compress(optax.adamw(1e-3), {"mu": INT8, "nu": UINT8}),
     "compressed in part": lambda: mo.compress(optax.adam(1e-3), matrix_momentum, INT8),
     "guarded": lambda: mo.guarded(mo.sgd(0.1, 0.9, storage=INT8), "leaf"),
+    "guarded against spikes": lambda: mo.guarded(mo.sgd(0.1, 0.9), "leaf", max_ratio=4.0),
     "restarted": lambda: optax.chain(mo.adaptive_restart(BALL, scope="leaf", storage=INT8), optax.scale(-0.1)),
     "restarted by schedule": lambda: mo.scheduled_restart(mo.sgd(0.1, 0.9, storage=INT8), 2),
     "accumulated": lambda: mo.accumulated(BALL, 2, optax.scale(-0.1), storage=INT8),
