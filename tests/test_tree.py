@@ -21,8 +21,8 @@ OTHERS = {
     *("distributed/outer/exchange.py", "tuning/objective.py", "state/checkpoint/entries.py"),
     *("state/casting.py", "state/checkpoint/migration.py", "state/edit.py", "state/fitting.py", "state/parts.py"),
     *("state/reencoding.py", "state/velocity.py", "wrappers/compress.py", "wrappers/directions.py"),
-    *("wrappers/fields.py", "wrappers/figures.py", "wrappers/guarded.py", "wrappers/leaves.py"),
-    *("wrappers/observed.py", "wrappers/spikes.py"),
+    *("wrappers/fields.py", "wrappers/figures.py", "wrappers/leaves.py"),
+    "wrappers/observed.py",
 }
 
 
