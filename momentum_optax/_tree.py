@@ -16,7 +16,7 @@ import enum
 import functools
 import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, NoReturn, TypeAlias, TypeVar, cast
+from typing import NoReturn, TypeAlias, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,11 @@ def absent(x: object) -> bool:
 def path_name(path: KeyPath) -> str:
     """A key path as errors name it: `params['dense']['kernel']`."""
     return "params" + jax.tree_util.keystr(path)
+
+
+def slash_path(path: KeyPath) -> str:
+    """A key path as patterns and selections see it, the keys joined by slashes: "dense/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def find_all(tree: PyTree, *kinds: type[State]) -> list[tuple[KeyPath, State]]:
@@ -141,11 +146,6 @@ def _matched(tree: PyTree, treedef: TreeDef) -> list[Leaf | None] | None:
     return leaves if jax.tree_util.all_leaves([x for x in leaves if x is not None]) else None
 
 
-def leaf_treedef_of(state: NamedTuple) -> TreeDef:
-    """The structure of the stored form of one leaf, from that of a whole tree: a NamedTuple of tuples."""
-    return jax.tree.structure(type(state)._make((0,) * len(field) for field in state))
-
-
 def map_numbered(function: Callable[..., Leaf], tree: PyTree, *rest: PyTree) -> PyTree:
     """The tree of `function(i, leaf, *others)` for each leaf, where None is a leaf; `i` counts them."""
     leaves, treedef = flatten(tree, is_leaf=lambda x: x is None)
@@ -242,6 +242,13 @@ def reboxed(bare: PyTree, like: PyTree) -> PyTree:
 def boxes_of(tree: PyTree) -> list[PyTree]:
     """For each leaf of the bare tree its box, or the leaf itself."""
     return [x for x in jax.tree.leaves(tree, is_leaf=is_box) if not absent(content(x))]
+
+
+def merged(trees: Sequence[PyTree], is_there: Callable[[Leaf], bool]) -> PyTree:
+    """For each leaf that of the first tree in which it `is_there`, in its box; of the first tree if it is in none."""
+    rows = zip(*map(boxes_of, trees), strict=True)
+    treedef: TreeDef = jax.tree.structure(unboxed(trees[0]))
+    return treedef.unflatten([next((x for x in row if is_there(content(x))), row[0]) for row in rows])
 
 
 def in_box(box: PyTree, leaf_state: State) -> State:

@@ -12,12 +12,14 @@ import optax
 from . import _checks
 from ._export import serializable
 from ._tree import content, init_leaves, path_name, reboxed, update_leaves
-from ._typing import Count, KeyPath, Leaf, Number, PyTree
+from ._typing import Count, DType, KeyPath, Leaf, Number, PyTree
 from .filters import Filter, post_write_form
 from .filters.coefficients import Coefficient, is_zero, value_at
 from .filters.fingerprints import note
-from .state.mismatch import check_state
-from .storage import Storage, resolve
+from .state.mismatch import ANYTHING, AnyVelocity, check_leaf, check_state
+from .storage import AnyStorage, Storage, resolve
+from .storage._by_leaf import ByLeaf, chooser_of
+from .storage.mixed import Layout, form_of, stored_velocity, with_stored
 from .storage.protocol import SUPPORTED, arithmetic_dtype, encode_context, is_signed, unsupported
 
 Arrays: TypeAlias = tuple[jax.Array, ...]
@@ -31,7 +33,8 @@ class MomentumState(NamedTuple):
     """State of `scale_by_momentum`. What a rule does not need is None and costs nothing.
 
     Attributes:
-      velocity: The stored velocities, a NamedTuple of the storage's parts, each a tuple with one tree per velocity.
+      velocity: The stored velocities, a NamedTuple of the storage's parts, each a tuple with one tree per velocity; for
+        several storages a `VelocityByLeaf` with one of these for each.
       step: int32 scalar, the number of updates made; only if a coefficient is scheduled or the storage is stochastic.
       age: A tree of int32: the number of gradients that each leaf received; only if a coefficient depends on it.
       gain: A tuple with one tree per velocity: the velocities of a gradient that is always 1; only with `debias=True`.
@@ -48,7 +51,7 @@ class MomentumState(NamedTuple):
 
 
 def scale_by_momentum(
-    rule: Filter, *, storage: str | Storage = "float32", debias: bool = False
+    rule: Filter, *, storage: AnyStorage = "float32", debias: bool = False
 ) -> optax.GradientTransformationExtraArgs:
     r"""Run a momentum rule over a tree of gradients: $u_t = C v_t + D g_t$, then $v_{t+1} = A v_t + B g_t$.
 
@@ -70,7 +73,8 @@ def scale_by_momentum(
 
     Args:
       rule: A `Filter`, e.g. from the functions in `rules`.
-      storage: How velocities are kept: "float32", "bfloat16", "int8", "int4" or an object of `momentum_optax.storage`.
+      storage: How velocities are kept: "float32", "bfloat16", "int8", "int4" or an object of `momentum_optax.storage`;
+        or one for each leaf, by a mapping of patterns or a function, see `storage.by_leaf`.
       debias: Divide each update by what a constant gradient of 1 would have given, so that early updates are an
         average of the gradients so far. Adam's correction, and exact under every schedule, per leaf.
 
@@ -83,7 +87,8 @@ def scale_by_momentum(
       StateMismatchError: At `update`, a `ValueError`, if the state is of an optimizer with another storage, number of
         velocities, schedule, first step or debiasing: with the call that converts it, see `convert`.
       ValueError: If there is no such storage, it is for squares only, or `debias` is asked of a rule whose response to
-        a constant can vanish or change sign; at `update` if the gradients' tree or shapes are not those of `init`.
+        a constant can vanish or change sign; at `update` if the gradients' tree or shapes are not those of `init`; at
+        both if no pattern of storages matches the path of a leaf.
 
     Reference:
       The state-space form of Lessard, Recht and Packard, 2016, arXiv:1408.3595; debiasing after Kingma and Ba,
@@ -92,29 +97,27 @@ def scale_by_momentum(
     if not isinstance(rule, Filter):
         raise TypeError(f"rule must be a Filter such as heavy_ball(0.9), got {_checks.shown(rule)}")
     _checks.flag("debias", debias)
-    kept = resolve(storage)
-    if not is_signed(kept):
-        raise ValueError(f"storage must keep values of either sign, got {kept!r}, which is for second moments")
-    rule = rule.pruned()
-    _warn_of_noise(rule, kept)
+    rule, storages = rule.pruned(), chooser_of(resolve(storage))
+    for known in storages.known or ():
+        _check_storage(rule, known)
     if debias:
         _check_debiasable(rule)
-    return filter_transformation(rule, kept, debias, lambda now, step, age: relative_scales(now))
+    return filter_transformation(rule, storages, debias, lambda now, step, age: relative_scales(now))
 
 
 def filter_transformation(
-    rule: Filter, storage: Storage, debias: bool, scales_at: ScalesAt
+    rule: Filter, storages: ByLeaf, debias: bool, scales_at: ScalesAt
 ) -> optax.GradientTransformationExtraArgs:
     """`scale_by_momentum` of checked arguments.
 
     Args:
       rule: Without velocities that are never read.
-      storage: An object, for values of either sign.
+      storages: Of values of either sign.
       debias: As in `scale_by_momentum`.
       scales_at: `scales_at(now, step, age)` is about how large each velocity becomes, relative to the others; `now` is
         the rule with its coefficients at that step and age.
     """
-    runner = _Runner(rule, storage, debias, scales_at)
+    runner = _Runner(rule, storages, debias, scales_at)
     return optax.GradientTransformationExtraArgs(runner.init, runner.update)
 
 
@@ -141,39 +144,46 @@ class _Runner:
       reads_age: Whether coefficients differ between leaves.
       counts_steps: Whether the state has a step.
       expected: A state of the structure that `check_state` wants.
-      leaf_treedef: The structure of the state of one leaf.
     """
 
-    def __init__(self, rule: Filter, storage: Storage, debias: bool, scales_at: ScalesAt) -> None:
-        self.rule, self.storage, self.debias, self.scales_at = rule, storage, debias, scales_at
+    def __init__(self, rule: Filter, storages: ByLeaf, debias: bool, scales_at: ScalesAt) -> None:
+        self.rule, self.debias, self.scales_at = rule, debias, scales_at
+        self.storages = storages = storages.of_order(rule.order)
         self.is_constant = rule.is_constant
         self.post_write = post_write_form(rule)
         self.reads_age = rule.reads_age
-        self.counts_steps = rule.reads_step or storage.reads_step
-        some: MomentumState = jax.eval_shape(self.init_leaf, jax.ShapeDtypeStruct((), jnp.float32))
-        self.leaf_treedef = jax.tree.structure(some)
-        self.expected = some._replace(step=jax.eval_shape(self.first_step))
+        self.counts_steps = rule.reads_step or storages.reads_step
+        form = AnyVelocity((ANYTHING,) * rule.order)
+        if storages.known is not None:
+            form = Layout.of(storages.known, rule.order).form
+        self.expected = self.state_of(form, lambda dtype: 0)._replace(step=jax.eval_shape(self.first_step))
 
     def init(self, params: optax.Params) -> MomentumState:
         """See `scale_by_momentum`."""
         note(self.rule)
-        state = init_leaves(lambda path, x: self.init_leaf(_checked_leaf(path, x)), params, self.leaf_treedef)
-        return state._replace(step=self.first_step())
+        layout = self.storages.layout(params, self.rule.order)
+        treedef = jax.tree.structure(self.state_of(layout.form, lambda dtype: 0))
+        one_leaf = functools.partial(self.init_leaf, layout)
+        return init_leaves(one_leaf, params, treedef)._replace(step=self.first_step())
 
     def first_step(self) -> jax.Array | None:
         """The step of a new state; None where nothing reads it."""
         return jnp.zeros([], jnp.int32) if self.counts_steps else None
 
-    def init_leaf(self, leaf: Leaf) -> MomentumState:
+    def init_leaf(self, layout: Layout, path: KeyPath, leaf: Leaf) -> MomentumState:
         """The state of one leaf: a `MomentumState` with arrays in place of trees."""
-        ones = (1,) * len(leaf.shape)
+        leaf = _checked_leaf(path, leaf)
+        storage = self.storages.at(path, leaf)
+        if self.storages.known is None:
+            _check_storage(self.rule, storage)
         real = jnp.finfo(arithmetic_dtype(leaf.dtype)).dtype
-        return MomentumState(
-            velocity=self.storage.init(leaf, self.rule.order),
-            step=None,
-            age=jnp.zeros(ones, jnp.int32) if self.reads_age else None,
-            gain=tuple(jnp.zeros(ones, real) for _ in range(self.rule.order)) if self.debias else None,
-        )
+        velocity = layout.holding(storage.init(leaf, self.rule.order), len(leaf.shape))
+        return self.state_of(velocity, lambda dtype: jnp.zeros((1,) * len(leaf.shape), dtype), real)
+
+    def state_of(self, velocity: PyTree, zeros: Callable[[DType], Leaf | int], real: DType = None) -> MomentumState:
+        """The state with this stored velocity; `zeros(dtype)` is an age, and for the dtype `real` a gain."""
+        gain = tuple(zeros(real) for _ in range(self.rule.order)) if self.debias else None
+        return MomentumState(velocity, None, zeros(jnp.int32) if self.reads_age else None, gain)
 
     def update(
         self, updates: optax.Updates, state: MomentumState, params: optax.Params | None = None, **extra: object
@@ -184,7 +194,8 @@ class _Runner:
         step = content(state.step)
         now = None if self.reads_age else self.resolved(step, None)
         one_leaf = functools.partial(self.update_leaf, now, step)
-        out, new = update_leaves(one_leaf, updates, state._replace(step=None), self.leaf_treedef)
+        treedef = jax.tree.structure(self.state_of(form_of(state.velocity), lambda dtype: 0))
+        out, new = update_leaves(one_leaf, updates, state._replace(step=None), treedef)
         return out, new if step is None else new._replace(step=reboxed(optax.safe_increment(step), state.step))
 
     def resolved(self, step: Count | None, age: Count | None) -> _Resolved:
@@ -198,7 +209,10 @@ class _Runner:
     ) -> tuple[jax.Array, MomentumState]:
         """Update and new state of a leaf; `now` is None where the coefficients depend on its age."""
         path, i = number
-        v = self.storage.state_type.decode(old.velocity)
+        storage, stored = self.storages.everywhere, old.velocity
+        if storage is None:
+            storage, stored = self.storage_of(path, g, stored)
+        v: Arrays = storage.state_type.decode(stored)
         g = _checked_gradient(path, g, v)
         dtype = arithmetic_dtype(g.dtype, *(x.dtype for x in v))
         now = self.resolved(step, old.age) if now is None else now
@@ -208,8 +222,16 @@ class _Runner:
         if gain is not None:
             u, gain = _debiased(now, u, gain)
         age = None if old.age is None else optax.safe_increment(old.age)
-        context = encode_context(self.storage, wide, (step, i), now.scales)
-        return u.astype(g.dtype), MomentumState(self.storage.encode(v, old.velocity, context), None, age, gain)
+        velocity = storage.encode(v, stored, encode_context(storage, wide, (step, i), now.scales))
+        if stored is not old.velocity:
+            velocity = with_stored(old.velocity, velocity)
+        return u.astype(g.dtype), MomentumState(velocity, None, age, gain)
+
+    def storage_of(self, path: KeyPath, g: Leaf, velocity: PyTree) -> tuple[Storage, PyTree]:
+        """The storage of a leaf, and the velocity that it keeps."""
+        storage, stored = self.storages.at(path, g), stored_velocity(velocity)
+        check_leaf(path_name(path), stored, storage.state_type)
+        return storage, stored
 
 
 def _debiased(now: _Resolved, u: jax.Array, gain: Arrays) -> tuple[jax.Array, Arrays]:
@@ -286,6 +308,13 @@ def _checked_gradient(path: KeyPath, g: Leaf, v: Arrays) -> jax.Array:
             kind = "complex" if jnp.iscomplexobj(x) else "real"
             raise TypeError(f"the gradient for {path_name(path)} must be {kind} as at init, got {g.dtype}")
     return jnp.asarray(g)
+
+
+def _check_storage(rule: Filter, storage: Storage) -> None:
+    """Raise for a storage of squares, and warn of one that is too coarse for the rule."""
+    if not is_signed(storage):
+        raise ValueError(f"storage must keep values of either sign, got {storage!r}, which is for second moments")
+    _warn_of_noise(rule, storage)
 
 
 def _warn_of_noise(rule: Filter, storage: Storage) -> None:

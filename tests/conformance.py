@@ -96,7 +96,7 @@ def finished_optimizers():
 
 def public_storages():
     """The names that should have a row in `STORAGES`."""
-    names = {name for name in vars(mo.storage) if not name.startswith("_")} - {"resolve"}
+    names = {name for name in vars(mo.storage) if not name.startswith("_")} - {"by_leaf", "resolve"}
     return {name for name in names if inspect.isfunction(getattr(mo.storage, name))}
 
 

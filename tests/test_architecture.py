@@ -39,9 +39,9 @@ ALLOWED = {
     "schedules": {"_checks", "filters"},
     "state": {*("_checks", "_tree", "distributed", "filters", "state.velocity", "storage", "transform", "wrappers")},
     "state.evaluation": {"_checks", "_tree", "filters", "state.velocity", "storage", "transform"},
-    "state.mismatch": {"_checks"},
-    "state.velocity": {"_checks", "_tree", "transform"},
-    "storage": {"_checks"},
+    "state.mismatch": {"_checks", "storage"},
+    "state.velocity": {"_checks", "_tree", "storage", "transform"},
+    "storage": {"_checks", "_tree"},
     "transform": {"_checks", "_tree", "filters", "state.mismatch", "storage"},
     "tuning": {"_checks", "analysis", "filters", "rules"},
     "wrappers": {

@@ -12,6 +12,7 @@ import pytest
 
 import momentum_optax as mo
 from momentum_optax import _tree
+from momentum_optax.storage.mixed import form_of
 
 PACKAGE = pathlib.Path(mo.__file__).parent
 FLATTENS = {"flatten", "flatten_up_to", "tree_flatten", "tree_flatten_with_path", "tree_unflatten", "unflatten"}
@@ -78,7 +79,7 @@ def test_one_state_for_each_leaf_and_back():
     tx = mo.scale_by_momentum(mo.aggregated((0.5, 0.9)), storage=mo.storage.int8(min_size=1))
     params = {"a": jnp.ones((2, 3)), "none": None, "b": [jnp.ones(4), ()]}
     velocity = tx.init(params).velocity
-    treedef, leaf_treedef = jax.tree.structure(params), _tree.leaf_treedef_of(velocity)
+    treedef, leaf_treedef = jax.tree.structure(params), jax.tree.structure(form_of(velocity))
     states = _tree.to_leaf_states(velocity, treedef, leaf_treedef)
     assert [state.codes[1].shape for state in states] == [(2, 3), (4,)]
     assert all(jax.tree.structure(state) == leaf_treedef for state in states)
@@ -91,7 +92,7 @@ def test_one_state_for_each_leaf_and_back():
 def test_a_tree_without_leaves_has_no_states(params):
     tx = mo.scale_by_momentum(mo.heavy_ball(0.9), storage="int8")
     velocity = tx.init(params).velocity
-    treedef, leaf_treedef = jax.tree.structure(params), _tree.leaf_treedef_of(velocity)
+    treedef, leaf_treedef = jax.tree.structure(params), jax.tree.structure(form_of(velocity))
     assert _tree.to_leaf_states(velocity, treedef, leaf_treedef) == []
     assert _tree.to_trees([], treedef, leaf_treedef) == velocity
 

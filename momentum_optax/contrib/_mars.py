@@ -14,7 +14,7 @@ from ..optimizers.arguments import Mask, weight_decay_of
 from ..optimizers.gradient_dtype import in_gradient_dtype, keeping_state_dtypes
 from ..rules.sums_and_averages import ema
 from ..state.mismatch import ANYTHING, check_state
-from ..storage import Storage
+from ..storage import AnyStorage
 from ..transform import scale_by_momentum
 from ..wrappers.directions import by_norm
 from ..wrappers.leaves import SCOPES, Scope
@@ -78,7 +78,7 @@ def mars_lion(
     weight_decay: "Scalar | None" = None,
     mask: Mask | None = None,
     scope: Scope = "tree",
-    storage: str | Storage = "float32",
+    storage: AnyStorage = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     r"""MARS-Lion: the sign of the averaged, corrected and clipped gradient; see `mars_correction`.
 

@@ -8,7 +8,7 @@ from .. import _checks
 from ..filters.coefficients import Scalar
 from ..optimizers.gradient_dtype import in_gradient_dtype
 from ..rules.sums_and_averages import heavy_ball
-from ..storage import Storage
+from ..storage import AnyStorage
 from ..transform import scale_by_momentum
 from ..wrappers.directions import by_norm
 from ..wrappers.leaves import SCOPES, Scope
@@ -19,7 +19,7 @@ def relativistic(
     decay: Scalar = 0.9,
     delta: Scalar = 1.0,
     *,
-    storage: str | Storage = "float32",
+    storage: AnyStorage = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     r"""The relativistic heavy ball: no step is longer than $1/\sqrt\delta$, whatever the gradient.
 

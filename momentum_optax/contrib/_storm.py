@@ -13,7 +13,7 @@ from ..filters import Filter
 from ..filters.coefficients import Scalar, lift, on_first_step, value_at
 from ..optimizers.gradient_dtype import in_gradient_dtype
 from ..state.mismatch import check_kind, check_state
-from ..storage import Storage
+from ..storage import AnyStorage
 from ..storage.protocol import arithmetic_dtype
 from ..transform import MomentumState, scale_by_momentum
 from ..wrappers.leaves import squared_norm
@@ -21,7 +21,7 @@ from ._gradients import combined, like, matched, times
 
 
 def storm(
-    c: Number, k: Number = 0.1, w: Number = 0.1, *, storage: str | Storage = "float32"
+    c: Number, k: Number = 0.1, w: Number = 0.1, *, storage: AnyStorage = "float32"
 ) -> optax.GradientTransformationExtraArgs:
     r"""STORM with its adaptive rate: $\theta' = \theta - \eta_t d_t$; see `scale_by_adaptive_storm`.
 
@@ -43,7 +43,7 @@ def storm(
     return in_gradient_dtype(optax.chain(scale_by_adaptive_storm(c, k, w, storage=storage), optax.scale(-1.0)))
 
 
-def scale_by_storm(a: Scalar, *, storage: str | Storage = "float32") -> optax.GradientTransformationExtraArgs:
+def scale_by_storm(a: Scalar, *, storage: AnyStorage = "float32") -> optax.GradientTransformationExtraArgs:
     r"""STORM: momentum whose past is carried over to the present parameters by a second gradient of the same batch.
 
     $$ d_t = g_t(x_t) + (1 - a_t) (d_{t-1} - g_t(x_{t-1})), \qquad d_0 = g_0(x_0) $$
@@ -111,7 +111,7 @@ class StormState(NamedTuple):
 
 
 def scale_by_adaptive_storm(
-    c: Number, k: Number = 0.1, w: Number = 0.1, *, storage: str | Storage = "float32"
+    c: Number, k: Number = 0.1, w: Number = 0.1, *, storage: AnyStorage = "float32"
 ) -> optax.GradientTransformationExtraArgs:
     r"""STORM with its published adaptive rate, which is part of the update.
 

@@ -14,7 +14,7 @@ from ..filters.coefficients import Scalar, value_at
 from ..optimizers.gradient_dtype import in_gradient_dtype
 from ..rules.sums_and_averages import heavy_ball
 from ..state.mismatch import check_kind
-from ..storage import Storage
+from ..storage import AnyStorage
 from ..storage.protocol import arithmetic_dtype
 from ..transform import scale_by_momentum
 from ..wrappers.leaves import Leaves, squared_norm
@@ -27,7 +27,7 @@ def yellowfin(
     *,
     decay: Scalar = 0.999,
     window: int | None = None,
-    storage: str | Storage = "float32",
+    storage: AnyStorage = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     r"""YellowFin: the heavy ball with learning rate and momentum tuned from the gradients; see `scale_by_yellowfin`.
 
@@ -89,7 +89,7 @@ class YellowFinState(NamedTuple):
 
 
 def scale_by_yellowfin(
-    decay: Scalar = 0.999, window: int | None = None, *, storage: str | Storage = "float32"
+    decay: Scalar = 0.999, window: int | None = None, *, storage: AnyStorage = "float32"
 ) -> optax.GradientTransformationExtraArgs:
     r"""YellowFin: the heavy ball, with learning rate and momentum tuned from the gradients during the run.
 

@@ -3,6 +3,7 @@
 Placement is by `jax.jit` and `NamedSharding`; the functions here return the sharding of each part of a state.
 """
 
+import functools
 from collections.abc import Callable
 from typing import TypeAlias, cast
 
@@ -12,6 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from .. import _checks, _tree
 from .._typing import Leaf, PyTree
+from ..storage._by_leaf import layouts_noted, layouts_replayed
 from .specs import axes_of, is_spec, names_in, restricted, spec_of_part, spread
 
 # A tree of `NamedSharding`.
@@ -47,18 +49,21 @@ def state_shardings(tx: optax.GradientTransformation, params: optax.Params, shar
     _checks.transformation("tx", tx)
     mesh = _mesh_of(shardings)
     shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
-    state = jax.eval_shape(tx.init, shapes)
+    with layouts_noted() as layouts:
+        # A new function each time: JAX caches shapes by function and would not run `tx.init` again.
+        state = jax.eval_shape(functools.partial(tx.init), shapes)
 
     def follow(leaf: Leaf, param: Leaf, sharding: NamedSharding) -> "Leaf | NamedSharding":
         return leaf if _tree.empty(leaf) else NamedSharding(mesh, spec_of_part(leaf.shape, param.shape, sharding.spec))
 
-    placed = optax.tree.map_params(
-        tx,
-        follow,
-        *map(_tree.unboxed, (state, shapes, shardings)),
-        transform_non_params=lambda _: NamedSharding(mesh, PartitionSpec()),
-        is_leaf=_tree.empty,
-    )
+    with layouts_replayed(layouts):
+        placed = optax.tree.map_params(
+            tx,
+            follow,
+            *map(_tree.unboxed, (state, shapes, shardings)),
+            transform_non_params=lambda _: NamedSharding(mesh, PartitionSpec()),
+            is_leaf=_tree.empty,
+        )
     return _tree.reboxed(placed, state)
 
 

@@ -2,7 +2,7 @@
 
 from .. import _checks
 from ..filters.coefficients import Coefficient, Scalar, is_zero, lift
-from ..storage import Storage
+from ..storage import AnyStorage
 from .constant_form import ConstantForm
 from .description import Description, checked_decay
 from .dialect import Hyperparameter, dialect
@@ -27,7 +27,7 @@ def apex_sgd(  # noqa: PLR0917  the order of the library
     nesterov: bool = False,
     wd_after_momentum: bool = False,
     *,
-    storage: str | Storage = "float32",
+    storage: AnyStorage = "float32",
 ) -> Description:
     r"""NVIDIA Apex's `FusedSGD`: PyTorch's rule, its first step that of the run.
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from .. import _checks
 from ..filters.coefficients import Scalar, is_zero
-from ..storage import Storage
+from ..storage import AnyStorage
 from .constant_form import ConstantForm
 from .description import Description, constant_decay
 from .dialect import Hyperparameter, dialect
@@ -27,7 +27,7 @@ def caffe_sgd(
     weight_decay: "float | jax.Array | None" = None,
     regularization_type: str = "L2",
     *,
-    storage: str | Storage = "float32",
+    storage: AnyStorage = "float32",
 ) -> Description:
     r"""Caffe's `SGD` solver: $v' = \mu v + \eta (g + \lambda\theta)$, $\theta' = \theta - v'$.
 

@@ -9,7 +9,7 @@ from ..filters import Filter
 from ..filters.coefficients import Scalar, is_zero, lift
 from ..optimizers.arguments import add_decayed_weights
 from ..optimizers.gradient_dtype import in_gradient_dtype
-from ..storage import Storage, resolve
+from ..storage import AnyStorage, resolve
 from ..storage._float32 import Float32
 from ..transform import scale_by_momentum
 
@@ -43,7 +43,7 @@ class Description:
     decoupled: Scalar = 0.0
     maximize: bool = False
     sign: bool = False
-    storage: str | Storage = "float32"
+    storage: AnyStorage = "float32"
 
     def __post_init__(self) -> None:
         _checks.flag("maximize", self.maximize)

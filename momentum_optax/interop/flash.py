@@ -1,7 +1,7 @@
 """FlashOptim's `FlashSGD`."""
 
 from ..filters.coefficients import Scalar
-from ..storage import Storage
+from ..storage import AnyStorage
 from .constant_form import ConstantForm
 from .description import Description, checked_decay
 from .dialect import Hyperparameter, dialect
@@ -26,7 +26,7 @@ def flash_sgd(
     weight_decay: "Scalar | None" = None,
     nesterov: bool = False,
     *,
-    storage: str | Storage = "float32",
+    storage: AnyStorage = "float32",
 ) -> Description:
     r"""FlashOptim's `FlashSGD`: PyTorch's rule with a buffer that starts at zero, so that every step is dampened.
 

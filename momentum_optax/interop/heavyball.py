@@ -3,7 +3,7 @@
 from .. import _checks
 from ..filters import Filter
 from ..filters.coefficients import Scalar
-from ..storage import Storage
+from ..storage import AnyStorage
 from .constant_form import ConstantForm
 from .description import Description, checked_decay
 from .dialect import Hyperparameter, dialect
@@ -21,7 +21,7 @@ def heavyball_sgd(
     beta: Scalar = 0.9,
     weight_decay: "Scalar | None" = None,
     *,
-    storage: str | Storage = "float32",
+    storage: AnyStorage = "float32",
 ) -> Description:
     r"""HeavyBall's `SGD`: $v' = \beta v + g$, $\theta' = (1 - \eta\lambda)\theta - \eta v'$.
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from .. import _checks
 from ..filters.coefficients import Scalar, is_zero
-from ..storage import Storage
+from ..storage import AnyStorage
 from .constant_form import ConstantForm
 from .description import Description, constant_decay
 from .dialect import Hyperparameter, dialect
@@ -31,7 +31,7 @@ def keras_sgd(
     nesterov: bool = False,
     weight_decay: "float | jax.Array | None" = None,
     *,
-    storage: str | Storage = "float32",
+    storage: AnyStorage = "float32",
 ) -> Description:
     r"""`keras.optimizers.SGD` of Keras 3: the learning rate inside the velocity.
 

@@ -3,7 +3,7 @@
 from .. import _checks, rules
 from ..filters import Filter
 from ..filters.coefficients import Scalar, is_zero, lift
-from ..storage import Storage
+from ..storage import AnyStorage
 from .constant_form import ConstantForm
 from .description import Description
 from .dialect import Hyperparameter, dialect
@@ -16,7 +16,7 @@ def _arguments(form: ConstantForm) -> dict[str, Hyperparameter]:
 
 
 @dialect(inverse=_arguments, learning_rate=None, momentum="momentum")
-def muon_average(momentum: Scalar = 0.95, nesterov: bool = True, *, storage: str | Storage = "float32") -> Description:
+def muon_average(momentum: Scalar = 0.95, nesterov: bool = True, *, storage: AnyStorage = "float32") -> Description:
     r"""The momentum that `torch.optim.Muon` and Jordan's Muon orthogonalise.
 
     $$ v' = \mu v + (1-\mu) g, \qquad u = v' \;\text{or}\; \mu v' + (1-\mu) g $$
@@ -41,7 +41,7 @@ def muon_average(momentum: Scalar = 0.95, nesterov: bool = True, *, storage: str
 
 
 @dialect(inverse=_arguments, learning_rate=None, momentum="momentum")
-def muon_sum(momentum: Scalar = 0.95, nesterov: bool = False, *, storage: str | Storage = "float32") -> Description:
+def muon_sum(momentum: Scalar = 0.95, nesterov: bool = False, *, storage: AnyStorage = "float32") -> Description:
     r"""The momentum that Microsoft's `dion.Muon` orthogonalises: $v' = \mu v + g$, $u = v'$ or $g + \mu v'$.
 
     At a constant momentum it is `muon_average` over 1 - mu, a factor that the orthogonalisation removes. The momentum

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from .. import _checks
 from ..filters import Filter
 from ..filters.coefficients import Coefficient, Scalar, is_zero, lift, on_first_step
-from ..storage import Storage
+from ..storage import AnyStorage
 from .constant_form import ConstantForm
 from .description import Description, checked_decay
 from .dialect import Hyperparameter, check_without_effect, dialect
@@ -29,7 +29,7 @@ def torch_sgd(
     differentiable: bool = False,
     fused: bool | None = None,
     capturable: bool = False,
-    storage: str | Storage = "float32",
+    storage: AnyStorage = "float32",
 ) -> Description:
     r"""`torch.optim.SGD`, step for step.
 
@@ -86,7 +86,7 @@ def timm_sgdw(
     differentiable: bool = False,
     fused: bool | None = None,
     capturable: bool = False,
-    storage: str | Storage = "float32",
+    storage: AnyStorage = "float32",
 ) -> Description:
     r"""The `SGDW` of timm: PyTorch's rule with decoupled weight decay, $\theta' = (1 - \eta\lambda)\theta - \eta u$.
 

@@ -2,7 +2,7 @@
 
 from .. import _checks, rules
 from ..filters.coefficients import Scalar
-from ..storage import Storage
+from ..storage import AnyStorage
 from .constant_form import ConstantForm
 from .description import Description, checked_decay
 from .dialect import Hyperparameter, dialect
@@ -27,7 +27,7 @@ def qhoptim_qhm(
     weight_decay: "Scalar | None" = None,
     weight_decay_type: str = "grad",
     *,
-    storage: str | Storage = "float32",
+    storage: AnyStorage = "float32",
 ) -> Description:
     r"""`qhoptim.pyt.QHM`: $v' = \beta v + (1-\beta) g$, $\theta' = \theta - \eta [\nu v' + (1-\nu) g]$.
 

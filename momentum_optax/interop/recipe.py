@@ -6,7 +6,7 @@ import optax
 
 from .. import _checks
 from ..filters import Filter
-from ..storage import Storage
+from ..storage import AnyStorage
 from .constant_form import ConstantForm
 from .description import Description
 from .dialect import DIALECTS, Hyperparameter
@@ -31,7 +31,7 @@ class Recipe:
     def __repr__(self) -> str:
         return f"Recipe({', '.join([repr(self.dialect), *(f'{k}={v!r}' for k, v in self.hyperparameters.items())])})"
 
-    def transformation(self, *, storage: str | Storage = "float32") -> optax.GradientTransformationExtraArgs:
+    def transformation(self, *, storage: AnyStorage = "float32") -> optax.GradientTransformationExtraArgs:
         """The optimizer, as the dialect's own function gives it."""
         return DIALECTS[self.dialect].describe(**self.hyperparameters, storage=storage).transformation()
 

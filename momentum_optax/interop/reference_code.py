@@ -2,7 +2,7 @@
 
 from .. import _checks, rules
 from ..filters.coefficients import Scalar
-from ..storage import Storage
+from ..storage import AnyStorage
 from .constant_form import ConstantForm, NotExpressibleError, near
 from .description import Description, checked_decay
 from .dialect import Hyperparameter, dialect
@@ -24,7 +24,7 @@ def aggmo(
     betas: tuple[float, ...] = (0.0, 0.9, 0.99),
     weight_decay: "Scalar | None" = None,
     *,
-    storage: str | Storage = "float32",
+    storage: AnyStorage = "float32",
 ) -> Description:
     r"""AggMo's reference optimizer: $v_i' = \beta_i v_i + g$, $\theta' = \theta - \frac{\eta}{K} \sum_i v_i'$.
 
@@ -70,7 +70,7 @@ def accsgd(
     smallConst: Scalar = 0.7,
     weight_decay: "Scalar | None" = None,
     *,
-    storage: str | Storage = "float32",
+    storage: AnyStorage = "float32",
 ) -> Description:
     """The reference optimizer of accelerated SGD; its formula is that of `accelerated`.
 
@@ -115,7 +115,7 @@ def mass(
     alpha: Scalar = 0.05,
     kappa_t: Scalar = 12.0,
     *,
-    storage: str | Storage = "float32",
+    storage: AnyStorage = "float32",
 ) -> Description:
     """The reference optimizer of MaSS; its formula is that of the rule `mass`.
 

@@ -3,7 +3,7 @@
 from .. import _checks, rules
 from ..filters import Filter
 from ..filters.coefficients import Scalar, is_zero, lift
-from ..storage import Storage
+from ..storage import AnyStorage
 from .constant_form import ConstantForm, NotExpressibleError
 from .description import Description, checked_decay
 from .dialect import Hyperparameter, check_without_effect, dialect
@@ -33,7 +33,7 @@ def lion(
     differentiable: bool = False,
     fused: bool | None = None,
     capturable: bool = False,
-    storage: str | Storage = "float32",
+    storage: AnyStorage = "float32",
 ) -> Description:
     r"""Lion.
 
@@ -92,7 +92,7 @@ def signum(
     weight_decouple: bool = True,
     *,
     maximize: bool = False,
-    storage: str | Storage = "float32",
+    storage: AnyStorage = "float32",
 ) -> Description:
     r"""Signum in its average form.
 

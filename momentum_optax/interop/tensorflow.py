@@ -3,7 +3,7 @@
 from .. import _checks
 from ..filters import Filter
 from ..filters.coefficients import Scalar, is_zero, lift
-from ..storage import Storage
+from ..storage import AnyStorage
 from .constant_form import ConstantForm
 from .description import Description
 from .dialect import Hyperparameter, dialect
@@ -20,7 +20,7 @@ def tf1_momentum(
     momentum: Scalar,
     use_nesterov: bool = False,
     *,
-    storage: str | Storage = "float32",
+    storage: AnyStorage = "float32",
 ) -> Description:
     r"""`tf.compat.v1.train.MomentumOptimizer`: the learning rate outside the accumulator, unlike in Keras.
 

@@ -11,7 +11,8 @@ from .. import _checks
 from .._typing import DType, PyTree
 from ..filters import Filter
 from ..filters.coefficients import Scalar, is_zero
-from ..storage import Storage, bfloat16, resolve
+from ..storage import AnyStorage, Storage, bfloat16, resolve
+from ..storage._by_leaf import ByLeaf
 from ..storage._float32 import Float32
 
 # A tree of bools, or a function from the parameters to one.
@@ -26,7 +27,7 @@ def rule_of(momentum: "Scalar | Filter", make: Callable[[Scalar], Filter]) -> Fi
     return make(momentum)
 
 
-def storage_of(storage: str | Storage, name: str, dtype: DType | None) -> Storage:
+def storage_of(storage: AnyStorage, name: str, dtype: DType | None) -> Storage | ByLeaf:
     """The storage for the argument `storage`, or for Optax's argument `name`, a dtype."""
     resolved = resolve(storage)
     if dtype is None:

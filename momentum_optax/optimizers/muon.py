@@ -7,7 +7,7 @@ from .. import _checks
 from ..filters import Filter
 from ..filters.coefficients import Scalar
 from ..rules.mixes import muon_mix
-from ..storage import Storage
+from ..storage import AnyStorage
 from ..transform import scale_by_momentum
 from ..wrappers.directions import orthogonalize
 from .arguments import Mask, rule_of, weight_decay_of
@@ -21,7 +21,7 @@ def muon(
     steps: int | None = None,
     weight_decay: "Scalar | None" = None,
     mask: Mask | None = None,
-    storage: str | Storage = "float32",
+    storage: AnyStorage = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Muon, for matrices: the orthogonalised momentum, scaled by their shape.
 

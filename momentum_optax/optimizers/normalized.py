@@ -6,7 +6,7 @@ from .. import _checks
 from ..filters import Filter
 from ..filters.coefficients import Scalar
 from ..rules.sums_and_averages import ema
-from ..storage import Storage
+from ..storage import AnyStorage
 from ..transform import scale_by_momentum
 from ..wrappers.directions import scale_to_unit_norm
 from ..wrappers.leaves import Scope
@@ -19,7 +19,7 @@ def normalized_sgd(
     momentum: "Scalar | Filter" = 0.9,
     *,
     scope: Scope = "tree",
-    storage: str | Storage = "float32",
+    storage: AnyStorage = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Normalised SGD with momentum: steps of length eta along the average gradient.
 

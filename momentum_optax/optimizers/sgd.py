@@ -13,7 +13,7 @@ from ..rules.look_ahead import nesterov, torch_nesterov
 from ..rules.sums_and_averages import heavy_ball
 from ..schedules import nesterov_convex, restarted
 from ..state.mismatch import without_momentum
-from ..storage import Storage
+from ..storage import AnyStorage
 from ..storage._float32 import Float32
 from ..transform import scale_by_momentum
 from .arguments import Mask, storage_of, weight_decay_of
@@ -30,7 +30,7 @@ def sgd(
     weight_decay: "Scalar | None" = None,
     mask: Mask | None = None,
     maximize: bool = False,
-    storage: str | Storage = "float32",
+    storage: AnyStorage = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Stochastic gradient descent with momentum: `optax.sgd` with PyTorch's options, or with any rule.
 
@@ -87,7 +87,7 @@ def srsgd(
     learning_rate: optax.ScalarOrSchedule,
     restarts: int | Sequence[int] | jax.Array,
     *,
-    storage: str | Storage = "float32",
+    storage: AnyStorage = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Scheduled restart SGD: Nesterov's increasing momentum, from zero again at every restart.
 

@@ -7,7 +7,7 @@ from .._typing import DType
 from ..filters.coefficients import Scalar
 from ..rules.mixes import lion_mix
 from ..rules.sums_and_averages import ema
-from ..storage import Storage
+from ..storage import AnyStorage
 from ..transform import scale_by_momentum
 from .arguments import Mask, storage_of, weight_decay_of
 from .gradient_dtype import in_gradient_dtype
@@ -21,7 +21,7 @@ def lion(  # noqa: PLR0917  the order of `optax.lion`
     weight_decay: "Scalar | None" = 1e-3,
     mask: Mask | None = None,
     *,
-    storage: str | Storage = "float32",
+    storage: AnyStorage = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Lion: the sign of a mix of momentum and gradient, with decoupled weight decay; `optax.lion`.
 
@@ -63,7 +63,7 @@ def signum(
     *,
     weight_decay: "Scalar | None" = None,
     mask: Mask | None = None,
-    storage: str | Storage = "float32",
+    storage: AnyStorage = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Signum: the sign of the average gradient, `optax.signum`, with decoupled weight decay if asked for.
 

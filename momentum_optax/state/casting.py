@@ -18,7 +18,7 @@ def cast(old: PyTree, like: PyTree, where: str) -> PyTree:
     """`old` in the dtypes of `like`.
 
     Raises:
-      ValueError: If structure or shapes differ, with the place `where` and the path below it.
+      ValueError: If structure or shapes differ, or the storage of a leaf, with the place `where` and the path below.
     """
     treedef: TreeDef
     structure: TreeDef
@@ -32,6 +32,10 @@ def cast(old: PyTree, like: PyTree, where: str) -> PyTree:
             raise ValueError(
                 f"like must have the shapes of the new state, {jnp.shape(x)} at {place}, got {jnp.shape(y)}"
             )
+        if (jnp.result_type(x) == jnp.bool_) != (jnp.result_type(y) == jnp.bool_):
+            # A bool stands for a leaf that is not here.
+            place = where + jax.tree_util.keystr(path)
+            raise ValueError(f"like must keep each leaf in the storage of the new state, got another one at {place}")
     # What comes from `like` may be a `ShapeDtypeStruct`.
     return treedef.unflatten(
         [x if x is y else jnp.asarray(x, y.dtype) for (_, x), y in zip(pairs, target, strict=True)]

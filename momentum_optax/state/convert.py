@@ -9,7 +9,7 @@ import optax
 from .. import _checks
 from .._tree import boxes_of, in_box, is_live, live, reboxed, unboxed
 from .._typing import PyTree
-from ..storage import Storage
+from ..storage import AnyStorage
 from ..wrappers.selection import SECOND_MOMENTS
 from .fitting import fitted
 from .reencoding import Targets, check_storages, fields_of, reencoded, refitted
@@ -17,7 +17,7 @@ from .reencoding import Targets, check_storages, fields_of, reencoded, refitted
 
 def convert(
     opt_state: optax.OptState,
-    storage: str | Storage | Mapping[str, str | Storage],
+    storage: AnyStorage | Mapping[str, AnyStorage],
     *,
     like: optax.OptState | None = None,
     second_moments: Collection[str] = SECOND_MOMENTS,
@@ -51,8 +51,9 @@ def convert(
 
     Args:
       opt_state: Any state that holds states of `scale_by_momentum` or `compress`.
-      storage: A name or an object, as for `scale_by_momentum`; or a mapping from fields of `compress`, and
-        "velocity" for the velocities of `scale_by_momentum`, to one each. Other fields keep their storage.
+      storage: As for `scale_by_momentum`; or a mapping from fields of `compress`, and "velocity" for the velocities of
+        `scale_by_momentum`, to one each. Other fields keep their storage. A mapping whose keys are all identifiers is
+        from fields, any other one from patterns; `storage.by_leaf` makes patterns of either.
       like: What `init` of the new optimizer returns; the result has its structure, shapes and dtypes. A
         `ShapeDtypeStruct` is enough where no value is taken from it.
       second_moments: The names of fields of `compress` that hold squares, as given to it.

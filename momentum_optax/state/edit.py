@@ -9,6 +9,7 @@ import optax
 from .. import _checks
 from .._tree import flatten_with_path, reboxed, unboxed
 from .._typing import KeyPath, Number, PyTree
+from ..storage.mixed import depth_of
 from ..storage.protocol import times
 from ..transform import MomentumState
 from ..wrappers.compress import CompressedState
@@ -119,9 +120,9 @@ def _rescaled(path: KeyPath, x: PyTree, factors: Mapping[str, Number], selection
 def _renewed(old: PyTree, new: PyTree, selection: Selection) -> PyTree:
     """The state of `scale_by_momentum` or `compress` with the selected parameters' parts of `new`."""
     if isinstance(old, MomentumState):
-        # A storage's parts are fields of tuples of trees, gains a tuple of trees.
+        # Gains are a tuple of trees.
         return MomentumState(
-            selection.pick_leaves(old.velocity, new.velocity, 2),
+            selection.pick_leaves(old.velocity, new.velocity, depth_of(old.velocity)),
             old.step,
             selection.pick_leaves(old.age, new.age, 0),
             selection.pick_leaves(old.gain, new.gain, 1),
@@ -131,7 +132,7 @@ def _renewed(old: PyTree, new: PyTree, selection: Selection) -> PyTree:
 
     def renew(path: KeyPath, a: PyTree, b: PyTree) -> PyTree:
         if isinstance(a, CompressedField):
-            parts = selection.pick_leaves(a.parts, b.parts, 2)
+            parts = selection.pick_leaves(a.parts, b.parts, depth_of(a.parts))
             return CompressedField(parts, selection.pick_leaves(a.plain, b.plain, 0))
         if isinstance(a, MomentumState):
             return _renewed(a, b, selection)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from .._typing import Count, PyTree, TreeDef
+from ..storage.mixed import class_names, order_of
 from ..transform import MomentumState
 from ..wrappers.fields import is_compressed
 from .casting import STRUCTURE, cast, forms
@@ -88,10 +89,11 @@ class _Fit:
 
 def _momentum(old: MomentumState, like: MomentumState) -> MomentumState:
     """The velocities of `old`, with step, ages and gains as `like` has them."""
-    if type(old.velocity) is not type(like.velocity):
-        stored, wanted = type(old.velocity).__name__, type(like.velocity).__name__
+    names, wanted_names = class_names(old.velocity), class_names(like.velocity)
+    if names != wanted_names:
+        stored, wanted = " and ".join(names), " and ".join(wanted_names)
         raise ValueError(f"storage must be that of like, which keeps velocities as {wanted}, got one for {stored}")
-    order, wanted_order = len(old.velocity[0]), len(like.velocity[0])
+    order, wanted_order = order_of(old.velocity), order_of(like.velocity)
     if order != wanted_order:
         raise ValueError(
             f"{STRUCTURE}, with {order} velocities of each leaf, got {wanted_order}: those of another rule have "

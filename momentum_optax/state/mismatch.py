@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import optax
 
 from .. import _checks
 from .._typing import PyTree
+from ..storage.mixed import class_names, order_of
 
 # In the state that is expected, for what is not compared.
 ANYTHING: PyTree = ...
@@ -35,6 +37,12 @@ _SURPLUS = {
 
 class StateMismatchError(ValueError):
     """A state does not belong to the optimizer that received it."""
+
+
+class AnyVelocity(NamedTuple):
+    """In the state that is expected, for velocities in whatever storage. `codes`: `ANYTHING` for each velocity."""
+
+    codes: tuple[PyTree, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +72,13 @@ def check_state(state: PyTree, expected: PyTree, remedy: str | None = None) -> N
       remedy: For a state that `convert` cannot make, the way out to name in its place.
     """
     _raise_first(find_mismatch(state, expected), remedy)
+
+
+def check_leaf(path: str, stored: PyTree, wanted: type) -> None:
+    """Raise `StateMismatchError` unless the stored velocity of one leaf is of the class of its storage."""
+    if not isinstance(stored, wanted):
+        here, there = (_checks.with_article(name) for name in (type(stored).__name__, wanted.__name__))
+        _raise_first(Mismatch(f"the state keeps {path} in {here}, and this optimizer in {there}"))
 
 
 def find_mismatch(state: PyTree, expected: PyTree) -> Mismatch | None:
@@ -174,14 +189,17 @@ def _momentum_mismatch(state: PyTree, expected: PyTree) -> Mismatch | None:
 
 
 def _storage_mismatch(state: PyTree, expected: PyTree) -> Mismatch | None:
-    if type(state.velocity) is type(expected.velocity):
+    if isinstance(expected.velocity, AnyVelocity):
         return None
-    stored, wanted = _kind(state.velocity), _kind(expected.velocity)
+    names, wanted_names = class_names(state.velocity), class_names(expected.velocity)
+    if names == wanted_names:
+        return None
+    stored, wanted = (" and ".join(map(_checks.with_article, several)) for several in (names, wanted_names))
     return Mismatch(f"the state keeps its velocities in {stored}, and this optimizer in {wanted}", _remedy(state))
 
 
 def _order_mismatch(state: PyTree, expected: PyTree) -> Mismatch | None:
-    order, wanted = len(state.velocity[0]), len(expected.velocity[0])
+    order, wanted = (order_of(x.velocity) for x in (state, expected))
     if order == wanted:
         return None
     return Mismatch(

@@ -1,14 +1,18 @@
 """Velocities and fields of a state in other storages."""
 
 from collections.abc import Collection, Mapping
+from typing import TypeGuard
+from typing import cast as cast_type
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from .._tree import boxes_of, flatten_with_path, in_box, leaf_treedef_of, to_leaf_states, to_trees, unboxed
-from .._typing import PyTree, TreeDef
-from ..storage import Storage, resolve
+from .._tree import boxes_of, find_all, flatten_with_path, in_box, reboxed, to_leaf_states, to_trees, unboxed
+from .._typing import PyTree
+from ..storage import AnyStorage, resolve
+from ..storage._by_leaf import ByLeaf, chooser_of
+from ..storage.mixed import codes_of, form_of, stored_velocity, with_stored
 from ..transform import MomentumState
 from ..wrappers.compress import CompressedState
 from ..wrappers.fields import (
@@ -32,22 +36,26 @@ class Targets:
       found: The names of fields that were found so far.
     """
 
-    def __init__(self, storage: str | Storage | Mapping[str, str | Storage], second_moments: Collection[str]) -> None:
-        self._by_name = {k: resolve(s) for k, s in storage.items()} if isinstance(storage, Mapping) else None
-        self._for_all = None if isinstance(storage, Mapping) else resolve(storage)
+    def __init__(self, storage: AnyStorage | Mapping[str, AnyStorage], second_moments: Collection[str]) -> None:
+        self._by_name: dict[str, ByLeaf] | None = None
+        self._for_all: ByLeaf | None = None
+        if _is_by_field(storage):
+            self._by_name = {name: chooser_of(resolve(value)) for name, value in storage.items()}
+        else:
+            self._for_all = chooser_of(resolve(cast_type(AnyStorage, storage)))
         self._second_moments = second_moments
         self.found: set[str] = set()
 
-    def of(self, name: str) -> Storage | None:
-        """The storage of a field; None if it keeps its own."""
+    def of(self, name: str) -> ByLeaf | None:
+        """The storages of a field; None if it keeps its own."""
         return self._for_all if self._by_name is None else self._by_name.get(name)
 
-    def checked(self, owner: str, name: str) -> Storage | None:
-        """The storage of the field `name` of the state of class `owner`, once it is fit for it."""
-        storage = self.of(name)
-        if storage is not None:
-            check_fit(storage, name, holds_squares(owner, name, self._second_moments))
-        return storage
+    def checked(self, owner: str, name: str, tree: PyTree) -> ByLeaf | None:
+        """The storages of the field `name` of the state of class `owner`, once they are fit for it."""
+        storages = self.of(name)
+        if storages is not None:
+            check_fit(storages, name, holds_squares(owner, name, self._second_moments), tree)
+        return storages
 
     def covers(self, names: Collection[str]) -> bool:
         """Whether there is a storage for each of these fields."""
@@ -56,7 +64,7 @@ class Targets:
     def reads_step(self) -> bool:
         """Whether any storage reads the step."""
         several = [self._for_all] if self._by_name is None else self._by_name.values()
-        return any(storage is not None and storage.reads_step for storage in several)
+        return any(storages is not None and storages.reads_step for storages in several)
 
     def missing(self) -> list[str]:
         """The names of a mapping that were not found."""
@@ -79,10 +87,11 @@ def check_storages(state: PyTree, targets: Targets) -> None:
     for name in sorted(fields_of(state)):
         velocities = targets.of(name) if name == VELOCITY else None
         if velocities is not None:
-            check_fit(velocities, name, squares=False)
+            for _, x in find_all(state, MomentumState):
+                check_fit(velocities, name, False, codes_of(x.velocity)[:1])
         for path, x in optax.tree.get_all_with_path(state, name):
             if is_compressed(x):
-                targets.checked(owner_of(path), name)
+                targets.checked(owner_of(path), name, jax.eval_shape(decompress_field, x))
 
 
 def reencoded(state: PyTree, targets: Targets) -> PyTree:
@@ -93,12 +102,12 @@ def reencoded(state: PyTree, targets: Targets) -> PyTree:
         if isinstance(x, CompressedState):
             new.append(_compressed(x, targets))
             continue
-        storage = targets.of(name_of(path, x)) if _is_convertible(x) else None
-        if storage is None:
+        storages = targets.of(name_of(path, x)) if _is_convertible(x) else None
+        if storages is None:
             new.append(x)
             continue
         targets.found.add(name_of(path, x))
-        new.append(_momentum(x, storage, i) if isinstance(x, MomentumState) else _field(x, storage, i))
+        new.append(_momentum(x, storages, i) if isinstance(x, MomentumState) else _field(x, storages, i))
     return treedef.unflatten(new)
 
 
@@ -113,39 +122,44 @@ def refitted(targets: Targets, owner: str, name: str, old: PyTree, new: PyTree) 
     targets.found.add(name)
     if not any(chosen):
         return CompressedField(new.parts, cast(tree, new.plain, name))
-    storage = targets.checked(owner, name)
-    if storage is None:
+    storages = targets.checked(owner, name, tree)
+    if storages is None:
         raise ValueError(f"storage must say how to keep {name!r}, which like compresses, got none for it")
     # Fields differ in their noise.
-    return cast(compress_field(storage, tree, chosen, len(targets.found)), new, name)
+    return cast(compress_field(storages, tree, chosen, len(targets.found)), new, name)
 
 
 def _is_convertible(x: object) -> bool:
     return is_momentum_or_compressed(x) or is_compressed(x)
 
 
-def _momentum(state: MomentumState, storage: Storage, number: int) -> MomentumState:
-    """The state of `scale_by_momentum` with its velocities in `storage`."""
-    step = jnp.zeros([], jnp.int32) if state.step is None and storage.reads_step else state.step
-    old = unboxed(state.velocity)
-    order = len(old[0])
-    if not order:
-        return state._replace(velocity=storage.init(jax.ShapeDtypeStruct((1,), jnp.float32), 0), step=step)
-    if forms(state.velocity) == forms(jax.eval_shape(lambda: _written(storage, state.velocity, number))):
-        # Nothing to write; velocities that are in this storage already are not rounded again.
-        return state._replace(step=step)
-    return state._replace(velocity=_written(storage, state.velocity, number), step=step)
+def _momentum(state: MomentumState, storages: ByLeaf, number: int) -> MomentumState:
+    """The state of `scale_by_momentum` with its velocities in `storages`."""
+    codes = codes_of(state.velocity)
+    storages = storages.of_order(len(codes))
+    step = jnp.zeros([], jnp.int32) if state.step is None and storages.reads_step else state.step
+    velocity = _written(storages, state.velocity, number) if codes else storages.layout((), 0).form
+    return state._replace(velocity=velocity, step=step)
 
 
-def _written(storage: Storage, velocity: PyTree, number: int) -> PyTree:
-    """The velocities in `storage`, for the first time."""
-    old = unboxed(velocity)
-    treedef: TreeDef = jax.tree.structure(old[0][0])
-    rows = map(type(old).decode, to_leaf_states(old, treedef, leaf_treedef_of(old)))
-    written = [encode_initial(storage, row, number, i) for i, row in enumerate(rows)]
-    boxed = [in_box(box, parts) for box, parts in zip(boxes_of(velocity[0][0]), written, strict=True)]
-    some = jax.eval_shape(lambda: storage.init(jax.ShapeDtypeStruct((1,), jnp.float32), len(old[0])))
-    return to_trees(boxed, treedef, jax.tree.structure(some))
+def _written(storages: ByLeaf, velocity: PyTree, number: int) -> PyTree:
+    """The velocities in `storages`. Those that are in their storage already are not rounded again."""
+    codes, bare = codes_of(velocity), unboxed(velocity)
+    paths, treedef = flatten_with_path(unboxed(codes[0]))
+    slots = to_leaf_states(bare, treedef, jax.tree.structure(form_of(velocity)))
+    decoded = [slot.decode(slot) for slot in slots]
+    layout = storages.layout(treedef.unflatten([values[0] for values in decoded]), len(codes))
+    written = []
+    for i, ((path, _), slot, values) in enumerate(zip(paths, slots, decoded, strict=True)):
+        storage, old = storages.at(path, values[0]), stored_velocity(slot)
+        fresh = jax.eval_shape(lambda storage=storage, values=values: storage.init(values[0], len(values)))
+        new = old if forms(old) == forms(fresh) else encode_initial(storage, values, number, i)
+        written.append(layout.holding(new, jnp.ndim(values[0])))
+    if forms(bare) == forms(jax.eval_shape(lambda: to_trees(written, treedef, jax.tree.structure(layout.form)))):
+        # Nothing was written, so that boxes stay as they are too.
+        return velocity
+    boxed = [in_box(box, parts) for box, parts in zip(boxes_of(codes[0]), written, strict=True)]
+    return to_trees(boxed, treedef, jax.tree.structure(layout.form))
 
 
 def _compressed(state: CompressedState, targets: Targets) -> CompressedState:
@@ -160,10 +174,21 @@ def _compressed(state: CompressedState, targets: Targets) -> CompressedState:
     return CompressedState(step, inner)
 
 
-def _field(field: CompressedField, storage: Storage, number: int) -> CompressedField:
-    """A field of `compress` in `storage`."""
-    chosen = [not is_uncompressed(slot) for slot in leaf_states(field)[0]]
-    tree = decompress_field(field)
-    if forms(field) == forms(jax.eval_shape(lambda: compress_field(storage, tree, chosen, number))):
-        return field
-    return compress_field(storage, tree, chosen, number)
+def _field(field: CompressedField, storages: ByLeaf, number: int) -> CompressedField:
+    """A field of `compress` in `storages`."""
+    old = leaf_states(field).leaves
+    chosen = [not is_uncompressed(slot) for slot in old]
+    new = compress_field(storages, decompress_field(field), chosen, number)
+    states = leaf_states(new)
+    for i, (slot, before, after) in enumerate(zip(chosen, old, states.leaves, strict=True)):
+        stored, fresh = stored_velocity(before.parts), stored_velocity(after.parts)
+        if slot and forms(stored) == forms(fresh):
+            # Not rounded again.
+            states.leaves[i] = before._replace(parts=with_stored(after.parts, stored))
+    kept: CompressedField = reboxed(states.joined(), new)
+    return kept
+
+
+def _is_by_field(storage: object) -> TypeGuard[Mapping[str, AnyStorage]]:
+    """Whether a mapping is from fields: their names are identifiers, and patterns of paths together are not."""
+    return isinstance(storage, Mapping) and all(isinstance(name, str) and name.isidentifier() for name in storage)

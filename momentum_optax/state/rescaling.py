@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Mapping
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from .. import _checks
-from .._tree import flatten_with_path, leaf_treedef_of, to_leaf_states, to_trees
+from .._tree import flatten_with_path, to_leaf_states, to_trees
 from .._typing import Number, PyTree
+from ..storage.mixed import codes_of, form_of, stored_velocity
 from ..storage.protocol import times
 from ..wrappers.fields import CompressedField, is_uncompressed, leaf_states
 from ..wrappers.selection import SECOND_MOMENTS
@@ -18,14 +20,15 @@ from .stored import holds_squares, is_momentum_or_field, name_of, owner_of
 
 def rescaled_velocity(velocity: PyTree, factor: Number, selection: Selection) -> PyTree:
     """The stored velocities of a `MomentumState` times a number."""
-    layout = leaf_treedef_of(velocity)
-    if not layout.num_leaves:
+    codes = codes_of(velocity)
+    if not codes:
         return velocity
-    pairs, treedef = flatten_with_path(velocity[0][0], None)
+    layout = jax.tree.structure(form_of(velocity))
+    pairs, treedef = flatten_with_path(codes[0], None)
     slots = to_leaf_states(velocity, treedef, layout)
     for i, (path, _) in enumerate(pairs):
         by = selection.factor(path, factor)
-        slots[i] = slots[i] if by is None else _rescale_of(velocity)(slots[i], by)
+        slots[i] = slots[i] if by is None else _rescale_of(slots[i])(slots[i], by)
     return to_trees(slots, treedef, layout)
 
 
@@ -81,7 +84,8 @@ def _check_normal(name: str, factor: float) -> None:
 
 
 def _rescale_of(parts: PyTree) -> Callable[[PyTree, Number], PyTree]:
-    if not hasattr(type(parts), "rescale"):
-        raise TypeError(f"the storage must have parts with rescale, got {type(parts).__name__}, which has none")
+    stored = stored_velocity(parts)
+    if not hasattr(type(stored), "rescale"):
+        raise TypeError(f"the storage must have parts with rescale, got {type(stored).__name__}, which has none")
     rescale: Callable[[PyTree, Number], PyTree] = type(parts).rescale
     return rescale

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import _checks
+from .._tree import slash_path
 from .._typing import KeyPath, Number, PyTree
 
 # True, False or a traced bool for the path of a parameter, such as "dense/kernel".
@@ -30,7 +31,7 @@ class Selection:
         """Whether a parameter is selected, by its key path in a tree like the parameters."""
         if self._select is None:
             return True
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = slash_path(path)
         if name not in self._answers:
             answer = self._select(name)
             is_known = isinstance(answer, bool | np.bool_)

@@ -4,8 +4,9 @@ import jax
 import optax
 
 from .. import _checks
-from .._tree import find_all, leaf_treedef_of, plain, reboxed, to_leaf_states, unboxed
+from .._tree import find_all, plain, reboxed, to_leaf_states, unboxed
 from .._typing import PyTree, TreeDef
+from ..storage.mixed import codes_of, form_of
 from ..transform import MomentumState
 
 
@@ -29,16 +30,17 @@ def velocity(opt_state: optax.OptState) -> tuple[PyTree, ...]:
 
 def decoded(state: MomentumState) -> list[PyTree]:
     """The velocities of one bare state as trees."""
-    layout = leaf_treedef_of(state.velocity)
-    if not layout.num_leaves:
+    codes = codes_of(state.velocity)
+    if not codes:
         return []
-    treedef: TreeDef = jax.tree.structure(state.velocity[0][0])
+    layout: TreeDef = jax.tree.structure(form_of(state.velocity))
+    treedef: TreeDef = jax.tree.structure(codes[0])
     decoded = map(type(state.velocity).decode, to_leaf_states(state.velocity, treedef, layout))
-    columns = zip(*decoded, strict=True) if treedef.num_leaves else [()] * len(state.velocity[0])
+    columns = zip(*decoded, strict=True) if treedef.num_leaves else [()] * len(codes)
     return [treedef.unflatten(column) for column in columns]
 
 
 def read_velocity(state: MomentumState) -> list[PyTree]:
     """The velocities of one state as trees, in boxes where the state has them."""
     trees = decoded(unboxed(state))
-    return [reboxed(tree, state.velocity[0][0]) for tree in trees]
+    return [reboxed(tree, codes) for tree, codes in zip(trees, codes_of(state.velocity), strict=True)]

@@ -14,7 +14,8 @@ from .._typing import Count, Number, PyTree
 from ..filters import Filter, velocity_only_readout
 from ..filters.coefficients import Coefficient, PerLeafSchedule, Scalar, is_zero, value_at
 from ..state.mismatch import check_kind
-from ..storage import Storage, resolve
+from ..storage import AnyStorage, resolve
+from ..storage._by_leaf import ByLeaf, chooser_of
 from ..transform import MomentumState, filter_transformation, relative_scales, scale_by_momentum
 from .leaves import Leaves, checked_transformation, where
 
@@ -42,7 +43,7 @@ def accumulated(
     every_k: Scalar,
     inner: optax.GradientTransformation | None = None,
     *,
-    storage: str | Storage = "float32",
+    storage: AnyStorage = "float32",
     debias: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""One step of the optimizer for every k micro-batches, as `optax.MultiSteps`, without its buffer of gradients.
@@ -93,7 +94,7 @@ def accumulated(
     scale_by_momentum(rule, storage=storage, debias=debias)  # checks the arguments
     if not _checks.is_schedule(every_k) and not _checks.is_scalar_array(every_k):
         _checks.integer("every_k", every_k, 1)
-    micro = _micro_steps(rule.pruned(), resolve(storage), debias)
+    micro = _micro_steps(rule.pruned(), chooser_of(resolve(storage)), debias)
     return _accumulated(micro, every_k, checked_transformation("inner", optax.identity() if inner is None else inner))
 
 
@@ -134,7 +135,7 @@ def _accumulated(
 _MicroSteps: TypeAlias = Callable[[Count, Number], optax.GradientTransformationExtraArgs]
 
 
-def _micro_steps(rule: Filter, storage: Storage, debias: bool) -> _MicroSteps:
+def _micro_steps(rule: Filter, storages: ByLeaf, debias: bool) -> _MicroSteps:
     """The micro-steps of a rule; raises unless its update is a function of its new velocities."""
     readout = velocity_only_readout(rule)
     if readout is None:
@@ -149,7 +150,7 @@ def _micro_steps(rule: Filter, storage: Storage, debias: bool) -> _MicroSteps:
             # Those of the rule: a storage must not see them change within a cycle.
             return relative_scales(rule.at(step, None if age is None else age >> 1))
 
-        return filter_transformation(_micro_step(rule, readout, step, k), storage, debias, scales_at)
+        return filter_transformation(_micro_step(rule, readout, step, k), storages, debias, scales_at)
 
     return micro
 

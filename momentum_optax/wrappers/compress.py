@@ -12,7 +12,8 @@ from .._export import serializable
 from .._tree import absent, flatten_with_path, unboxed
 from .._typing import KeyPath, PyTree, TreeDef
 from ..state.mismatch import ANYTHING, check_state
-from ..storage import Storage, resolve
+from ..storage import AnyStorage, resolve
+from ..storage._by_leaf import chooser_of
 from ..storage.zeros import made_of_zeros
 from .fields import (
     compress_field,
@@ -42,7 +43,7 @@ class CompressedState(NamedTuple):
 def compress(
     tx: optax.GradientTransformation,
     select: Select,
-    storage: str | Storage = "int8",
+    storage: AnyStorage = "int8",
     *,
     second_moments: Collection[str] = SECOND_MOMENTS,
 ) -> optax.GradientTransformationExtraArgs:
@@ -50,6 +51,7 @@ def compress(
 
         mo.compress(optax.adamw(1e-3), {"mu"})                          # Adam's momentum in one byte
         mo.compress(optax.adamw(1e-3), {"mu": "int8", "nu": "uint8"})   # and its squares in another
+        mo.compress(optax.adamw(1e-3), {"mu": {"head/.*": "float32", ".*": "int8"}})    # by leaf, see storage.by_leaf
 
     A field is an attribute of a NamedTuple in the state of `tx` with the parameters' structure, at any depth in chains,
     masks, partitions and injected hyperparameters. Its float and complex leaves of more than one element are kept in
@@ -63,9 +65,10 @@ def compress(
 
     Args:
       tx: Any optimizer.
-      select: Names of fields; or a mapping from names to storages, one for each field; or a predicate `(path, leaf)`,
-        asked at `init` of each leaf that can be kept, with its key path in the state of `tx`.
-      storage: How the chosen fields are kept: a name or an object, as for `scale_by_momentum`. Not used with a mapping.
+      select: Names of fields; or a mapping from names to storages, one for each field or for each leaf of it, see
+        `storage.by_leaf`; or a predicate `(path, leaf)`, asked at `init` of each leaf that can be kept, with its key
+        path in the state of `tx`.
+      storage: How the chosen fields are kept, as for `scale_by_momentum`. Not used with a mapping from names.
       second_moments: The names of fields that hold squares. They need relative accuracy, so that a storage must be
         fit for them (its `nonnegative` is true). Adan's `v`, which has either sign, is not among them.
 
@@ -82,7 +85,7 @@ def compress(
       Eight-bit states of stateful optimizers: Dettmers et al., ICLR 2022, arXiv:2110.02861.
     """
     _checks.transformation("tx", tx)
-    chosen = selection(select, resolve(storage), second_moments)
+    chosen = selection(select, chooser_of(resolve(storage)), second_moments)
     run = optax.with_extra_args_support(tx)
 
     def init(params: optax.Params) -> CompressedState:
@@ -100,7 +103,7 @@ def compress(
         decompressed = treedef.unflatten([decompress_field(x) if is_compressed(x) else x for _, x in pairs])
         out, inner = run.update(updates, decompressed, params, **extra)
         news = [
-            recompress_field(chosen.storage_at(path), old, new, state.step, i)
+            recompress_field(chosen.storages_at(path), old, new, state.step, i)
             if is_compressed(old)
             else in_dtype_of(old, new)
             for i, ((path, old), new) in enumerate(zip(pairs, treedef.flatten_up_to(inner), strict=True))
@@ -134,12 +137,12 @@ def _compressed(state: optax.OptState, params: optax.Params, chosen: Selection, 
         # With a predicate every field has the same form, chosen or not: its leaves may be unknown (tree.map_params).
         if selected is None:
             return field.tree
-        storage = chosen.storage_at(field.path)
+        storages = chosen.storages_at(field.path)
         if chosen.predicate is None or any(selected):
-            chosen.check_fit(storage, field.owner, name)
+            chosen.check_fit(storages, field.owner, name, field.tree)
         compressed.append(name)
         asked.extend(ok for ok, x in zip(selected, leaves, strict=True) if can_be_compressed(x))
-        return compress_field(storage, field.tree, selected, len(compressed), zeros)
+        return compress_field(storages, field.tree, selected, len(compressed), zeros)
 
     new = _map_fields(compress_chosen, _Candidate((), "", state), unboxed(params))
     _check_found(chosen, found, compressed, asked, state)
@@ -188,7 +191,7 @@ def _check_found(
       state: The state of the optimizer.
     """
     fields = ", ".join(repr(name) for name in dict.fromkeys(found)) or "none"
-    names = chosen.storages or {}
+    names = chosen.by_field or {}
     missing = ", ".join(repr(name) for name in names if name not in compressed)
     if missing:
         hint = ". A rule keeps its velocity itself: give storage= to scale_by_momentum or mo.sgd instead"

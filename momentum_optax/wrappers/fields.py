@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from .._export import serializable
-from .._tree import boxes_of, content, in_box, reboxed, to_leaf_states, to_trees, unboxed
+from .._tree import boxes_of, flatten_with_path, in_box, path_name, reboxed, to_leaf_states, to_trees, unboxed
 from .._typing import Count, Entry, KeyPath, PyTree, TreeDef
-from ..state.mismatch import StateMismatchError
+from ..state.mismatch import StateMismatchError, check_leaf
 from ..storage import Storage
+from ..storage._by_leaf import ByLeaf
+from ..storage.mixed import class_names, codes_of, form_of, places, stored_velocity, with_stored
 from ..storage.protocol import EncodeContext, encode_context
 from ..storage.slopes import marked, unmarked
 from .initial import encode_initial
@@ -21,8 +23,8 @@ class CompressedField(NamedTuple):
     """A field of an optimizer's state, kept in a storage.
 
     Attributes:
-      parts: The storage's parts, each a tuple with one tree of the field's structure. Where a leaf is not compressed
-        its entries are bool, of the leaf's rank and shape (1, ..., 1).
+      parts: The storage's parts, each a tuple with one tree of the field's structure; or a `VelocityByLeaf`. Where a
+        leaf is not compressed its entries are bool, of the leaf's rank and shape (1, ..., 1).
       plain: A tree of the field's structure: each leaf that is not compressed; for one that is compressed an array of
         its dtype, of its rank and shape (1, ..., 1).
     """
@@ -53,8 +55,7 @@ class _LeafStates(NamedTuple):
 def leaf_states(field: CompressedField) -> _LeafStates:
     """The leaves of a field, boxed or not; without boxes."""
     field = unboxed(field)
-    one = CompressedField(type(field.parts)(*((0,) * len(part) for part in field.parts)), 0)
-    leaf_treedef: TreeDef = jax.tree.structure(one)
+    leaf_treedef: TreeDef = jax.tree.structure(CompressedField(form_of(field.parts), 0))
     treedef: TreeDef = jax.tree.structure(field.plain)
     return _LeafStates(to_leaf_states(field, treedef, leaf_treedef), leaf_treedef, treedef)
 
@@ -66,7 +67,7 @@ def is_compressed(x: object) -> TypeGuard[CompressedField]:
 
 def is_uncompressed(leaf: CompressedField) -> bool:
     """Whether a leaf of a field, one of `leaf_states`, is not compressed."""
-    return bool(jax.tree.leaves(leaf.parts)[0].dtype == jnp.bool_)
+    return not any(places(leaf.parts))
 
 
 def field_name(path: KeyPath) -> str | None:
@@ -76,37 +77,37 @@ def field_name(path: KeyPath) -> str | None:
 
 
 def compress_field(
-    storage: Storage, tree: PyTree, chosen: list[bool], number: int, zeros: Collection[int] = frozenset()
+    storages: ByLeaf, tree: PyTree, chosen: list[bool], number: int, zeros: Collection[int] = frozenset()
 ) -> CompressedField:
     """The compressed form of the field `tree`.
 
     Args:
-      storage: How its leaves are kept.
+      storages: How its leaves are kept.
       tree: The field.
       chosen: For each leaf whether it is compressed.
       number: Tells the fields of a state apart, for the noise of stochastic rounding.
       zeros: The ids of leaves that are known to be zeros; no program is compiled to encode these.
     """
-    parts: PyTree = jax.eval_shape(lambda: storage.init(jax.ShapeDtypeStruct((1,), jnp.float32), 1))
-    treedef: TreeDef = jax.tree.structure(unboxed(tree))
+    layout = storages.layout(tree, 1)
+    paths, treedef = flatten_with_path(unboxed(tree))
     leaves = []
-    for i, (box, keep) in enumerate(zip(boxes_of(tree), chosen, strict=True)):
-        leaf = content(box)
+    for i, (box, (path, leaf), keep) in enumerate(zip(boxes_of(tree), paths, chosen, strict=True)):
         one = (1,) * jnp.ndim(leaf)
         # Each array is made separately: two that shared a buffer could not be donated.
         if keep:
+            storage = storages.at(path, leaf)
             encoded = storage.init(leaf, 1) if id(leaf) in zeros else encode_initial(storage, (leaf,), number, i)
-            state = CompressedField(encoded, jnp.zeros(one, leaf.dtype))
+            state = CompressedField(layout.holding(encoded, len(one)), jnp.zeros(one, leaf.dtype))
         else:
-            state = CompressedField(jax.tree.map(lambda _, one=one: jnp.zeros(one, bool), parts), leaf)
+            state = CompressedField(layout.holding(None, len(one)), leaf)
         leaves.append(in_box(box, state))
-    return _LeafStates(leaves, jax.tree.structure(CompressedField(parts, 0)), treedef).joined()
+    return _LeafStates(leaves, jax.tree.structure(CompressedField(layout.form, 0)), treedef).joined()
 
 
 def decompress_field(field: CompressedField) -> PyTree:
     """The field as its optimizer knows it."""
     leaves, _, treedef = leaf_states(field)
-    boxes = zip(boxes_of(field.plain), boxes_of(field.parts[0][0]), strict=True)
+    boxes = zip(boxes_of(field.plain), boxes_of(codes_of(field.parts)[0]), strict=True)
     return treedef.unflatten(
         [
             in_box(plain, leaf.plain) if is_uncompressed(leaf) else in_box(codes, _decoded(leaf))
@@ -116,24 +117,22 @@ def decompress_field(field: CompressedField) -> PyTree:
 
 
 def recompress_field(
-    storage: Storage, old: CompressedField, tree: PyTree, step: Count | None, number: int
+    storages: ByLeaf, old: CompressedField, tree: PyTree, step: Count | None, number: int
 ) -> CompressedField:
     """The compressed form of the field `tree`, which replaces `old`; `number` as for `compress_field`."""
-    if not isinstance(old.parts, storage.state_type):
-        got, expected = type(old.parts).__name__, storage.state_type.__name__
-        raise StateMismatchError(
-            f"the state must be kept as {expected}, got {got}: mo.convert(opt_state, storage, like=tx.init(params)) "
-            "changes that"
-        )
+    _check_classes(storages, old)
     states = leaf_states(old)
-    leaves = states.leaves
-    for i, (leaf, new) in enumerate(zip(leaves, states.treedef.flatten_up_to(unboxed(tree)), strict=True)):
+    leaves, paths = states.leaves, flatten_with_path(unboxed(old.plain))[0]
+    news = states.treedef.flatten_up_to(unboxed(tree))
+    for i, (leaf, (path, _), new) in enumerate(zip(leaves, paths, news, strict=True)):
         if new is None:
             continue
         if is_uncompressed(leaf):
             leaves[i] = leaf._replace(plain=in_dtype_of(leaf.plain, new))
-        else:
-            leaves[i] = _encoded(storage, leaf, new, encode_context(storage, new, (step, number, i), (1.0,)))
+            continue
+        storage = storages.at(path, new)
+        check_leaf(path_name(path), stored_velocity(leaf.parts), storage.state_type)
+        leaves[i] = _encoded(storage, leaf, new, encode_context(storage, new, (step, number, i), (1.0,)))
     field: CompressedField = reboxed(states.joined(), old)
     return field
 
@@ -152,6 +151,18 @@ def without_weak_type(x: Entry) -> Entry:
     return jnp.asarray(x, x.dtype) if getattr(x, "weak_type", False) else x
 
 
+def _check_classes(storages: ByLeaf, field: CompressedField) -> None:
+    """Raise unless a field is kept in the classes of these storages, as far as they are known."""
+    if storages.known is None:
+        return
+    got, expected = class_names(field.parts), sorted({storage.state_type.__name__ for storage in storages.known})
+    if got != expected:
+        raise StateMismatchError(
+            f"the state must be kept as {' and '.join(expected)}, got {' and '.join(got)}: mo.convert(opt_state, "
+            "storage, like=tx.init(params)) changes that"
+        )
+
+
 def _decoded(leaf: CompressedField) -> jax.Array:
     """The value of a leaf that is compressed."""
     dtype = leaf.plain.dtype if _has_floats(leaf.parts) else unmarked(leaf.plain).dtype
@@ -161,7 +172,7 @@ def _decoded(leaf: CompressedField) -> jax.Array:
 
 def _encoded(storage: Storage, leaf: CompressedField, new: jax.Array, write: EncodeContext) -> CompressedField:
     """The leaf with another value."""
-    parts = storage.encode((new,), leaf.parts, write)
+    parts = with_stored(leaf.parts, storage.encode((new,), stored_velocity(leaf.parts), write))
     # Codes that have floats beside them carry the mark of `marked` there.
     return CompressedField(parts, leaf.plain if _has_floats(parts) else marked(leaf.plain, new))
 

@@ -7,10 +7,11 @@ from typing import TypeGuard
 import jax
 import optax
 
-from .._tree import absent, find_all, flatten_with_path, reboxed, unboxed
+from .._tree import absent, find_all, flatten_with_path, reboxed, to_leaf_states, to_trees, unboxed
 from .._typing import Entry, KeyPath, PyTree, TreeDef
 from ..filters import Filter
 from ..state.velocity import velocity
+from ..storage.mixed import codes_of, form_of, order_of, stored_velocity, with_stored
 from ..transform import MomentumState
 from .compress import CompressedState
 from .fields import CompressedField, field_name, is_uncompressed, leaf_states
@@ -34,10 +35,10 @@ def stored_velocities(state: optax.OptState) -> list[Codes]:
     found = []
     for path, node in _observed(state):
         if isinstance(node, MomentumState):
-            found += [Codes(tree, None) for tree in node.velocity[0]]
+            found += [Codes(tree, None) for tree in codes_of(node.velocity)]
         else:
             leaves, _, treedef = leaf_states(node)
-            codes = [None if is_uncompressed(leaf) else leaf.parts[0][0] for leaf in leaves]
+            codes = [None if is_uncompressed(leaf) else stored_velocity(leaf.parts)[0][0] for leaf in leaves]
             found.append(Codes(treedef.unflatten(codes), field_name(path)))
     return found
 
@@ -82,7 +83,7 @@ def check_observable(state: optax.OptState, params: optax.Params, rule: Filter |
         got = flat(codes.tree)[1]
         if got != structure:
             raise ValueError(f"tx must keep its velocities in trees like the parameters, {structure}, got {got}")
-    orders = [len(x.velocity[0]) for x in ours if isinstance(x, MomentumState)]
+    orders = [order_of(x.velocity) for x in ours if isinstance(x, MomentumState)]
     if rule is not None and orders != [rule.order]:
         raise ValueError(
             f"rule must be that of the only scale_by_momentum in tx, got order {rule.order} for states with {orders} "
@@ -101,13 +102,25 @@ def _observed(state: optax.OptState) -> Iterator[tuple[KeyPath, "MomentumState |
 def _decoded(node: "MomentumState | CompressedField") -> PyTree:
     """A state of `scale_by_momentum`, or a field of `compress`, in full precision."""
     if isinstance(node, MomentumState):
-        return node._replace(velocity=_with_first(node.velocity, velocity(node)))
+        return node._replace(velocity=_in_full(node.velocity))
     states = leaf_states(node)
     for i, leaf in enumerate(states.leaves):
         if not is_uncompressed(leaf):
-            states.leaves[i] = leaf._replace(parts=_with_first(leaf.parts, leaf.parts.decode(leaf.parts)))
+            states.leaves[i] = leaf._replace(parts=_with_values(leaf.parts))
     return reboxed(states.joined(), node)
 
 
-def _with_first(parts: PyTree, values: tuple[PyTree, ...]) -> PyTree:
-    return parts._replace(**{parts._fields[0]: values})
+def _in_full(velocity: PyTree) -> PyTree:
+    """Stored velocities of a tree with their values as the first part of each."""
+    codes, bare = codes_of(velocity), unboxed(velocity)
+    if not codes:
+        return velocity
+    treedef, layout = jax.tree.structure(unboxed(codes[0])), jax.tree.structure(form_of(velocity))
+    leaves = map(_with_values, to_leaf_states(bare, treedef, layout))
+    return reboxed(to_trees(list(leaves), treedef, layout), velocity)
+
+
+def _with_values(parts: PyTree) -> PyTree:
+    """The stored velocities of one leaf with their values as the first part."""
+    stored = stored_velocity(parts)
+    return with_stored(parts, stored._replace(**{stored._fields[0]: tuple(stored.decode(stored))}))

@@ -17,7 +17,7 @@ from ..filters.coefficients import is_zero, value_at
 from ..schedules import restarted
 from ..state.mismatch import ANYTHING, check_state
 from ..state.velocity import velocity
-from ..storage import Storage
+from ..storage import AnyStorage
 from ..storage.protocol import arithmetic_dtype
 from ..transform import MomentumState, scale_by_momentum
 from .leaves import (
@@ -51,7 +51,7 @@ class RestartState(NamedTuple):
 
 
 def adaptive_restart(
-    rule: Filter, test: str = "gradient", scope: Scope = "tree", *, storage: str | Storage = "float32"
+    rule: Filter, test: str = "gradient", scope: Scope = "tree", *, storage: AnyStorage = "float32"
 ) -> optax.GradientTransformationExtraArgs:
     r"""`scale_by_momentum(rule)` that drops its velocity where the momentum works against descent.
 

@@ -10,7 +10,8 @@ from .. import _checks
 from .._tree import unboxed
 from .._typing import KeyPath, Leaf, PyTree
 from ..state.mismatch import StateMismatchError
-from ..storage import Storage, resolve
+from ..storage import AnyStorage, Storage, resolve
+from ..storage._by_leaf import ByLeaf, chooser_of
 from ..storage.protocol import SUPPORTED, is_signed
 from ..storage.rows import reaches
 from .fields import field_name, is_compressed
@@ -29,7 +30,7 @@ SIGNED = {("ScaleByAdanState", "v")}
 
 
 Predicate: TypeAlias = Callable[[KeyPath, Leaf], bool]
-Select: TypeAlias = Collection[str] | Mapping[str, str | Storage] | Predicate
+Select: TypeAlias = Collection[str] | Mapping[str, AnyStorage] | Predicate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,30 +38,30 @@ class Selection:
     """The arguments of `compress`, checked.
 
     Attributes:
-      storages: The storage of each selected field; None with a predicate.
+      by_field: The storages of each selected field; None with a predicate.
       predicate: Selects leaves; None with names of fields.
-      storage: How the leaves that the predicate selects are kept.
+      storages: Those of the leaves that the predicate selects.
       second_moments: Names of fields that hold squares.
     """
 
-    storages: dict[str, Storage] | None
+    by_field: dict[str, ByLeaf] | None
     predicate: Predicate | None
-    storage: Storage
+    storages: ByLeaf
     second_moments: frozenset[str]
 
     @property
     def reads_step(self) -> bool:
         """Whether a storage needs the number of the step."""
-        used = [self.storage] if self.storages is None else self.storages.values()
-        return any(storage.reads_step for storage in used)
+        used = [self.storages] if self.by_field is None else self.by_field.values()
+        return any(storages.reads_step for storages in used)
 
-    def storage_at(self, path: KeyPath) -> Storage:
-        """The storage of the field at `path`."""
-        return self.storage if self.storages is None else self.storages[field_name(path) or ""]
+    def storages_at(self, path: KeyPath) -> ByLeaf:
+        """The storages of the field at `path`."""
+        return self.storages if self.by_field is None else self.by_field[field_name(path) or ""]
 
     def leaves(self, path: KeyPath, tree: PyTree) -> list[bool] | None:
         """Which leaves of the field `tree` are compressed; None if the field is not selected."""
-        if self.storages is not None and field_name(path) not in self.storages:
+        if self.by_field is not None and field_name(path) not in self.by_field:
             return None
         pairs = jax.tree_util.tree_leaves_with_path(unboxed(tree))
         possible = [can_be_compressed(x) for _, x in pairs]
@@ -68,23 +69,23 @@ class Selection:
             return None if pairs and not any(is_float(x) for _, x in pairs) else possible
         return [ok and bool(self.predicate((*path, *p), x)) for ok, (p, x) in zip(possible, pairs, strict=True)]
 
-    def check_fit(self, storage: Storage, owner: str, field: str) -> None:
-        """Raise unless `storage` is fit for the `field` of a NamedTuple of the class `owner`."""
-        check_fit(storage, field, field in self.second_moments and (owner, field) not in SIGNED)
+    def check_fit(self, storages: ByLeaf, owner: str, field: str, tree: PyTree) -> None:
+        """Raise unless `storages` are fit for the `field` of a NamedTuple of the class `owner`, which holds `tree`."""
+        check_fit(storages, field, field in self.second_moments and (owner, field) not in SIGNED, tree)
 
     def check_state(self, pairs: list[tuple[KeyPath, PyTree]]) -> None:
         """Raise unless the fields that a state compresses are those that are selected by name."""
         found = {field_name(path) or "" for path, x in pairs if is_compressed(x)}
-        if self.storages is None or found == set(self.storages):
+        if self.by_field is None or found == set(self.by_field):
             return
-        there, wanted = (", ".join(map(repr, sorted(names))) or "no field" for names in (found, self.storages))
+        there, wanted = (", ".join(map(repr, sorted(names))) or "no field" for names in (found, self.by_field))
         raise StateMismatchError(
             f"the state compresses {there}, and this optimizer {wanted}: mo.convert(opt_state, storages, "
             "like=tx.init(params)) makes it fit"
         )
 
 
-def selection(select: Select, storage: Storage, second_moments: Collection[str]) -> Selection:
+def selection(select: Select, storages: ByLeaf, second_moments: Collection[str]) -> Selection:
     """The `Selection` that the arguments of `compress` describe.
 
     Raises:
@@ -95,24 +96,30 @@ def selection(select: Select, storage: Storage, second_moments: Collection[str])
         raise TypeError(f"second_moments must be a collection of names, got {_checks.shown(second_moments)}")
     squares = frozenset(second_moments)
     if isinstance(select, Mapping):
-        storages = {name: resolve(value) for name, value in select.items()}
+        by_field = {name: chooser_of(resolve(value)) for name, value in select.items()}
     elif isinstance(select, Collection) and not isinstance(select, str):
-        storages = {name: storage for name in sorted(select, key=repr)}
+        by_field = {name: storages for name in sorted(select, key=repr)}
     elif callable(select) and not isinstance(select, type):
-        return Selection(None, select, storage, squares)
+        return Selection(None, select, storages, squares)
     else:
         raise TypeError(
             f"select must be a set of names, a mapping from names or a predicate, got {_checks.shown(select)}"
         )
-    if not storages:
+    if not by_field:
         raise ValueError(f"select must name at least one field, got {_checks.shown(select)}")
-    if not all(isinstance(name, str) for name in storages):
+    if not all(isinstance(name, str) for name in by_field):
         raise TypeError(f"select must hold names of fields, got {_checks.shown(select)}")
-    return Selection(storages, None, storage, squares)
+    return Selection(by_field, None, storages, squares)
 
 
-def check_fit(storage: Storage, field: str, squares: bool) -> None:
-    """Raise unless `storage` is fit for `field`, which holds `squares` or values of either sign."""
+def check_fit(storages: ByLeaf, field: str, squares: bool, tree: PyTree) -> None:
+    """Raise unless `storages` are fit for `field`, which is `tree` and holds `squares` or values of either sign."""
+    for storage in storages.among(unboxed(tree)):
+        _check_one(storage, field, squares)
+
+
+def _check_one(storage: Storage, field: str, squares: bool) -> None:
+    """`check_fit` of one storage."""
     if squares and not getattr(storage, "nonnegative", False):
         raise ValueError(
             f"{field!r} holds second moments, which are divided by and so need relative accuracy: its storage must be "

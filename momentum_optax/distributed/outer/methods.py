@@ -11,7 +11,7 @@ from ..._typing import Number
 from ...filters.coefficients import Scalar
 from ...optimizers.sgd import sgd
 from ...rules.sums_and_averages import heavy_ball
-from ...storage import Storage
+from ...storage import AnyStorage
 from ...storage.protocol import times
 from ...transform import scale_by_momentum
 from .momentum import OuterMomentum, outer_momentum
@@ -33,7 +33,7 @@ def diloco(
     learning_rate: Scalar = 0.7,
     momentum: Scalar = 0.9,
     *,
-    storage: str | Storage = "float32",
+    storage: AnyStorage = "float32",
     exchange: str = "exact",
 ) -> OuterMomentum:
     r"""DiLoCo: Nesterov's momentum on pseudo-gradients, $v' = \mu v + \Delta$, $x' = x - \eta (\mu v' + \Delta)$.
@@ -56,7 +56,7 @@ def bmuf(
     *,
     momentum: "Scalar | None" = None,
     nesterov: bool = False,
-    storage: str | Storage = "float32",
+    storage: AnyStorage = "float32",
 ) -> OuterMomentum:
     r"""Blockwise model-update filtering: $v' = \eta v + \zeta \Delta$, $x' = x - v'$, with $\eta = 1 - 1/N$ by default.
 
@@ -79,7 +79,7 @@ def bmuf(
     return outer_momentum(sgd(block_rate, decay, nesterov=nesterov, storage=storage))
 
 
-def slowmo(momentum: Scalar = 0.5, slow_rate: float = 1.0, *, storage: str | Storage = "float32") -> OuterMomentum:
+def slowmo(momentum: Scalar = 0.5, slow_rate: float = 1.0, *, storage: AnyStorage = "float32") -> OuterMomentum:
     r"""SlowMo: $v' = \beta v + \Delta / \gamma$, $x' = x - \alpha \gamma v'$; $\gamma$ is the inner learning rate.
 
     `exchange` and `sync` need it: `outer.sync(params, state, axis_name="workers", inner_learning_rate=rate)`.
