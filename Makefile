@@ -14,7 +14,7 @@ PYTEST := JAX_COMPILATION_CACHE_DIR='$(JAX_COMPILATION_CACHE_DIR)' JAX_PERSISTEN
 # Checks run on the CPU and leave no cache files behind in the tree.
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: help demo demo-distributed test test-slow test-oldest lint bench compiled-bytes golden notebooks docs dist clean
+.PHONY: help demo demo-distributed test test-slow test-oldest lint bench compiled-bytes real-models accelerator compilers golden notebooks docs dist clean
 .NOTPARALLEL:
 
 help: ## List the targets
@@ -60,14 +60,23 @@ bench: $(VENV)/bench.stamp ## Measure cost, time and quality, reproduce known nu
 	$(BIN)/python -m benchmarks.yellowfin
 	$(BIN)/python -m benchmarks.accumulation
 	$(BIN)/python -m benchmarks.row_sparse
+	$(BIN)/python -m benchmarks.bfloat16_weights
+
+compiled-bytes: compilers ## Count the bytes of a compiled step for TPU and H200, neither of which need be here
+	.venv-compilers/bin/python -m benchmarks.compiled_bytes $(ARGS)
+
+real-models: compilers ## Trace, compile and count the steps of real models for the same
+	.venv-compilers/bin/python -m benchmarks.real_models $(ARGS)
+
+accelerator: $(VENV)/bench.stamp ## Time a step on the GPU or TPU that is here (6 minutes)
+	$(BIN)/python -m benchmarks.accelerator $(ARGS)
 
 # NVIDIA's compiler without the gigabytes that only a GPU needs, in a separate environment: JAX looks for a GPU there.
-compiled-bytes: ## Count the bytes of a compiled step for TPU and H200, neither of which need be here
+compilers:
 	$(MAKE) .venv-compilers/compilers.stamp VENV=.venv-compilers
 	version=$$(.venv-compilers/bin/python -c 'import jax; print(jax.__version__)') && \
 	  .venv-compilers/bin/python -m pip --disable-pip-version-check install --quiet --no-deps \
 	  jax-cuda12-plugin==$$version jax-cuda12-pjrt==$$version nvidia-cuda-nvcc-cu12
-	.venv-compilers/bin/python -m benchmarks.compiled_bytes $(ARGS)
 
 # In a separate environment: PyTorch's package for Linux brings CUDA along.
 golden: ## Record the trajectories of other libraries again, with the libraries themselves; ARGS=--check compares

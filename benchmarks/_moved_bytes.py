@@ -5,6 +5,7 @@ a driver). The bytes are the operands and results of the fusions in the optimize
 the slice, an asynchronous copy once, buffers in on-chip memory not at all.
 """
 
+import functools
 import math
 import os
 import re
@@ -23,6 +24,8 @@ import jax.numpy as jnp
 import optax
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
+
+from ._programs import Instruction, parse, runs
 
 # The leaf of most rows.
 LARGE = (8192, 4096)
@@ -45,12 +48,21 @@ device_description_str: "NVIDIA H200"
 
 
 class Count(NamedTuple):
-    """Bytes that a program moves, per parameter; `passes` counts the fusions that move a byte per parameter or more."""
+    """Bytes that a program moves, per parameter, and its operations.
+
+    Attributes:
+      bytes: Moved in every step.
+      branch: Moved by conditionals.
+      temporaries: Allocated beside arguments and results.
+      passes: The operations that move a byte per parameter or more.
+      kernels: All operations of the entry: on a GPU each is a launch.
+    """
 
     bytes: float
     branch: float
     temporaries: float
     passes: int
+    kernels: int
 
 
 def target(name: str) -> Any:
@@ -66,53 +78,29 @@ def target(name: str) -> Any:
 
 
 def compiled(tx: optax.GradientTransformation, shape: tuple[int, ...], device: Any) -> Any:
-    """The step of `tx` for `device`, with parameters and state donated."""
-    sharding = SingleDeviceSharding(device)
+    """The step of `tx` on one leaf for `device`, with parameters and state donated."""
+    return lowered(tx, jax.ShapeDtypeStruct(shape, jnp.float32), device).compile()
 
-    def place(x: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+def lowered(tx: optax.GradientTransformation, params: Any, device: Any) -> Any:
+    """The traced step of `tx` on a tree of shapes for `device`, with parameters and state donated; not compiled yet."""
+    params = placed(params, device)
+    state = placed(jax.eval_shape(functools.partial(tx.init), params), device)
 
     def step(params: Any, state: Any, gradients: Any) -> Any:
         updates, state = tx.update(gradients, state, params)
         return optax.apply_updates(params, updates), state
 
-    params = place(jax.ShapeDtypeStruct(shape, jnp.float32))
-    state = jax.tree.map(place, jax.eval_shape(tx.init, params))
-    return jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
+    return jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params)
 
 
-class Instruction(NamedTuple):
-    """A line of an optimized program."""
-
-    name: str
-    kind: str
-    op: str
-    operands: list[str]
-    called: str
+def placed(tree: Any, device: Any) -> Any:
+    """The shapes of a tree, on one device."""
+    sharding = SingleDeviceSharding(device)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
-_LINE = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)")
 _ARRAY = re.compile(r"(pred|bf16|f8\w+|[fsuc]\d+)\[([\d,]*)\](\{[^}]*\})?")
-# These name or regroup buffers; nothing is moved.
-_FREE = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant", "after-all", "partition-id"}
-
-
-def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
-    """The computations of an optimized program, and the name of its entry."""
-    computations: dict[str, list[Instruction]] = {}
-    entry = current = ""
-    for line in text.splitlines():
-        header = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$", line)
-        if header:
-            current = header.group(2)
-            entry = current if header.group(1) else entry
-            computations[current] = []
-        elif current and (found := _LINE.match(line)):
-            name, kind, op, rest = found.groups()
-            called = re.search(r"calls=%?([\w.\-]+)", rest)
-            operands = [rest] if op == "parameter" else re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
-            computations[current].append(Instruction(name, kind, op, operands, called.group(1) if called else ""))
-    return computations, entry
 
 
 def size(kind: str) -> float:
@@ -144,7 +132,7 @@ def count(program: Any, parameters: int) -> Count:
     moved = branch = 0.0
     passes = 0
     for instruction in computations[entry]:
-        if instruction.op in _FREE or instruction.op.endswith("-done"):
+        if not runs(instruction):
             continue
         part = dict(read_sizes(computations.get(instruction.called, [])))
         reads = [part.get(i) for i in range(len(instruction.operands))]
@@ -163,4 +151,5 @@ def count(program: Any, parameters: int) -> Count:
             moved += cost
             passes += cost >= parameters
     temporaries = program.memory_analysis().temp_size_in_bytes
-    return Count(moved / parameters, branch / parameters, temporaries / parameters, passes)
+    kernels = sum(map(runs, computations[entry]))
+    return Count(moved / parameters, branch / parameters, temporaries / parameters, passes, kernels)

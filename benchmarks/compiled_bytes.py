@@ -144,11 +144,17 @@ def main() -> None:
 
 
 def report(results: list[dict[str, Any]], targets: list[str]) -> None:
-    """Print the table: bytes, passes and temporaries for each target."""
-    print(f"{'bytes per parameter (passes; temporaries)':58}{'floor':>7}" + "".join(f"{t:>20}" for t in targets))
+    """Print the table: bytes, passes, kernels and temporaries for each target."""
+    print(
+        f"{'bytes per parameter (passes of kernels; temporaries)':58}{'floor':>7}"
+        + "".join(f"{t:>20}" for t in targets)
+    )
     for row in results:
         name = f"{row['row']} {tuple(row['shape'])}"
-        cells = [f"{row[t]['bytes']:.2f} ({row[t]['passes']}; {row[t]['temporaries']:.2f})" for t in targets]
+        cells = [
+            f"{row[t]['bytes']:.2f} ({row[t]['passes']} of {row[t]['kernels']}; {row[t]['temporaries']:.2f})"
+            for t in targets
+        ]
         print(f"{name:58}{row['floor']:7.1f}" + "".join(f"{cell:>20}" for cell in cells))
 
 

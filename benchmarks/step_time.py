@@ -43,24 +43,29 @@ Timer = Callable[[int], float]
 
 
 class Subject(NamedTuple):
-    """An optimizer ready to be timed; bytes of its state, and what tracing and compiling the step took."""
+    """An optimizer ready to be timed; bytes of its state, what tracing and compiling took, and the compiled step."""
 
     timer: Timer
-    state_bytes: int
+    state_bytes: float
     compile_seconds: float
+    program: Any = None
 
 
 def trees(quick: bool) -> dict[str, Any]:
     """Shapes of the parameters, tree by tree."""
     side, leaves = (256, 20) if quick else (4096, 1000)
-    blocks, width, vocabulary = (1, 64, 256) if quick else (3, 768, 8192)
-    transformer: Any = {"tokens": (vocabulary, width), "positions": (1024, width), "norm": norm(width)}
-    transformer |= {f"block {i}": block(width) for i in range(blocks)}
+    sizes = (1, 64, 256) if quick else (3, 768, 8192)
     return {
         "one leaf": {"leaf": (side, side)},
-        "transformer": transformer,
+        "transformer": transformer(*sizes),
         "small leaves": {f"leaf {i}": (64, 64) for i in range(leaves)},
     }
+
+
+def transformer(blocks: int, width: int, vocabulary: int) -> dict[str, Any]:
+    """GPT-2, whose output shares the embedding of tokens."""
+    ends: dict[str, Any] = {"tokens": (vocabulary, width), "positions": (1024, width), "norm": norm(width)}
+    return ends | {f"block {i}": block(width) for i in range(blocks)}
 
 
 def block(width: int) -> dict[str, Any]:
@@ -117,7 +122,6 @@ def jax_subject(tx: optax.GradientTransformation, gradients: Any) -> Subject:
 
     params = jax.tree.map(jnp.ones_like, gradients)
     carry = (params, tx.init(params))
-    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(carry[1]))
     start = time.perf_counter()
     compiled = jax.jit(step, donate_argnums=(0, 1)).lower(*carry, gradients).compile()
     compile_seconds = time.perf_counter() - start
@@ -131,11 +135,11 @@ def jax_subject(tx: optax.GradientTransformation, gradients: Any) -> Subject:
         return time.perf_counter() - start
 
     timer(3)
-    return Subject(timer, size, compile_seconds)
+    return Subject(timer, mo.state_bytes(tx, gradients).total, compile_seconds, compiled)
 
 
-def torch_subject(gradients: Any) -> Subject:
-    """The same for PyTorch's fused SGD, on the GPU where JAX has one and torch too."""
+def torch_subject(gradients: Any, make: Callable[[list[Any]], Any]) -> Subject:
+    """The same for `make(params)`, an optimizer of PyTorch's kind, on the GPU where JAX has one and torch too."""
     import torch  # noqa: PLC0415
 
     on_gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
@@ -143,7 +147,7 @@ def torch_subject(gradients: Any) -> Subject:
     for gradient in jax.tree.leaves(gradients):
         params.append(torch.ones(gradient.shape, device="cuda" if on_gpu else "cpu", requires_grad=True))
         params[-1].grad = torch.tensor(np.asarray(gradient), device=params[-1].device)
-    optimizer = torch.optim.SGD(params, lr=0.1, momentum=0.9, fused=True)
+    optimizer = make(params)
 
     def timer(steps: int) -> float:
         start = time.perf_counter()
@@ -154,7 +158,15 @@ def torch_subject(gradients: Any) -> Subject:
         return time.perf_counter() - start
 
     timer(3)
-    return Subject(timer, 4 * sum(parameter.numel() for parameter in params), 0.0)
+    state = [x for entries in optimizer.state.values() for x in entries.values() if torch.is_tensor(x)]
+    return Subject(timer, sum(x.numel() * x.element_size() for x in state), 0.0)
+
+
+def fused_sgd(params: list[Any]) -> Any:
+    """PyTorch's fused SGD."""
+    import torch  # noqa: PLC0415
+
+    return torch.optim.SGD(params, lr=0.1, momentum=0.9, fused=True)
 
 
 def pairs_of(first: Timer, second: Timer, pairs: int) -> np.ndarray:
@@ -200,7 +212,11 @@ def measure(shapes_of: dict[str, Any], names: list[str], pairs: int, copy: float
                 if name == BASELINE:
                     subject = baseline
                 else:
-                    subject = torch_subject(gradients) if name == TORCH else jax_subject(optimizers()[name], gradients)
+                    subject = (
+                        torch_subject(gradients, fused_sgd)
+                        if name == TORCH
+                        else jax_subject(optimizers()[name], gradients)
+                    )
                 seconds = pairs_of(baseline.timer, subject.timer, pairs)
                 rows.append({"tree": tree, "optimizer": name} | summary(seconds, gradients, subject, copy))
                 bar.update()

@@ -215,3 +215,8 @@ def test_the_difference_of_debiasing():
     for _ in decays:
         update, state = tx.update(np.float32(1), state)
         assert update == pytest.approx(1, abs=1e-6)
+
+
+def test_figures_of_an_accelerator_are_missed_until_there_are_some():
+    there = (ROOT / "benchmarks" / "accelerator.json").exists()
+    assert ("the script waits for an accelerator" in prose("storage")) != there

@@ -62,15 +62,14 @@ class Layout(NamedTuple):
         Raises:
           ValueError: If two of their classes have one name.
         """
-        forms: dict[str, PyTree] = {}
-        some = jax.ShapeDtypeStruct((1,), jnp.float32)
+        one_of: dict[str, Storage] = {}
         for storage in storages:
             name = storage.state_type.__name__
-            if name not in forms:
-                forms[name] = jax.tree.map(lambda _: 0, jax.eval_shape(lambda s=storage: s.init(some, order)))
-            if type(forms[name]) is not storage.state_type:
+            if one_of.setdefault(name, storage).state_type is not storage.state_type:
                 raise ValueError(f"storages must have state_types of different names, got two of {name!r}")
-        return cls(dict(sorted(forms.items())))
+        some = jax.ShapeDtypeStruct((1,), jnp.float32)
+        forms = jax.eval_shape(lambda: {name: storage.init(some, order) for name, storage in one_of.items()})
+        return cls(jax.tree.map(lambda _: 0, forms))
 
     @property
     def form(self) -> PyTree:

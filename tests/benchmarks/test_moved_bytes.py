@@ -38,3 +38,5 @@ def test_the_count_charges_slices_asynchronous_copies_and_branches_as_it_says():
     assert found.bytes == pytest.approx(4 + 4 + 64 / 1024)
     assert found.branch == pytest.approx(4 + 1 + 64 / 1024)
     assert (found.temporaries, found.passes) == (0.5, 2)
+    # The copy, which starts and is waited for, the branch and the fusion.
+    assert found.kernels == 3
