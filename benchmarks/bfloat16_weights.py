@@ -29,6 +29,7 @@ from .storage_quality.__main__ import RATES
 from .storage_quality.tasks import TASKS
 
 CHOSEN = ("gru", "cnn")
+NAMES = {"gru": "character GRU", "cnn": "MNIST CNN"}
 DECAYS = (0.9, 0.99)
 WEIGHTS = ("float32", "nearest", "stochastic")
 
@@ -59,8 +60,10 @@ class Rounded:
         if self._weights == "float32":
             return optax.apply_updates(weights, updates)
         narrow = jax.tree.map(lambda w: w.astype(jnp.bfloat16), weights)
-        numbered = {"step": step} if self._weights == "stochastic" else {}
-        new = mo.apply_updates(narrow, updates, rounding=self._weights, **numbered)
+        if self._weights == "stochastic":
+            new = mo.apply_updates(narrow, updates, rounding="stochastic", step=step)
+        else:
+            new = mo.apply_updates(narrow, updates)
         # Rounding values of these few bits again changes nothing, and keeps XLA from leaving out the rounding before.
         return jax.tree.map(lambda w: jax.lax.reduce_precision(w.astype(jnp.float32), 8, 7), new)
 
@@ -102,6 +105,17 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def markdown(rows: list[dict[str, Any]]) -> list[str]:
+    """The rows of the table in docs/storage.md: losses in float32, and of the others what they add to them."""
+    found = {(row["task"], row["decay"], row["weights"]): row for row in rows}
+    lines = []
+    for task, decay in dict.fromkeys((row["task"], row["decay"]) for row in rows):
+        full, *narrow = (found[task, decay, weights] for weights in WEIGHTS)
+        added = ("{:+.4f} ± {:.4f}".format(*against_float32(rows, row)) for row in narrow)
+        lines.append(f"| {NAMES[task]} | {decay} | {np.mean(full['losses']):.4f} | {' | '.join(added)} |")
+    return lines
+
+
 @dataclasses.dataclass(frozen=True)
 class Options(_run.Options):
     """Options of this benchmark."""
@@ -118,6 +132,7 @@ def main() -> None:
     decays, seeds = (DECAYS[:1], 2) if run.options.quick else (DECAYS, 5)
     rows = measure(run.options.tasks, decays, seeds, run.options.quick)
     print(table(rows))
+    print("\n".join(["", "For docs/storage.md:", *markdown(rows)]))
     run.write({"rows": rows})
 
 

@@ -17,8 +17,8 @@ from .filters import Filter, post_write_form
 from .filters.coefficients import Coefficient, is_zero, value_at
 from .filters.fingerprints import note
 from .state.mismatch import ANYTHING, AnyVelocity, check_leaf, check_state
-from .storage import AnyStorage, Storage, resolve
-from .storage._by_leaf import ByLeaf, chooser_of
+from .storage import Storage, resolve
+from .storage._by_leaf import AnyStorage, ByLeaf, chooser_of
 from .storage.mixed import Layout, form_of, stored_velocity, with_stored
 from .storage.protocol import SUPPORTED, arithmetic_dtype, encode_context, is_signed, unsupported
 

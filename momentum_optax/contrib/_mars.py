@@ -14,7 +14,7 @@ from ..optimizers.arguments import Mask, weight_decay_of
 from ..optimizers.gradient_dtype import in_gradient_dtype, keeping_state_dtypes
 from ..rules.sums_and_averages import ema
 from ..state.mismatch import ANYTHING, check_state
-from ..storage import AnyStorage
+from ..storage._by_leaf import AnyStorage
 from ..transform import scale_by_momentum
 from ..wrappers.directions import by_norm
 from ..wrappers.leaves import SCOPES, Scope

@@ -8,7 +8,7 @@ from .. import _checks
 from ..filters.coefficients import Scalar
 from ..optimizers.gradient_dtype import in_gradient_dtype
 from ..rules.sums_and_averages import heavy_ball
-from ..storage import AnyStorage
+from ..storage._by_leaf import AnyStorage
 from ..transform import scale_by_momentum
 from ..wrappers.directions import by_norm
 from ..wrappers.leaves import SCOPES, Scope

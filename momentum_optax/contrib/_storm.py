@@ -13,7 +13,7 @@ from ..filters import Filter
 from ..filters.coefficients import Scalar, lift, on_first_step, value_at
 from ..optimizers.gradient_dtype import in_gradient_dtype
 from ..state.mismatch import check_kind, check_state
-from ..storage import AnyStorage
+from ..storage._by_leaf import AnyStorage
 from ..storage.protocol import arithmetic_dtype
 from ..transform import MomentumState, scale_by_momentum
 from ..wrappers.leaves import squared_norm

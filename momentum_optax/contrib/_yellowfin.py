@@ -14,7 +14,7 @@ from ..filters.coefficients import Scalar, value_at
 from ..optimizers.gradient_dtype import in_gradient_dtype
 from ..rules.sums_and_averages import heavy_ball
 from ..state.mismatch import check_kind
-from ..storage import AnyStorage
+from ..storage._by_leaf import AnyStorage
 from ..storage.protocol import arithmetic_dtype
 from ..transform import scale_by_momentum
 from ..wrappers.leaves import Leaves, squared_norm

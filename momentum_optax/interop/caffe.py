@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from .. import _checks
 from ..filters.coefficients import Scalar, is_zero
-from ..storage import AnyStorage
+from ..storage._by_leaf import AnyStorage
 from .constant_form import ConstantForm
 from .description import Description, constant_decay
 from .dialect import Hyperparameter, dialect

@@ -9,7 +9,8 @@ from ..filters import Filter
 from ..filters.coefficients import Scalar, is_zero, lift
 from ..optimizers.arguments import add_decayed_weights
 from ..optimizers.gradient_dtype import in_gradient_dtype
-from ..storage import AnyStorage, resolve
+from ..storage import resolve
+from ..storage._by_leaf import AnyStorage
 from ..storage._float32 import Float32
 from ..transform import scale_by_momentum
 

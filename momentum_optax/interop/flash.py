@@ -1,7 +1,7 @@
 """FlashOptim's `FlashSGD`."""
 
 from ..filters.coefficients import Scalar
-from ..storage import AnyStorage
+from ..storage._by_leaf import AnyStorage
 from .constant_form import ConstantForm
 from .description import Description, checked_decay
 from .dialect import Hyperparameter, dialect

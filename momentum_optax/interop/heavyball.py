@@ -3,7 +3,7 @@
 from .. import _checks
 from ..filters import Filter
 from ..filters.coefficients import Scalar
-from ..storage import AnyStorage
+from ..storage._by_leaf import AnyStorage
 from .constant_form import ConstantForm
 from .description import Description, checked_decay
 from .dialect import Hyperparameter, dialect

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from .. import _checks
 from ..filters import Filter
 from ..filters.coefficients import Coefficient, Scalar, is_zero, lift, on_first_step
-from ..storage import AnyStorage
+from ..storage._by_leaf import AnyStorage
 from .constant_form import ConstantForm
 from .description import Description, checked_decay
 from .dialect import Hyperparameter, check_without_effect, dialect

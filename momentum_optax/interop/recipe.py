@@ -6,7 +6,7 @@ import optax
 
 from .. import _checks
 from ..filters import Filter
-from ..storage import AnyStorage
+from ..storage._by_leaf import AnyStorage
 from .constant_form import ConstantForm
 from .description import Description
 from .dialect import DIALECTS, Hyperparameter

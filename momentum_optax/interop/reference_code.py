@@ -2,7 +2,7 @@
 
 from .. import _checks, rules
 from ..filters.coefficients import Scalar
-from ..storage import AnyStorage
+from ..storage._by_leaf import AnyStorage
 from .constant_form import ConstantForm, NotExpressibleError, near
 from .description import Description, checked_decay
 from .dialect import Hyperparameter, dialect

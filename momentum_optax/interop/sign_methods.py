@@ -3,7 +3,7 @@
 from .. import _checks, rules
 from ..filters import Filter
 from ..filters.coefficients import Scalar, is_zero, lift
-from ..storage import AnyStorage
+from ..storage._by_leaf import AnyStorage
 from .constant_form import ConstantForm, NotExpressibleError
 from .description import Description, checked_decay
 from .dialect import Hyperparameter, check_without_effect, dialect

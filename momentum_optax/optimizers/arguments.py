@@ -11,8 +11,8 @@ from .. import _checks
 from .._typing import DType, PyTree
 from ..filters import Filter
 from ..filters.coefficients import Scalar, is_zero
-from ..storage import AnyStorage, Storage, bfloat16, resolve
-from ..storage._by_leaf import ByLeaf
+from ..storage import Storage, bfloat16, resolve
+from ..storage._by_leaf import AnyStorage, ByLeaf
 from ..storage._float32 import Float32
 
 # A tree of bools, or a function from the parameters to one.

@@ -7,7 +7,7 @@ from .. import _checks
 from ..filters import Filter
 from ..filters.coefficients import Scalar
 from ..rules.mixes import muon_mix
-from ..storage import AnyStorage
+from ..storage._by_leaf import AnyStorage
 from ..transform import scale_by_momentum
 from ..wrappers.directions import orthogonalize
 from .arguments import Mask, rule_of, weight_decay_of

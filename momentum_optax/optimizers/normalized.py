@@ -6,7 +6,7 @@ from .. import _checks
 from ..filters import Filter
 from ..filters.coefficients import Scalar
 from ..rules.sums_and_averages import ema
-from ..storage import AnyStorage
+from ..storage._by_leaf import AnyStorage
 from ..transform import scale_by_momentum
 from ..wrappers.directions import scale_to_unit_norm
 from ..wrappers.leaves import Scope

@@ -13,7 +13,7 @@ from ..rules.look_ahead import nesterov, torch_nesterov
 from ..rules.sums_and_averages import heavy_ball
 from ..schedules import nesterov_convex, restarted
 from ..state.mismatch import without_momentum
-from ..storage import AnyStorage
+from ..storage._by_leaf import AnyStorage
 from ..storage._float32 import Float32
 from ..transform import scale_by_momentum
 from .arguments import Mask, storage_of, weight_decay_of

@@ -7,7 +7,7 @@ from .._typing import DType
 from ..filters.coefficients import Scalar
 from ..rules.mixes import lion_mix
 from ..rules.sums_and_averages import ema
-from ..storage import AnyStorage
+from ..storage._by_leaf import AnyStorage
 from ..transform import scale_by_momentum
 from .arguments import Mask, storage_of, weight_decay_of
 from .gradient_dtype import in_gradient_dtype

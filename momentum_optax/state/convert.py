@@ -9,7 +9,7 @@ import optax
 from .. import _checks
 from .._tree import boxes_of, in_box, is_live, live, reboxed, unboxed
 from .._typing import PyTree
-from ..storage import AnyStorage
+from ..storage._by_leaf import AnyStorage
 from ..wrappers.selection import SECOND_MOMENTS
 from .fitting import fitted
 from .reencoding import Targets, check_storages, fields_of, reencoded, refitted

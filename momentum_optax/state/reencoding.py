@@ -10,8 +10,8 @@ import optax
 
 from .._tree import boxes_of, find_all, flatten_with_path, in_box, reboxed, to_leaf_states, to_trees, unboxed
 from .._typing import PyTree
-from ..storage import AnyStorage, resolve
-from ..storage._by_leaf import ByLeaf, chooser_of
+from ..storage import resolve
+from ..storage._by_leaf import AnyStorage, ByLeaf, chooser_of
 from ..storage.mixed import codes_of, form_of, stored_velocity, with_stored
 from ..transform import MomentumState
 from ..wrappers.compress import CompressedState

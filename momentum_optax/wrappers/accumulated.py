@@ -14,8 +14,8 @@ from .._typing import Count, Number, PyTree
 from ..filters import Filter, velocity_only_readout
 from ..filters.coefficients import Coefficient, PerLeafSchedule, Scalar, is_zero, value_at
 from ..state.mismatch import check_kind
-from ..storage import AnyStorage, resolve
-from ..storage._by_leaf import ByLeaf, chooser_of
+from ..storage import resolve
+from ..storage._by_leaf import AnyStorage, ByLeaf, chooser_of
 from ..transform import MomentumState, filter_transformation, relative_scales, scale_by_momentum
 from .leaves import Leaves, checked_transformation, where
 

@@ -12,8 +12,8 @@ from .._export import serializable
 from .._tree import absent, flatten_with_path, unboxed
 from .._typing import KeyPath, PyTree, TreeDef
 from ..state.mismatch import ANYTHING, check_state
-from ..storage import AnyStorage, resolve
-from ..storage._by_leaf import chooser_of
+from ..storage import resolve
+from ..storage._by_leaf import AnyStorage, chooser_of
 from ..storage.zeros import made_of_zeros
 from .fields import (
     compress_field,

@@ -17,7 +17,7 @@ from ..filters.coefficients import is_zero, value_at
 from ..schedules import restarted
 from ..state.mismatch import ANYTHING, check_state
 from ..state.velocity import velocity
-from ..storage import AnyStorage
+from ..storage._by_leaf import AnyStorage
 from ..storage.protocol import arithmetic_dtype
 from ..transform import MomentumState, scale_by_momentum
 from .leaves import (

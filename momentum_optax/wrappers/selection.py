@@ -10,8 +10,8 @@ from .. import _checks
 from .._tree import unboxed
 from .._typing import KeyPath, Leaf, PyTree
 from ..state.mismatch import StateMismatchError
-from ..storage import AnyStorage, Storage, resolve
-from ..storage._by_leaf import ByLeaf, chooser_of
+from ..storage import Storage, resolve
+from ..storage._by_leaf import AnyStorage, ByLeaf, chooser_of
 from ..storage.protocol import SUPPORTED, is_signed
 from ..storage.rows import reaches
 from .fields import field_name, is_compressed

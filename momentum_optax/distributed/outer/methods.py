@@ -11,7 +11,7 @@ from ..._typing import Number
 from ...filters.coefficients import Scalar
 from ...optimizers.sgd import sgd
 from ...rules.sums_and_averages import heavy_ball
-from ...storage import AnyStorage
+from ...storage._by_leaf import AnyStorage
 from ...storage.protocol import times
 from ...transform import scale_by_momentum
 from .momentum import OuterMomentum, outer_momentum
