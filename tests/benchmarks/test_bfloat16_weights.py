@@ -13,6 +13,8 @@ pytest.importorskip("tyro")
 
 from benchmarks import bfloat16_weights
 
+# The quantile of Student's t with 4 degrees of freedom: five pairs, two sides, 5 %.
+SIGNIFICANT = 2.776
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -51,7 +53,7 @@ def test_stochastic_rounding_wins_back_most_of_what_rounding_to_nearest_costs(co
     added = {(row["task"], row["decay"], row["weights"]): bfloat16_weights.against_float32(rows, row) for row in rows}
     for case in itertools.product(bfloat16_weights.CHOSEN, bfloat16_weights.DECAYS):
         (nearest, error), (stochastic, _) = (added[*case, weights] for weights in ("nearest", "stochastic"))
-        assert nearest > 1.9 * error
+        assert (nearest > SIGNIFICANT * error) == (case != ("cnn", 0.99))
         assert stochastic < nearest / 2
     assert all(len(row["losses"]) == 5 for row in rows)
 
