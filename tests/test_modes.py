@@ -126,7 +126,7 @@ def test_every_finished_optimizer_and_schedule_has_a_row():
     assert {name for name in public if not name.startswith("_")} == set(SCHEDULES)
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @every_dtype
 @pytest.mark.parametrize("name", EVERYTHING)
 def test_the_modes_that_refuse_programs_take_this_one_and_change_nothing(name, dtype):
@@ -214,7 +214,7 @@ STATES = {
 }
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @every_dtype
 @pytest.mark.parametrize(
     "storage", ["float32", "int8", *(pytest.param(s, marks=pytest.mark.slow) for s in ("bfloat16", "int4"))]

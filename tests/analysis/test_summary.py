@@ -67,7 +67,7 @@ def test_a_report_says_nothing_of_what_it_was_not_told(capsys):
     assert analysis.report(rules.chebyshev(1.0, 0.1), step=3).order == 1
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @every_rule
 def test_every_rule_has_a_report(rule, capsys):
     found = analysis.report(RULES[rule](), learning_rate=0.1, L=1.0, mu=0.5, step=9)

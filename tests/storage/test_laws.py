@@ -55,7 +55,7 @@ def test_every_storage_has_a_stated_error():
     assert set(RELATIVE_ERROR) == set(STORAGES)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @every_storage
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_fresh_storage_decodes_to_zeros(name, shape):
@@ -312,6 +312,7 @@ def test_the_noise_of_a_row_has_no_period():
     assert abs(related).max() < 6 / np.sqrt(512), "rows have their own noise"
 
 
+@pytest.mark.slow
 def test_a_slow_average_reaches_its_limit_in_stochastic_bfloat16():
     for decay in (0.99, 0.9999):
         tx = mo.scale_by_momentum(mo.ema(decay), storage="bfloat16")
@@ -335,6 +336,7 @@ def test_a_resumed_run_is_bit_equal_to_one_that_never_stopped():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", ["bfloat16", "int8", "int4"])
 def test_noise_that_would_depend_on_the_mesh_is_refused_under_shard_map(name):
     from jax.sharding import PartitionSpec as P
@@ -402,7 +404,7 @@ def test_a_step_is_a_few_equations_for_each_further_leaf(name):
     assert equations(3) - equations(2) == equations(8) - equations(7)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("make", [mo.storage.bfloat16, mo.storage.int8, mo.storage.int4, mo.storage.uint8])
 def test_every_seed_of_32_bits_gives_noise_and_no_other_is_taken(make):
     small = {} if make is mo.storage.bfloat16 else {"min_size": 1}
@@ -458,6 +460,7 @@ def test_any_leaf_keeps_zeros_signs_and_types(name, leaf, stamp):
         assert np.all(read[leaf < 0] <= abs(read).max() * storage.step_size)
 
 
+@pytest.mark.one_in(3)
 @every_storage
 @examples
 @given(leaf=leaves, exponent=st.integers(-20, 20), stamp=stamps)

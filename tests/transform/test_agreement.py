@@ -172,7 +172,7 @@ def inside(rule, rate):
     return optax.chain(optax.scale_by_learning_rate(rate), mo.scale_by_momentum(rule))
 
 
-@pytest.mark.one_in(6)
+@pytest.mark.one_in(18)
 @every_rule
 def test_the_learning_rate_meets_the_gradient_or_the_velocity(rule, x64):
     signal = normal((12, 3), dtype=jnp.float64)
@@ -230,7 +230,7 @@ def test_momentum_correction_outside_equals_the_plain_heavy_ball_inside(rate, x6
 SGD = {"learning_rate": 0.1, "momentum": 0.9, "dampening": 0.25, "weight_decay": 0.05}
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("argument", [None, *SGD], ids=["constants", *(f"{a} scheduled" for a in SGD)])
 def test_injected_hyperparameters_equal_static_ones(argument):
     base = dict(SGD)

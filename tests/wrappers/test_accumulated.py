@@ -53,7 +53,7 @@ def reference(row, sizes, h):
     return expected
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(("row", "scheduled"), CASES, ids=str)
 def test_an_accumulated_rule_is_the_papers_loop_on_mean_gradients(row, scheduled, x64):
     schedules, h = scheduled_row(row) if scheduled else ({}, None)
@@ -121,6 +121,7 @@ def both(ours, theirs, signal, params=PARAMS, dtype=jnp.float32):
     return [max(float(abs(x[n] - y[n]).max()) for n in x) for x, y in zip(*out, strict=True)]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("rule", "debias", "k"),
     [

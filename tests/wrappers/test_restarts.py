@@ -87,6 +87,7 @@ def heavy_ball_restart(mu, signal):
     return moves, restarts
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("scope", ["tree", "leaf"])
 @pytest.mark.parametrize(
     ("rule", "loop"),

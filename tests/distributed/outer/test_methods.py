@@ -42,6 +42,7 @@ def test_slowmo_divides_by_the_inner_rate_of_each_round(x64):
     np.testing.assert_allclose(found, loop(move), rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("momentum", "nesterov"), [(None, False), (None, True), (0.6, False), (0.6, True), (0.0, False)]
 )
@@ -70,6 +71,7 @@ def test_slowmo_of_workers_whose_rate_is_zero_decays():
     np.testing.assert_allclose(mo.velocity(after.momentum)[0]["w"], 0.5 * v, rtol=1e-6)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8", "int4"])
 def test_the_outer_velocity_in_any_storage(storage):
     keep = storage if storage in ("float32", "bfloat16") else getattr(mo.storage, storage)(min_size=1)

@@ -76,6 +76,7 @@ def test_an_older_format_and_an_older_version_become_todays(monkeypatch):
         migrate(older | {"2/count": older["2/count"] + 1}, layout, target, {2: narrowed})
 
 
+@pytest.mark.slow
 def test_another_optimizer_and_another_storage_become_ours_on_a_mesh(tmp_path):
     byte = mo.storage.int8(min_size=512)
     theirs, ours, small = optax.sgd(0.1, 0.9), mo.sgd(0.1, 0.9), mo.sgd(0.1, 0.9, storage=byte)
