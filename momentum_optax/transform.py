@@ -11,7 +11,7 @@ import optax
 
 from . import _checks
 from ._export import serializable
-from ._tree import content, init_leaves, path_name, reboxed, update_leaves
+from ._tree import Place, content, init_leaves, path_name, reboxed, update_leaves
 from ._typing import Count, KeyPath, Leaf, Number, PyTree
 from .filters import Filter, post_write_form
 from .filters.coefficients import Coefficient, is_zero, value_at
@@ -157,7 +157,7 @@ class _Runner:
     def init(self, params: optax.Params) -> MomentumState:
         """See `scale_by_momentum`."""
         note(self.rule)
-        state = init_leaves(lambda path, x: self.init_leaf(_checked_leaf(path, x)), params, self.leaf_treedef)
+        state = init_leaves(lambda place, x: self.init_leaf(_checked_leaf(place[0], x)), params, self.leaf_treedef)
         return state._replace(step=self.first_step())
 
     def first_step(self) -> jax.Array | None:
@@ -194,10 +194,10 @@ class _Runner:
         return _Resolved(rule, post_write, self.scales_at(rule, step, age))
 
     def update_leaf(
-        self, now: _Resolved | None, step: Count | None, number: tuple[KeyPath, int], g: Leaf, old: MomentumState
+        self, now: _Resolved | None, step: Count | None, place: Place, g: Leaf, old: MomentumState
     ) -> tuple[jax.Array, MomentumState]:
         """Update and new state of a leaf; `now` is None where the coefficients depend on its age."""
-        path, i = number
+        path, i = place
         v = self.storage.state_type.decode(old.velocity)
         g = _checked_gradient(path, g, v)
         dtype = arithmetic_dtype(g.dtype, *(x.dtype for x in v))

@@ -8,7 +8,7 @@ import optax
 
 from .. import _checks
 from .._export import serializable
-from .._tree import absent
+from .._tree import Leaves, absent
 from .._typing import Entry, Leaf, Number, PyTree
 from ..filters.coefficients import Scalar, value_at
 from ..optimizers.gradient_dtype import in_gradient_dtype
@@ -17,7 +17,7 @@ from ..state.mismatch import check_kind
 from ..storage import Storage
 from ..storage.protocol import arithmetic_dtype
 from ..transform import scale_by_momentum
-from ..wrappers.leaves import Leaves, squared_norm
+from ..wrappers.leaves import squared_norm
 from ._gradients import check_shape, matched, times
 from ._single_step import single_step
 

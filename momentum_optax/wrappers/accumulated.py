@@ -9,14 +9,14 @@ import optax
 
 from .. import _checks
 from .._export import serializable
-from .._tree import absent
+from .._tree import Leaves, absent
 from .._typing import Count, Number, PyTree
 from ..filters import Filter, velocity_only_readout
 from ..filters.coefficients import Coefficient, PerLeafSchedule, Scalar, is_zero, value_at
 from ..state.mismatch import check_kind
 from ..storage import Storage, resolve
 from ..transform import MomentumState, filter_transformation, relative_scales, scale_by_momentum
-from .leaves import Leaves, checked_transformation, where
+from .leaves import checked_transformation, where
 
 
 @serializable

@@ -9,10 +9,10 @@ import optax
 
 from .. import _checks
 from .._export import serializable
-from .._tree import absent
+from .._tree import Leaves, absent
 from .._typing import Condition, Count, DType, Leaf, Number, PyTree
 from ..storage.protocol import arithmetic_dtype
-from .leaves import Leaves, Scope, counted, flags, one_per_leaf, scalar_loss, squared_norm
+from .leaves import Scope, counted, flags, one_per_leaf, scalar_loss, squared_norm
 
 
 @serializable
