@@ -12,7 +12,7 @@ import optax
 from . import _checks
 from ._export import serializable
 from ._tree import Place, content, init_leaves, path_name, reboxed, update_leaves
-from ._typing import Count, KeyPath, Leaf, Number, PyTree
+from ._typing import Count, KeyPath, Leaf, Number, PyTree, jitted
 from .filters import Filter, post_write_form
 from .filters.coefficients import Coefficient, is_zero, value_at
 from .filters.fingerprints import note
@@ -207,18 +207,25 @@ class _Runner:
         gain = old.gain
         if gain is not None:
             u, gain = _debiased(now, u, gain)
-        age = None if old.age is None else optax.safe_increment(old.age)
+        age = None if old.age is None else _next_age(old.age)
         context = encode_context(self.storage, wide, (step, i), now.scales)
         return u.astype(g.dtype), MomentumState(self.storage.encode(v, old.velocity, context), None, age, gain)
+
+
+_next_age = jitted(optax.safe_increment)
 
 
 def _debiased(now: _Resolved, u: jax.Array, gain: Arrays) -> tuple[jax.Array, Arrays]:
     """The update over what a constant gradient of 1 would have given, and the velocities of such gradients."""
     dtype = jnp.finfo(u.dtype).dtype
     unit, new = _advance(now, jnp.ones((1,) * u.ndim, dtype), gain)
+    return _over_response(u, unit), tuple(x.astype(old.dtype) for x, old in zip(new, gain, strict=True))
+
+
+@jitted
+def _over_response(u: jax.Array, unit: jax.Array) -> jax.Array:
     # While the unit response is zero no gradient has counted yet, and the update is zero without division.
-    u = u / jnp.where(unit == 0, 1, unit)
-    return u, tuple(x.astype(old.dtype) for x, old in zip(new, gain, strict=True))
+    return u / jnp.where(unit == 0, 1, unit)
 
 
 def _advance(now: _Resolved, g: jax.Array, v: Arrays) -> tuple[jax.Array, Arrays]:
