@@ -31,7 +31,7 @@ def reset(opt_state: optax.OptState, fresh: optax.OptState, select: "Select | No
 
     Args:
       opt_state: The optimizer's state.
-      fresh: What `init` of the same optimizer returns.
+      fresh: The state that `init` of the same optimizer returns.
       select: Which parameters, a function of a path such as "dense/kernel" that returns True or False, or a traced
         bool. Then steps, which all parameters share, stay.
 

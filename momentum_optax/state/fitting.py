@@ -27,7 +27,7 @@ def fitted(state: PyTree, like: PyTree, field: Field) -> PyTree:
 
     Args:
       state: A state whose velocities are in their new storage already.
-      like: What `init` of the new optimizer returns.
+      like: The state that `init` of the new optimizer returns.
       field: For fields of which the old or the new one is compressed.
 
     Raises:

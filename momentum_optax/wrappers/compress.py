@@ -66,7 +66,7 @@ def compress(
       tx: Any optimizer.
       select: Names of fields; or a mapping from names to storages, one for each field; or a predicate `(path, leaf)`,
         asked at `init` of each leaf that can be kept, with its key path in the state of `tx`.
-      storage: How the chosen fields are kept: a name or an object, as for `scale_by_momentum`. Not used with a mapping.
+      storage: The storage of the chosen fields, as for `scale_by_momentum`; ignored if `select` is a mapping.
       second_moments: The names of fields that hold squares. They need relative accuracy, so that a storage must be
         fit for them (its `nonnegative` is true). Adan's `v`, which has either sign, is not among them.
 

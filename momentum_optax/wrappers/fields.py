@@ -1,4 +1,4 @@
-"""Fields of an optimizer's state in compressed form: `CompressedField`, and the ways into it and out of it."""
+"""`CompressedField`: fields of an optimizer's state in compressed form, their encoding and decoding."""
 
 from collections.abc import Callable, Collection
 from typing import NamedTuple, TypeGuard, TypeVar
@@ -70,7 +70,7 @@ def compress_field(
     """The compressed form of the field `tree`.
 
     Args:
-      storage: How its leaves are kept.
+      storage: The storage of its leaves.
       tree: The field.
       chosen: For each leaf whether it is compressed.
       number: Tells the fields of a state apart, for the noise of stochastic rounding.

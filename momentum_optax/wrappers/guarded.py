@@ -75,7 +75,7 @@ def guarded(
 
     Old and new state are selected elementwise, without the branches of a `lax.cond`, so that it works under `vmap` and
     can be fused with the step. XLA's CPU backend still makes temporary copies of what the selection reads and replaces.
-    Unlike `optax.apply_if_finite` it never gives up on NaN.
+    Unlike `optax.apply_if_finite` it never accepts a non-finite step, however many occur in a row.
 
     Under float16 loss scaling, put it around the part of the chain that receives the unscaled gradients, and halve the
     scale where `finite` of the state is False: infinity divided by a finite scale is still infinite. Only the guarded

@@ -80,7 +80,7 @@ def check_scope(scope: Scope, counts: PyTree, leaves: Leaves) -> None:
         has = "one count for each leaf" if scope == "tree" else "one count for all leaves"
         raise StateMismatchError(
             f"the state has {has}, and this optimizer scope={scope!r}: mo.convert(opt_state, storage, "
-            "like=tx.init(params)) begins to count anew"
+            "like=tx.init(params)) restarts the counts"
         )
 
 

@@ -73,17 +73,17 @@ def adaptive_restart(
       test: `"gradient"` or `"function"`.
       scope: `"tree"`: one test for all parameters. `"leaf"`, for the gradient test: each leaf has its own and restarts
         alone; the step that schedules read is shared and not reset.
-      storage: How velocities are kept, see `scale_by_momentum`. In few bits it learns its scale again after a restart,
-        as at the start.
+      storage: The storage of the velocities, see `scale_by_momentum`. A low-bit storage learns its scale again
+        after a restart, as at the start.
 
     Returns:
       A transformation whose state is a `RestartState`. A leaf whose gradient is None takes no part and keeps its
-      velocity. A test of NaN is not met.
+      velocity. A test that evaluates to NaN does not trigger a restart.
 
     Raises:
-      TypeError: If `rule` is no `Filter`; at `update` if the function test gets no `value`.
-      ValueError: If there is no such test, scope or storage, or the function test is asked of a leaf; at `update` if
-        `value` has axes.
+      TypeError: If `rule` is not a `Filter`; at `update` if the function test gets no `value`.
+      ValueError: If there is no such test, scope or storage, or the function test is combined with `scope="leaf"`; at
+        `update` if `value` has axes.
 
     Reference:
       O'Donoghue and Candes, "Adaptive restart for accelerated gradient schemes", Found. Comput. Math. 2015,

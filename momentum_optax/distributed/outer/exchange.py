@@ -32,7 +32,7 @@ def byte_mean(progress: PyTree, residual: PyTree, share: jax.Array, axis_name: A
     def exchanged(_: Place, d: jax.Array, r: jax.Array) -> tuple[jax.Array, jax.Array]:
         wanted = d + r
         codes, scale = _encoded(wanted)
-        # Bytes and scales travel; each receiver decodes.
+        # Codes and scales are sent; each receiver decodes them.
         all_codes, all_scales = (_gathered(x, axis_name) for x in (codes, scale))
         shares = _gathered(share, axis_name).reshape(-1, *(1,) * d.ndim)
         mean = (all_codes.astype(jnp.float32) * (all_scales * shares).astype(jnp.float32)).sum(0).astype(d.dtype)

@@ -49,7 +49,7 @@ def migrate(
 
     Args:
       saved: The restored state, also one without its NamedTuples, as Orbax returns it without a target.
-      description: What `describe` returned when it was saved.
+      description: The dictionary that `describe` returned when it was saved.
       target: The state that is wanted; arrays or `ShapeDtypeStruct`, with a sharding where one is wanted.
       migrations: For each older version the function from there to the next: it takes what `fields` returns, and
         returns the same for the next version. The newest version is the greatest key plus one.
