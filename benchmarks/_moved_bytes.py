@@ -53,7 +53,7 @@ class Count(NamedTuple):
     passes: int
 
 
-def target(name: str) -> Any:
+def target(name: str) -> jax.Device:
     """The device to compile for."""
     # Without its device a compiler can write a program to JAX's persistent cache and cannot read it there.
     jax.config.update("jax_enable_compilation_cache", False)
@@ -65,14 +65,16 @@ def target(name: str) -> Any:
     return topologies.get_topology_desc(platform="cuda", target_config=H200, **one).devices[0]
 
 
-def compiled(tx: optax.GradientTransformation, shape: tuple[int, ...], device: Any) -> Any:
+def compiled(tx: optax.GradientTransformation, shape: tuple[int, ...], device: jax.Device) -> jax.stages.Compiled:
     """The step of `tx` for `device`, with parameters and state donated."""
     sharding = SingleDeviceSharding(device)
 
-    def place(x: Any) -> jax.ShapeDtypeStruct:
+    def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-    def step(params: Any, state: Any, gradients: Any) -> Any:
+    def step(
+        params: optax.Params, state: optax.OptState, gradients: optax.Updates
+    ) -> tuple[optax.Params, optax.OptState]:
         updates, state = tx.update(gradients, state, params)
         return optax.apply_updates(params, updates), state
 
@@ -137,9 +139,9 @@ def read_sizes(body: list[Instruction]) -> Iterator[tuple[int, float | None]]:
             yield index, sum(size(u.kind) for u in users) if sliced else None
 
 
-def count(program: Any, parameters: int) -> Count:
+def count(program: jax.stages.Compiled, parameters: int) -> Count:
     """Count the bytes that a compiled program moves."""
-    computations, entry = parse(program.as_text())
+    computations, entry = parse(program.as_text() or "")
     sizes = {i.name: size(i.kind) for i in computations[entry]}
     moved = branch = 0.0
     passes = 0
@@ -162,5 +164,5 @@ def count(program: Any, parameters: int) -> Count:
         else:
             moved += cost
             passes += cost >= parameters
-    temporaries = program.memory_analysis().temp_size_in_bytes
-    return Count(moved / parameters, branch / parameters, temporaries / parameters, passes)
+    memory: Any = program.memory_analysis()
+    return Count(moved / parameters, branch / parameters, memory.temp_size_in_bytes / parameters, passes)

@@ -14,6 +14,7 @@ Flax is never imported here: where there is a box, it has been.
 import dataclasses
 import enum
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn, TypeAlias, TypeVar, cast
@@ -23,12 +24,17 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
-from ._typing import Function, KeyPath, Leaf, PyTree, TreeDef
+from ._typing import Entry, Function, KeyPath, Leaf, PyTree, TreeDef
 
 State = TypeVar("State")
+NewState = TypeVar("NewState")
+# The path of a leaf and its number, in the order of the tree.
+Place: TypeAlias = tuple[KeyPath, int]
 IsLeaf: TypeAlias = Callable[[PyTree], bool]
 AxisNames = TypeVar("AxisNames", tuple[str | None, ...], PartitionSpec)
 
+# The structure of a tree that is one leaf.
+LEAF: TreeDef = jax.tree.structure(0)
 # Metadata of `nnx.Variable` that names the mesh axes of each axis; the last two in older versions of Flax.
 _NNX_NAMES = ("out_sharding", "optimizer_sharding", "sharding", "sharding_names")
 
@@ -49,7 +55,27 @@ def find_all(tree: PyTree, *kinds: type[State]) -> list[tuple[KeyPath, State]]:
     return [(path, x) for path, x in pairs if isinstance(x, kinds)]
 
 
-# Flattened trees.
+# Any tree, node by node and leaf by leaf.
+
+
+def children(node: PyTree) -> list[tuple[KeyPath, PyTree]]:
+    """The nodes right below, with the keys that lead there; none below a leaf."""
+    return [] if jax.tree_util.all_leaves([node]) else flatten_with_path(node, lambda x: x is not node)[0]
+
+
+def map_children(function: Callable[[KeyPath, PyTree], PyTree], node: PyTree) -> PyTree:
+    """`node` with `function(key, child)` in place of each child; a leaf as it is."""
+    if jax.tree_util.all_leaves([node]):
+        return node
+    return jax.tree_util.tree_map_with_path(function, node, is_leaf=lambda x: x is not node)
+
+
+def map_numbered(function: Callable[..., PyTree], tree: PyTree, *rest: PyTree, is_leaf: IsLeaf | None = None) -> PyTree:
+    """`jax.tree.map` of `function((path, i), leaf, *others)`, where `i` counts the leaves."""
+    count = itertools.count()
+    return jax.tree_util.tree_map_with_path(
+        lambda path, *leaves: function((path, next(count)), *leaves), tree, *rest, is_leaf=is_leaf
+    )
 
 
 def flatten(tree: PyTree, is_leaf: IsLeaf | None = None) -> tuple[list[PyTree], TreeDef]:
@@ -65,8 +91,8 @@ def flatten_with_path(tree: PyTree, is_leaf: IsLeaf | None = None) -> tuple[list
 # Trees of leaves, and one state for each leaf.
 
 
-def init_leaves(init_leaf: Callable[[KeyPath, Leaf], State], params: optax.Params, leaf_treedef: TreeDef) -> State:
-    """A state of trees, in the boxes of the parameters, from `init_leaf(path, leaf)` for each of them.
+def init_leaves(init_leaf: Callable[[Place, Entry], State], params: optax.Params, leaf_treedef: TreeDef) -> State:
+    """A state of trees, in the boxes of the parameters, from `init_leaf((path, i), leaf)` for each of them.
 
     Args:
       init_leaf: Gives a state of arrays of the structure `leaf_treedef`.
@@ -74,12 +100,12 @@ def init_leaves(init_leaf: Callable[[KeyPath, Leaf], State], params: optax.Param
       leaf_treedef: The structure of the state of one leaf.
     """
     pairs, treedef = flatten_with_path(unboxed(params))
-    leaves = zip(pairs, boxes_of(params), strict=True)
-    return to_trees([in_box(box, init_leaf(path, x)) for (path, x), box in leaves], treedef, leaf_treedef)
+    leaves = enumerate(zip(pairs, boxes_of(params), strict=True))
+    return to_trees([in_box(box, init_leaf((path, i), x)) for i, ((path, x), box) in leaves], treedef, leaf_treedef)
 
 
 def update_leaves(
-    update_leaf: Callable[[tuple[KeyPath, int], Leaf, State], tuple[jax.Array, State]],
+    update_leaf: Callable[[Place, Entry, State], tuple[jax.Array, State]],
     updates: optax.Updates,
     state: State,
     leaf_treedef: TreeDef,
@@ -108,6 +134,26 @@ def update_leaves(
         if g is not None:
             out[i], states[i] = update_leaf((path, i), g, leaf_state)
     return reboxed(treedef.unflatten(out), updates), reboxed(to_trees(states, treedef, leaf_treedef), state)
+
+
+def map_states(
+    function: Callable[..., NewState], state: State, leaf_treedef: TreeDef, *rest: PyTree, to: TreeDef | None = None
+) -> NewState:
+    """A bare state of trees from `function((path, i), leaf_state, *others)` for each leaf.
+
+    Args:
+      function: Gives the new state of the leaf number `i` from its state and its entries in `rest`.
+      state: A state of trees, as `init_leaves` gives it.
+      leaf_treedef: The structure of the state of one leaf.
+      *rest: Trees of the structure of the parameters, in boxes or not.
+      to: The structure of the new state of one leaf; `leaf_treedef` if None.
+    """
+    bare = unboxed(state)
+    paths, treedef = flatten_with_path(next(iter(leaf_treedef.flatten_up_to(bare)), None))
+    entries = (treedef.flatten_up_to(unboxed(tree)) for tree in rest)
+    rows = zip(paths, to_leaf_states(bare, treedef, leaf_treedef), *entries, strict=True)
+    new = [function((path, i), leaf_state, *others) for i, ((path, _), leaf_state, *others) in enumerate(rows)]
+    return to_trees(new, treedef, leaf_treedef if to is None else to)
 
 
 def to_trees(leaf_states: Sequence[State], treedef: TreeDef, leaf_treedef: TreeDef) -> State:
@@ -146,11 +192,30 @@ def leaf_treedef_of(state: NamedTuple) -> TreeDef:
     return jax.tree.structure(type(state)._make((0,) * len(field) for field in state))
 
 
-def map_numbered(function: Callable[..., Leaf], tree: PyTree, *rest: PyTree) -> PyTree:
-    """The tree of `function(i, leaf, *others)` for each leaf, where None is a leaf; `i` counts them."""
-    leaves, treedef = flatten(tree, is_leaf=lambda x: x is None)
-    others = map(treedef.flatten_up_to, rest)
-    return treedef.unflatten(map(function, range(len(leaves)), leaves, *others))
+class Leaves:
+    """The leaves of a tree of gradients, None and masked ones among them, and the parts of states that belong to them.
+
+    Attributes:
+      values: The leaves, without boxes.
+      treedef: The structure of the bare tree.
+    """
+
+    def __init__(self, updates: optax.Updates) -> None:
+        self.values: list[Entry]
+        self.values, self.treedef = flatten(unboxed(updates), is_leaf=absent)
+
+    def fit(self, node: PyTree) -> bool:
+        """Whether the bare `node` is a tree of the same structure."""
+        return bool(jax.tree.structure(node, is_leaf=absent) == self.treedef)
+
+    def of(self, tree: PyTree) -> list[Entry]:
+        """The leaves of a tree of the same structure, boxed or not."""
+        found: list[Entry] = self.treedef.flatten_up_to(unboxed(tree))
+        return found
+
+    def to_tree(self, each: list[Entry], like: PyTree) -> PyTree:
+        """The tree with these leaves, in the boxes of `like`."""
+        return reboxed(self.treedef.unflatten(each), like)
 
 
 def _raise_mismatch(expected: PyTree, got: PyTree) -> NoReturn:

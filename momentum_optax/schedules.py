@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias, cast
 
 from . import _checks
-from .filters.coefficients import Scalar, table_lookup, value_at
+from .filters.coefficients import Scalar, select, table_lookup, value_at
 
 if TYPE_CHECKING:
     import jax
@@ -49,7 +49,7 @@ def sutskever(
 
     def schedule(step: "Count") -> "Number":
         rising = _least(1 - 0.5 / (step // stage + 1.0), max_decay)
-        return rising if drop_at is None else _select(step >= drop_at, _least(rising, drop_to), rising)
+        return rising if drop_at is None else select(step >= drop_at, _least(rising, drop_to), rising)
 
     return schedule
 
@@ -75,7 +75,7 @@ def fista() -> Schedule:
         for _ in range(3):
             guess = anchor + beyond / 2.0 + _log(guess / anchor) / 4
         tail = (guess - 1) / (0.5 + (0.25 + guess * guess) ** 0.5)
-        return _select(step > last, tail, table_lookup(table, step))
+        return select(step > last, tail, table_lookup(table, step))
 
     return schedule
 
@@ -296,13 +296,8 @@ def momentum_correction(decay: Scalar, learning_rate: Schedule) -> Schedule:
     return schedule
 
 
-def _select(condition: "bool | np.ndarray | jax.Array", yes: "Number", no: "Number") -> "Number":
-    """`yes` where the condition holds, else `no`, in operators only; both must be finite."""
-    return condition * yes + (1 - condition) * no
-
-
 def _least(a: "Number", b: "Number") -> "Number":
-    return _select(a < b, a, b)
+    return select(a < b, a, b)
 
 
 def _log(x: "Number") -> "Number":

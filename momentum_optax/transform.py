@@ -11,8 +11,8 @@ import optax
 
 from . import _checks
 from ._export import serializable
-from ._tree import content, init_leaves, path_name, reboxed, update_leaves
-from ._typing import Count, KeyPath, Leaf, Number, PyTree
+from ._tree import Place, content, init_leaves, path_name, reboxed, update_leaves
+from ._typing import Count, KeyPath, Leaf, Number, PyTree, jitted
 from .filters import Filter, post_write_form
 from .filters.coefficients import Coefficient, is_zero, value_at
 from .filters.fingerprints import note
@@ -157,7 +157,7 @@ class _Runner:
     def init(self, params: optax.Params) -> MomentumState:
         """See `scale_by_momentum`."""
         note(self.rule)
-        state = init_leaves(lambda path, x: self.init_leaf(_checked_leaf(path, x)), params, self.leaf_treedef)
+        state = init_leaves(lambda place, x: self.init_leaf(_checked_leaf(place[0], x)), params, self.leaf_treedef)
         return state._replace(step=self.first_step())
 
     def first_step(self) -> jax.Array | None:
@@ -194,10 +194,10 @@ class _Runner:
         return _Resolved(rule, post_write, self.scales_at(rule, step, age))
 
     def update_leaf(
-        self, now: _Resolved | None, step: Count | None, number: tuple[KeyPath, int], g: Leaf, old: MomentumState
+        self, now: _Resolved | None, step: Count | None, place: Place, g: Leaf, old: MomentumState
     ) -> tuple[jax.Array, MomentumState]:
         """Update and new state of a leaf; `now` is None where the coefficients depend on its age."""
-        path, i = number
+        path, i = place
         v = self.storage.state_type.decode(old.velocity)
         g = _checked_gradient(path, g, v)
         dtype = arithmetic_dtype(g.dtype, *(x.dtype for x in v))
@@ -207,18 +207,25 @@ class _Runner:
         gain = old.gain
         if gain is not None:
             u, gain = _debiased(now, u, gain)
-        age = None if old.age is None else optax.safe_increment(old.age)
+        age = None if old.age is None else _next_age(old.age)
         context = encode_context(self.storage, wide, (step, i), now.scales)
         return u.astype(g.dtype), MomentumState(self.storage.encode(v, old.velocity, context), None, age, gain)
+
+
+_next_age = jitted(optax.safe_increment)
 
 
 def _debiased(now: _Resolved, u: jax.Array, gain: Arrays) -> tuple[jax.Array, Arrays]:
     """The update over what a constant gradient of 1 would have given, and the velocities of such gradients."""
     dtype = jnp.finfo(u.dtype).dtype
     unit, new = _advance(now, jnp.ones((1,) * u.ndim, dtype), gain)
+    return _over_response(u, unit), tuple(x.astype(old.dtype) for x, old in zip(new, gain, strict=True))
+
+
+@jitted
+def _over_response(u: jax.Array, unit: jax.Array) -> jax.Array:
     # While the unit response is zero no gradient has counted yet, and the update is zero without division.
-    u = u / jnp.where(unit == 0, 1, unit)
-    return u, tuple(x.astype(old.dtype) for x, old in zip(new, gain, strict=True))
+    return u / jnp.where(unit == 0, 1, unit)
 
 
 def _advance(now: _Resolved, g: jax.Array, v: Arrays) -> tuple[jax.Array, Arrays]:

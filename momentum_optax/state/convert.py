@@ -38,7 +38,7 @@ def convert(
 
     * a step that the state lacks is taken from `like`, 0 from `init`: schedules and noise begin there. So are the
       counters of learning-rate schedules, of `guarded`, `monitor` and restarts, and injected hyperparameters. The
-      memory of a monitor (`gain`, `mean_lag`) then covers only the gradients to come;
+      memory of a monitor (`gain`, `mean_lag`) then covers later gradients only;
     * the ages that a first step or dampening reads: for a leaf that holds a velocity, the first step is over. Its age
       is the number of steps counted so far, or 1 if none were; a leaf whose velocities are all zero has age 0;
     * the gains of `debias=True` can be left out, but not added: they depend on the rule and on every step so far;
@@ -53,7 +53,7 @@ def convert(
       opt_state: Any state that holds states of `scale_by_momentum` or `compress`.
       storage: A name or an object, as for `scale_by_momentum`; or a mapping from fields of `compress`, and
         "velocity" for the velocities of `scale_by_momentum`, to one each. Other fields keep their storage.
-      like: What `init` of the new optimizer returns; the result has its structure, shapes and dtypes. A
+      like: The state that `init` of the new optimizer returns; the result has its structure, shapes and dtypes. A
         `ShapeDtypeStruct` is enough where no value is taken from it.
       second_moments: The names of fields of `compress` that hold squares, as given to it.
 

@@ -59,7 +59,7 @@ def check_state(state: PyTree, expected: PyTree, remedy: str | None = None) -> N
     """Raise `StateMismatchError` at the first difference that `find_mismatch` finds.
 
     Args:
-      state: What `update` was given.
+      state: The state that was passed to `update`.
       expected: As for `find_mismatch`.
       remedy: For a state that `convert` cannot make, the way out to name in its place.
     """
@@ -70,7 +70,7 @@ def find_mismatch(state: PyTree, expected: PyTree) -> Mismatch | None:
     """The first difference between a state and the one that is expected, or None.
 
     Args:
-      state: What `update` was given.
+      state: The state that was passed to `update`.
       expected: Of the structure that `init` gives, for any parameters; `ANYTHING` is not compared. Classes
         and which entries are None are compared; leaves are not, except for the kind of a NumPy scalar's dtype. A step
         that nothing reads is accepted.

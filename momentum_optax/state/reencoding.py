@@ -6,23 +6,25 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .._tree import boxes_of, flatten_with_path, in_box, leaf_treedef_of, to_leaf_states, to_trees, unboxed
-from .._typing import PyTree, TreeDef
+from .._tree import Place, boxes_of, find_all, in_box, leaf_treedef_of, map_numbered, map_states, unboxed
+from .._typing import PyTree
 from ..storage import Storage, resolve
 from ..transform import MomentumState
 from ..wrappers.compress import CompressedState
 from ..wrappers.fields import (
     CompressedField,
     compress_field,
+    compressed_leaves,
     decompress_field,
     is_compressed,
-    is_uncompressed,
-    leaf_states,
 )
 from ..wrappers.initial import encode_initial
 from ..wrappers.selection import check_fit
 from .casting import cast, forms
-from .stored import VELOCITY, holds_squares, is_momentum_or_compressed, name_of, owner_of
+from .stored import VELOCITY, holds_squares, name_of, owner_of
+
+# What is kept in a storage, or holds something that is.
+_CONVERTIBLE = (MomentumState, CompressedState, CompressedField)
 
 
 class Targets:
@@ -66,11 +68,8 @@ class Targets:
 def fields_of(state: PyTree) -> set[str]:
     """The names of what could be converted."""
     names: set[str] = set()
-    for path, x in flatten_with_path(state, _is_convertible)[0]:
-        if isinstance(x, CompressedState):
-            names |= fields_of(x.inner)
-        elif _is_convertible(x):
-            names.add(name_of(path, x))
+    for path, x in find_all(state, *_CONVERTIBLE):
+        names |= fields_of(x.inner) if isinstance(x, CompressedState) else {name_of(path, x)}
     return names
 
 
@@ -87,19 +86,18 @@ def check_storages(state: PyTree, targets: Targets) -> None:
 
 def reencoded(state: PyTree, targets: Targets) -> PyTree:
     """`state` with every velocity in its storage of `targets`, which notes what was found."""
-    pairs, treedef = flatten_with_path(state, _is_convertible)
-    new: list[PyTree] = []
-    for i, (path, x) in enumerate(pairs):
+
+    def reencode(place: Place, x: PyTree) -> PyTree:
+        path, i = place
         if isinstance(x, CompressedState):
-            new.append(_compressed(x, targets))
-            continue
-        storage = targets.of(name_of(path, x)) if _is_convertible(x) else None
+            return _compressed(x, targets)
+        storage = targets.of(name_of(path, x)) if isinstance(x, _CONVERTIBLE) else None
         if storage is None:
-            new.append(x)
-            continue
+            return x
         targets.found.add(name_of(path, x))
-        new.append(_momentum(x, storage, i) if isinstance(x, MomentumState) else _field(x, storage, i))
-    return treedef.unflatten(new)
+        return _momentum(x, storage, i) if isinstance(x, MomentumState) else _field(x, storage, i)
+
+    return map_numbered(reencode, state, is_leaf=lambda x: isinstance(x, _CONVERTIBLE))
 
 
 def refitted(targets: Targets, owner: str, name: str, old: PyTree, new: PyTree) -> PyTree:
@@ -109,7 +107,7 @@ def refitted(targets: Targets, owner: str, name: str, old: PyTree, new: PyTree) 
         return cast(tree, new, name)
     if is_compressed(old) and forms(old) == forms(new):
         return old
-    chosen = [not is_uncompressed(slot) for slot in leaf_states(new)[0]]
+    chosen = compressed_leaves(new)
     targets.found.add(name)
     if not any(chosen):
         return CompressedField(new.parts, cast(tree, new.plain, name))
@@ -118,10 +116,6 @@ def refitted(targets: Targets, owner: str, name: str, old: PyTree, new: PyTree) 
         raise ValueError(f"storage must say how to keep {name!r}, which like compresses, got none for it")
     # Fields differ in their noise.
     return cast(compress_field(storage, tree, chosen, len(targets.found)), new, name)
-
-
-def _is_convertible(x: object) -> bool:
-    return is_momentum_or_compressed(x) or is_compressed(x)
 
 
 def _momentum(state: MomentumState, storage: Storage, number: int) -> MomentumState:
@@ -139,13 +133,14 @@ def _momentum(state: MomentumState, storage: Storage, number: int) -> MomentumSt
 
 def _written(storage: Storage, velocity: PyTree, number: int) -> PyTree:
     """The velocities in `storage`, for the first time."""
-    old = unboxed(velocity)
-    treedef: TreeDef = jax.tree.structure(old[0][0])
-    rows = map(type(old).decode, to_leaf_states(old, treedef, leaf_treedef_of(old)))
-    written = [encode_initial(storage, row, number, i) for i, row in enumerate(rows)]
-    boxed = [in_box(box, parts) for box, parts in zip(boxes_of(velocity[0][0]), written, strict=True)]
-    some = jax.eval_shape(lambda: storage.init(jax.ShapeDtypeStruct((1,), jnp.float32), len(old[0])))
-    return to_trees(boxed, treedef, jax.tree.structure(some))
+    boxes = boxes_of(velocity[0][0])
+    some = jax.eval_shape(lambda: storage.init(jax.ShapeDtypeStruct((1,), jnp.float32), len(velocity[0])))
+
+    def written(place: Place, parts: PyTree) -> PyTree:
+        _, i = place
+        return in_box(boxes[i], encode_initial(storage, type(velocity).decode(parts), number, i))
+
+    return map_states(written, velocity, leaf_treedef_of(velocity), to=jax.tree.structure(some))
 
 
 def _compressed(state: CompressedState, targets: Targets) -> CompressedState:
@@ -162,7 +157,7 @@ def _compressed(state: CompressedState, targets: Targets) -> CompressedState:
 
 def _field(field: CompressedField, storage: Storage, number: int) -> CompressedField:
     """A field of `compress` in `storage`."""
-    chosen = [not is_uncompressed(slot) for slot in leaf_states(field)[0]]
+    chosen = compressed_leaves(field)
     tree = decompress_field(field)
     if forms(field) == forms(jax.eval_shape(lambda: compress_field(storage, tree, chosen, number))):
         return field

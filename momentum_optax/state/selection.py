@@ -15,7 +15,7 @@ Select: TypeAlias = "Callable[[str], bool | jax.Array]"
 
 
 class Selection:
-    """The parameters that `select` is true of; all of them without `select`. Counts the states that were changed."""
+    """The parameters for which `select` is true, all of them if it is None. Counts the states that were changed."""
 
     def __init__(self, select: "Select | None") -> None:
         self._select = select

@@ -4,8 +4,8 @@ import jax
 import optax
 
 from .. import _checks
-from .._tree import find_all, leaf_treedef_of, plain, reboxed, to_leaf_states, unboxed
-from .._typing import PyTree, TreeDef
+from .._tree import find_all, leaf_treedef_of, map_states, plain, reboxed
+from .._typing import PyTree
 from ..transform import MomentumState
 
 
@@ -27,18 +27,13 @@ def velocity(opt_state: optax.OptState) -> tuple[PyTree, ...]:
     return tuple(tree for _, state in find_all(plain(opt_state), MomentumState) for tree in read_velocity(state))
 
 
-def decoded(state: MomentumState) -> list[PyTree]:
-    """The velocities of one bare state as trees."""
-    layout = leaf_treedef_of(state.velocity)
-    if not layout.num_leaves:
-        return []
-    treedef: TreeDef = jax.tree.structure(state.velocity[0][0])
-    decoded = map(type(state.velocity).decode, to_leaf_states(state.velocity, treedef, layout))
-    columns = zip(*decoded, strict=True) if treedef.num_leaves else [()] * len(state.velocity[0])
-    return [treedef.unflatten(column) for column in columns]
+def decoded(state: MomentumState) -> tuple[PyTree, ...]:
+    """The velocities of one state as bare trees."""
+    parts = state.velocity
+    each_velocity = jax.tree.structure((0,) * len(parts[0]))
+    return map_states(lambda _, leaf: type(parts).decode(leaf), parts, leaf_treedef_of(parts), to=each_velocity)
 
 
 def read_velocity(state: MomentumState) -> list[PyTree]:
     """The velocities of one state as trees, in boxes where the state has them."""
-    trees = decoded(unboxed(state))
-    return [reboxed(tree, state.velocity[0][0]) for tree in trees]
+    return [reboxed(tree, state.velocity[0][0]) for tree in decoded(state)]

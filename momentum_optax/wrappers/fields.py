@@ -1,19 +1,21 @@
-"""Fields of an optimizer's state in compressed form: `CompressedField`, and the ways into it and out of it."""
+"""`CompressedField`: fields of an optimizer's state in compressed form, their encoding and decoding."""
 
-from collections.abc import Collection
-from typing import NamedTuple, TypeGuard
+from collections.abc import Callable, Collection
+from typing import NamedTuple, TypeGuard, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from .._export import serializable
-from .._tree import boxes_of, content, in_box, reboxed, to_leaf_states, to_trees, unboxed
+from .._tree import LEAF, Place, boxes_of, in_box, init_leaves, map_states, reboxed
 from .._typing import Count, Entry, KeyPath, PyTree, TreeDef
 from ..state.mismatch import StateMismatchError
 from ..storage import Storage
 from ..storage.protocol import EncodeContext, encode_context
 from ..storage.slopes import marked, unmarked
 from .initial import encode_initial
+
+New = TypeVar("New")
 
 
 @serializable
@@ -31,32 +33,14 @@ class CompressedField(NamedTuple):
     plain: PyTree
 
 
-class _LeafStates(NamedTuple):
-    """The leaves of a `CompressedField`, each a `CompressedField` of arrays, and the structures that join them.
-
-    Attributes:
-      leaves: One `CompressedField` of arrays for each leaf.
-      leaf_treedef: The structure of each of them.
-      treedef: The structure of the field.
-    """
-
-    leaves: list[CompressedField]
-    leaf_treedef: TreeDef
-    treedef: TreeDef
-
-    def joined(self) -> CompressedField:
-        """The inverse of `leaf_states`, without boxes."""
-        field: CompressedField = to_trees(self.leaves, self.treedef, self.leaf_treedef)
-        return field
+def map_field(function: Callable[..., New], field: CompressedField, *rest: PyTree, to: TreeDef | None = None) -> New:
+    """`_tree.map_states` of a field: its leaves are `CompressedField`s of arrays."""
+    return map_states(function, field, _leaf_treedef(field.parts), *rest, to=to)
 
 
-def leaf_states(field: CompressedField) -> _LeafStates:
-    """The leaves of a field, boxed or not; without boxes."""
-    field = unboxed(field)
-    one = CompressedField(type(field.parts)(*((0,) * len(part) for part in field.parts)), 0)
-    leaf_treedef: TreeDef = jax.tree.structure(one)
-    treedef: TreeDef = jax.tree.structure(field.plain)
-    return _LeafStates(to_leaf_states(field, treedef, leaf_treedef), leaf_treedef, treedef)
+def _leaf_treedef(parts: PyTree) -> TreeDef:
+    """The structure of one leaf of a field with these parts."""
+    return jax.tree.structure(CompressedField(type(parts)._make((0,) * len(part) for part in parts), 0))
 
 
 def is_compressed(x: object) -> TypeGuard[CompressedField]:
@@ -65,8 +49,13 @@ def is_compressed(x: object) -> TypeGuard[CompressedField]:
 
 
 def is_uncompressed(leaf: CompressedField) -> bool:
-    """Whether a leaf of a field, one of `leaf_states`, is not compressed."""
+    """Whether a leaf of a field, as `map_field` gives it, is not compressed."""
     return bool(jax.tree.leaves(leaf.parts)[0].dtype == jnp.bool_)
+
+
+def compressed_leaves(field: CompressedField) -> list[bool]:
+    """For each leaf of a field whether it is compressed."""
+    return jax.tree.leaves(map_field(lambda _, leaf: not is_uncompressed(leaf), field, to=LEAF))
 
 
 def field_name(path: KeyPath) -> str | None:
@@ -81,38 +70,36 @@ def compress_field(
     """The compressed form of the field `tree`.
 
     Args:
-      storage: How its leaves are kept.
+      storage: The storage of its leaves.
       tree: The field.
       chosen: For each leaf whether it is compressed.
       number: Tells the fields of a state apart, for the noise of stochastic rounding.
       zeros: The ids of leaves that are known to be zeros; no program is compiled to encode these.
     """
     parts: PyTree = jax.eval_shape(lambda: storage.init(jax.ShapeDtypeStruct((1,), jnp.float32), 1))
-    treedef: TreeDef = jax.tree.structure(unboxed(tree))
-    leaves = []
-    for i, (box, keep) in enumerate(zip(boxes_of(tree), chosen, strict=True)):
-        leaf = content(box)
+
+    def init_leaf(place: Place, leaf: jax.Array) -> CompressedField:
+        _, i = place
         one = (1,) * jnp.ndim(leaf)
         # Each array is made separately: two that shared a buffer could not be donated.
-        if keep:
-            encoded = storage.init(leaf, 1) if id(leaf) in zeros else encode_initial(storage, (leaf,), number, i)
-            state = CompressedField(encoded, jnp.zeros(one, leaf.dtype))
-        else:
-            state = CompressedField(jax.tree.map(lambda _, one=one: jnp.zeros(one, bool), parts), leaf)
-        leaves.append(in_box(box, state))
-    return _LeafStates(leaves, jax.tree.structure(CompressedField(parts, 0)), treedef).joined()
+        if not chosen[i]:
+            return CompressedField(jax.tree.map(lambda _: jnp.zeros(one, bool), parts), leaf)
+        encoded = storage.init(leaf, 1) if id(leaf) in zeros else encode_initial(storage, (leaf,), number, i)
+        return CompressedField(encoded, jnp.zeros(one, leaf.dtype))
+
+    return init_leaves(init_leaf, tree, _leaf_treedef(parts))
 
 
 def decompress_field(field: CompressedField) -> PyTree:
     """The field as its optimizer knows it."""
-    leaves, _, treedef = leaf_states(field)
-    boxes = zip(boxes_of(field.plain), boxes_of(field.parts[0][0]), strict=True)
-    return treedef.unflatten(
-        [
-            in_box(plain, leaf.plain) if is_uncompressed(leaf) else in_box(codes, _decoded(leaf))
-            for leaf, (plain, codes) in zip(leaves, boxes, strict=True)
-        ]
-    )
+    # Where the leaf is in full, so are the names of its box.
+    plain, codes = boxes_of(field.plain), boxes_of(field.parts[0][0])
+
+    def decompress(place: Place, leaf: CompressedField) -> PyTree:
+        _, i = place
+        return in_box(plain[i], leaf.plain) if is_uncompressed(leaf) else in_box(codes[i], _decoded(leaf))
+
+    return map_field(decompress, field, to=LEAF)
 
 
 def recompress_field(
@@ -125,16 +112,16 @@ def recompress_field(
             f"the state must be kept as {expected}, got {got}: mo.convert(opt_state, storage, like=tx.init(params)) "
             "changes that"
         )
-    states = leaf_states(old)
-    leaves = states.leaves
-    for i, (leaf, new) in enumerate(zip(leaves, states.treedef.flatten_up_to(unboxed(tree)), strict=True)):
+
+    def recompress(place: Place, leaf: CompressedField, new: Entry) -> CompressedField:
+        _, i = place
         if new is None:
-            continue
+            return leaf
         if is_uncompressed(leaf):
-            leaves[i] = leaf._replace(plain=in_dtype_of(leaf.plain, new))
-        else:
-            leaves[i] = _encoded(storage, leaf, new, encode_context(storage, new, (step, number, i), (1.0,)))
-    field: CompressedField = reboxed(states.joined(), old)
+            return leaf._replace(plain=in_dtype_of(leaf.plain, new))
+        return _encoded(storage, leaf, new, encode_context(storage, new, (step, number, i), (1.0,)))
+
+    field: CompressedField = reboxed(map_field(recompress, old, tree), old)
     return field
 
 

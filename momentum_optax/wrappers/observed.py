@@ -1,19 +1,18 @@
 """The velocities that `monitor` observes, in any optimizer state: stored, decoded, and in full precision."""
 
 import dataclasses
-from collections.abc import Iterator
 from typing import TypeGuard
 
 import jax
 import optax
 
-from .._tree import absent, find_all, flatten_with_path, reboxed, unboxed
-from .._typing import Entry, KeyPath, PyTree, TreeDef
+from .._tree import LEAF, Leaves, Place, find_all, reboxed
+from .._typing import KeyPath, PyTree
 from ..filters import Filter
 from ..state.velocity import velocity
 from ..transform import MomentumState
 from .compress import CompressedState
-from .fields import CompressedField, field_name, is_uncompressed, leaf_states
+from .fields import CompressedField, field_name, is_uncompressed, map_field
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +35,8 @@ def stored_velocities(state: optax.OptState) -> list[Codes]:
         if isinstance(node, MomentumState):
             found += [Codes(tree, None) for tree in node.velocity[0]]
         else:
-            leaves, _, treedef = leaf_states(node)
-            codes = [None if is_uncompressed(leaf) else leaf.parts[0][0] for leaf in leaves]
-            found.append(Codes(treedef.unflatten(codes), field_name(path)))
+            codes = map_field(lambda _, leaf: None if is_uncompressed(leaf) else leaf.parts[0][0], node, to=LEAF)
+            found.append(Codes(codes, field_name(path)))
     return found
 
 
@@ -49,16 +47,17 @@ def decoded_velocities(state: optax.OptState) -> list[PyTree]:
         if isinstance(node, MomentumState):
             found += velocity(node)
         else:
-            leaves, _, treedef = leaf_states(node)
-            values = [None if is_uncompressed(leaf) else leaf.parts.decode(leaf.parts)[0] for leaf in leaves]
-            found.append(treedef.unflatten(values))
+            found.append(
+                map_field(
+                    lambda _, leaf: None if is_uncompressed(leaf) else leaf.parts.decode(leaf.parts)[0], node, to=LEAF
+                )
+            )
     return found
 
 
 def in_full_precision(state: optax.OptState) -> optax.OptState:
     """`state` with decoded values in the first part of each storage, so that a step of it rounds nothing."""
-    pairs, treedef = flatten_with_path(state, _is_observed)
-    return treedef.unflatten([_decoded(node) if _is_observed(node) else node for _, node in pairs])
+    return jax.tree.map(lambda x: _decoded(x) if _is_observed(x) else x, state, is_leaf=_is_observed)
 
 
 def only_momentum(state: optax.OptState) -> MomentumState:
@@ -67,19 +66,14 @@ def only_momentum(state: optax.OptState) -> MomentumState:
     return found
 
 
-def flat(tree: PyTree) -> tuple[list[Entry], TreeDef]:
-    """The leaves, None and masked ones among them, and the structure; without boxes."""
-    return jax.tree.flatten(unboxed(tree), is_leaf=absent)
-
-
 def check_observable(state: optax.OptState, params: optax.Params, rule: Filter | None) -> None:
     """Raise unless there is something to observe, and it belongs to `params` and `rule`."""
     ours = [x for _, x in find_all(state, MomentumState, CompressedState)]
     if not ours:
         raise ValueError("tx must hold a state of scale_by_momentum or compress, got one without")
-    structure = flat(params)[1]
+    structure = Leaves(params).treedef
     for codes in stored_velocities(state):
-        got = flat(codes.tree)[1]
+        got = Leaves(codes.tree).treedef
         if got != structure:
             raise ValueError(f"tx must keep its velocities in trees like the parameters, {structure}, got {got}")
     orders = [len(x.velocity[0]) for x in ours if isinstance(x, MomentumState)]
@@ -94,19 +88,21 @@ def _is_observed(x: object) -> "TypeGuard[MomentumState | CompressedField]":
     return isinstance(x, MomentumState | CompressedField)
 
 
-def _observed(state: optax.OptState) -> Iterator[tuple[KeyPath, "MomentumState | CompressedField"]]:
-    return ((path, node) for path, node in flatten_with_path(state, _is_observed)[0] if _is_observed(node))
+def _observed(state: optax.OptState) -> "list[tuple[KeyPath, MomentumState | CompressedField]]":
+    return find_all(state, MomentumState, CompressedField)
 
 
 def _decoded(node: "MomentumState | CompressedField") -> PyTree:
     """A state of `scale_by_momentum`, or a field of `compress`, in full precision."""
     if isinstance(node, MomentumState):
         return node._replace(velocity=_with_first(node.velocity, velocity(node)))
-    states = leaf_states(node)
-    for i, leaf in enumerate(states.leaves):
-        if not is_uncompressed(leaf):
-            states.leaves[i] = leaf._replace(parts=_with_first(leaf.parts, leaf.parts.decode(leaf.parts)))
-    return reboxed(states.joined(), node)
+
+    def decode(_: Place, leaf: CompressedField) -> CompressedField:
+        if is_uncompressed(leaf):
+            return leaf
+        return leaf._replace(parts=_with_first(leaf.parts, leaf.parts.decode(leaf.parts)))
+
+    return reboxed(map_field(decode, node), node)
 
 
 def _with_first(parts: PyTree, values: tuple[PyTree, ...]) -> PyTree:

@@ -39,7 +39,7 @@ class Selection:
     Attributes:
       storages: The storage of each selected field; None with a predicate.
       predicate: Selects leaves; None with names of fields.
-      storage: How the leaves that the predicate selects are kept.
+      storage: The storage of the leaves that the predicate selects.
       second_moments: Names of fields that hold squares.
     """
 

@@ -7,7 +7,7 @@ import jax
 from ... import _checks
 from ..._typing import JSON, Leaf, PyTree
 from . import formats
-from .entries import CheckpointError, clipped, compare, described, entry_of, fields
+from .entries import CheckpointError, clipped, compare, described, entry_of, field_path, fields
 from .formats import Migration
 from .validation import checked_fields, is_whole
 
@@ -28,8 +28,9 @@ def from_fields(leaves: Mapping[str, Leaf], target: PyTree) -> PyTree:
     """
     expected = fields(target)
     compare(*({path: entry_of(path, x) for path, x in each.items()} for each in (leaves, expected)))
-    placed = [_placed(leaves[path], getattr(x, "sharding", None)) for path, x in expected.items()]
-    return jax.tree.unflatten(jax.tree.structure(target), placed)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: _placed(leaves[field_path(path)], getattr(x, "sharding", None)), target
+    )
 
 
 def migrate(
@@ -48,7 +49,7 @@ def migrate(
 
     Args:
       saved: The restored state, also one without its NamedTuples, as Orbax returns it without a target.
-      description: What `describe` returned when it was saved.
+      description: The dictionary that `describe` returned when it was saved.
       target: The state that is wanted; arrays or `ShapeDtypeStruct`, with a sharding where one is wanted.
       migrations: For each older version the function from there to the next: it takes what `fields` returns, and
         returns the same for the next version. The newest version is the greatest key plus one.
