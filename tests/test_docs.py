@@ -11,6 +11,7 @@ import re
 import tomllib
 
 import pytest
+from conformance import public_storages
 
 import momentum_optax as mo
 
@@ -152,6 +153,11 @@ def schedules_listed():
 
 def test_every_schedule_has_a_row():
     assert schedules_listed() == exported(mo.schedules)
+
+
+def test_every_storage_has_a_row():
+    rows = re.findall(r"^\| `mo\.storage\.(\w+)\(.*?\)` \| \S", (DOCS / "storage.md").read_text(), re.M)
+    assert set(rows) == public_storages()
 
 
 def test_every_notebook_is_listed_by_the_question_that_it_asks():
