@@ -40,8 +40,9 @@ THIN = [
     ("cautious by sign bit", "float32", "lion_mix"),
     ("monitor", "float32", "nesterov"),
 ]
-# And of a wrapper that is in the other table alone.
+# And of a wrapper or storage that is in its table alone.
 THIN += [(name, "float32", "heavy_ball") for name in WRAPPERS if name not in {row[0] for row in THIN}]
+THIN += [("monitor", name, "heavy_ball") for name in STORAGES if name not in {row[1] for row in THIN}]
 thin = pytest.mark.parametrize(("wrapper", "storage", "rule"), THIN, ids=[w for w, _, _ in THIN])
 
 whole = pytest.mark.parametrize(
