@@ -1,6 +1,7 @@
 """The report: its numbers are those of the functions, and its table prints all of them."""
 
 import dataclasses
+import re
 import math
 
 import numpy as np
@@ -56,6 +57,14 @@ def test_every_field_of_the_report_is_printed():
         assert "0.5" in line, field.name
         assert line.endswith(field.metadata["unit"]), field.name
     assert len(set(labels)) == len(labels)
+
+
+def test_every_field_of_the_report_is_explained_by_something_that_users_reach():
+    explained = dict(re.findall(r"^ {6}(\w+): (.*)$", analysis.Report.__doc__, re.M))
+    assert list(explained) == [field.name for field in dataclasses.fields(analysis.Report)]
+    named = {name for text in explained.values() for name in re.findall(r"[Ss]ee `(\w+)`", text)}
+    assert len(named) >= 5
+    assert {name for name in named if not hasattr(analysis, name)} == set(), "export them from analysis/__init__.py"
 
 
 def test_a_report_says_nothing_of_what_it_was_not_told(capsys):
