@@ -1,8 +1,8 @@
 """The report: its numbers are those of the functions, and its table prints all of them."""
 
 import dataclasses
-import re
 import math
+import re
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def test_the_report_prints_a_table_and_returns_its_numbers(capsys):
     found = analysis.report(rule, learning_rate=0.05, L=2.0, mu=0.1, storage=mo.storage.bfloat16())
     printed = capsys.readouterr().out
     assert printed == f"{found}\n"
-    assert len(printed.splitlines()) == 19
+    assert len(printed.splitlines()) == sum(value is not None for value in vars(found).values()) >= 19
     assert all(len(line) <= 90 for line in printed.splitlines())
     curvature = np.geomspace(0.1, 2.0, 65)
     kept = analysis.precision(rule, mo.storage.bfloat16())
