@@ -59,7 +59,7 @@ def test_a_page_says_something_of_each_of_its_rules(group):
 
 def test_the_table_of_normal_forms_is_computed():
     rows = re.findall(r"^\| (`[^|]*\)`) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", INDEX.read_text(), re.M)
-    assert len(rows) == 11
+    assert len(rows) >= 11
     late = 10**6  # past every special first step
     for calls, *numbers in rows:
         for call in re.findall(r"`([^`]+)`", calls):
