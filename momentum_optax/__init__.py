@@ -18,31 +18,12 @@ from .optimizers.sgd import sgd as sgd
 from .optimizers.sgd import srsgd as srsgd
 from .optimizers.sign import lion as lion
 from .optimizers.sign import signum as signum
-from .rules import accelerated as accelerated
-from .rules import adan_mix as adan_mix
-from .rules import ademamix_mix as ademamix_mix
-from .rules import aggregated as aggregated
-from .rules import aggregated_exponential as aggregated_exponential
-from .rules import chebyshev as chebyshev
-from .rules import complex_heavy_ball as complex_heavy_ball
-from .rules import ema as ema
-from .rules import grokfast as grokfast
-from .rules import heavy_ball as heavy_ball
-from .rules import lion_mix as lion_mix
-from .rules import mars_mix as mars_mix
-from .rules import mass as mass
-from .rules import muon_mix as muon_mix
-from .rules import nadam_mix as nadam_mix
-from .rules import nesterov as nesterov
-from .rules import optimistic as optimistic
-from .rules import pid as pid
-from .rules import quasi_hyperbolic as quasi_hyperbolic
-from .rules import robust_momentum as robust_momentum
-from .rules import schedule_free as schedule_free
-from .rules import simplified_ademamix as simplified_ademamix
-from .rules import synthesized_nesterov as synthesized_nesterov
-from .rules import torch_nesterov as torch_nesterov
-from .rules import triple_momentum as triple_momentum
+from .rules.games import *
+from .rules.look_ahead import *
+from .rules.mixes import *
+from .rules.several_velocities import *
+from .rules.sums_and_averages import *
+from .rules.tuned import *
 from .state import checkpoint as checkpoint
 from .state.convert import convert as convert
 from .state.edit import rescale as rescale

@@ -14,6 +14,7 @@ import optax
 import pytest
 
 import momentum_optax as mo
+from momentum_optax.storage.protocol import SUPPORTED
 
 EPS = 2.0**-24  # the largest relative error of one float32 rounding
 
@@ -68,7 +69,8 @@ STATIC = {"first_step", "window", "count", "psi", "decays"}
 # Rules with a schedule of their own.
 OWN_SCHEDULE = {"nadam_mix"}
 
-REAL = (jnp.bfloat16, jnp.float16, jnp.float32)
+# The real dtypes of leaves without 64-bit types.
+REAL = tuple(jnp.dtype(name).type for name in SUPPORTED if name not in ("float64", "complex64", "complex128"))
 
 every_rule = pytest.mark.parametrize("rule", RULES)
 every_storage = pytest.mark.parametrize("storage", STORAGES)

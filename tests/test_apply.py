@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conformance import assert_bit_equal
+from conformance import REAL, assert_bit_equal
 
 import momentum_optax as mo
 from momentum_optax.storage.rounding import stochastic_round
@@ -75,6 +75,14 @@ def test_weights_follow_the_sum_of_updates_too_small_for_them(dtype):
     for _ in range(3):
         near = mo.apply_updates(near, updates)
     assert float(near["w"][0]) == start
+
+
+@pytest.mark.parametrize("dtype", REAL, ids=lambda x: jnp.dtype(x).name)
+def test_every_dtype_narrower_than_float32_is_rounded(dtype):
+    # By a quarter of the spacing, which is lost to nearest and may not be lost here.
+    params, updates = jnp.ones(256, dtype), jnp.full(256, jnp.finfo(dtype).eps / 4, dtype)
+    moved = mo.apply_updates(params, updates, rounding="stochastic", step=0) != params
+    assert moved.any() == (jnp.finfo(dtype).bits < 32)
 
 
 def test_wider_leaves_and_none_are_left_to_optax():

@@ -1,5 +1,7 @@
 """Live velocities to and from the states of Optax' own transformations."""
 
+__all__ = ["from_optax", "to_optax"]
+
 from typing import TypeAlias
 
 import jax

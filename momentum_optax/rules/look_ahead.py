@@ -1,5 +1,7 @@
 """Look-ahead rules: Nesterov's method in its published forms, schedule-free averaging, NAdam's numerator."""
 
+__all__ = ["nadam_mix", "nesterov", "schedule_free", "torch_nesterov"]
+
 from typing import TYPE_CHECKING, Any
 
 from .. import _checks

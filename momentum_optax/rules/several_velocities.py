@@ -1,5 +1,7 @@
 """Rules with several velocities per parameter."""
 
+__all__ = ["adan_mix", "ademamix_mix", "aggregated", "aggregated_exponential", "pid"]
+
 from .. import _checks
 from ..filters import Filter
 from ..filters.coefficients import Scalar, lift, on_first_step, shifted

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ def test_the_report_prints_a_table_and_returns_its_numbers(capsys):
     found = analysis.report(rule, learning_rate=0.05, L=2.0, mu=0.1, storage=mo.storage.bfloat16())
     printed = capsys.readouterr().out
     assert printed == f"{found}\n"
-    assert len(printed.splitlines()) == 19
+    assert len(printed.splitlines()) == sum(value is not None for value in vars(found).values()) >= 19
     assert all(len(line) <= 90 for line in printed.splitlines())
     curvature = np.geomspace(0.1, 2.0, 65)
     kept = analysis.precision(rule, mo.storage.bfloat16())
@@ -56,6 +57,14 @@ def test_every_field_of_the_report_is_printed():
         assert "0.5" in line, field.name
         assert line.endswith(field.metadata["unit"]), field.name
     assert len(set(labels)) == len(labels)
+
+
+def test_every_field_of_the_report_is_explained_by_something_that_users_reach():
+    explained = dict(re.findall(r"^ {6}(\w+): (.*)$", analysis.Report.__doc__, re.M))
+    assert list(explained) == [field.name for field in dataclasses.fields(analysis.Report)]
+    named = {name for text in explained.values() for name in re.findall(r"[Ss]ee `(\w+)`", text)}
+    assert len(named) >= 5
+    assert {name for name in named if not hasattr(analysis, name)} == set(), "export them from analysis/__init__.py"
 
 
 def test_a_report_says_nothing_of_what_it_was_not_told(capsys):

@@ -1,5 +1,9 @@
 """Published outer methods against NumPy loops from the papers' forms."""
 
+import pathlib
+import re
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +12,17 @@ from distributed.outer.workers import RATE, WORKERS, Velocity, assert_follows, e
 
 import momentum_optax as mo
 from momentum_optax.distributed import outer
+
+
+def test_every_method_is_compared_with_a_loop_and_measured():
+    text, root = pathlib.Path(__file__).read_text(), pathlib.Path(__file__).parents[3]
+    methods = [name for name, f in vars(outer.methods).items() if isinstance(f, types.FunctionType) and name[0] != "_"]
+    methods = [name for name in methods if getattr(outer.methods, name).__module__ == outer.methods.__name__]
+    assert len(methods) >= 4
+    for name in methods:
+        assert getattr(outer, name, None) is getattr(outer.methods, name), f"outer/__init__.py must export {name}"
+        assert re.search(rf"(assert_follows|rounds)\(outer\.{name}\(", text), f"compare {name} with a loop here"
+        assert f"mo.outer.{name}(" in (root / "benchmarks" / "outer_quality.py").read_text(), name
 
 
 def test_averaging_is_the_mean_and_with_one_step_each_the_synchronous_gradient_step(x64):
