@@ -12,10 +12,16 @@ forgotten. The decay of an average may not: the gradient would have weight 0. Ve
 updates the gradients' dtypes; arithmetic is in float32, or wider where the leaf is (see `scale_by_momentum`).
 """
 
+from .after_optimizer import ema_nesterov as ema_nesterov
+from .after_optimizer import lookahead as lookahead
+from .after_optimizer import outer_nesterov as outer_nesterov
+from .after_optimizer import primal_averaging as primal_averaging
 from .games import complex_heavy_ball as complex_heavy_ball
 from .games import optimistic as optimistic
 from .look_ahead import nadam_mix as nadam_mix
 from .look_ahead import nesterov as nesterov
+from .look_ahead import optimized_gradient as optimized_gradient
+from .look_ahead import overshoot as overshoot
 from .look_ahead import schedule_free as schedule_free
 from .look_ahead import torch_nesterov as torch_nesterov
 from .mixes import grokfast as grokfast
@@ -27,6 +33,7 @@ from .several_velocities import ademamix_mix as ademamix_mix
 from .several_velocities import aggregated as aggregated
 from .several_velocities import aggregated_exponential as aggregated_exponential
 from .several_velocities import pid as pid
+from .several_velocities import positive_negative as positive_negative
 from .sums_and_averages import ema as ema
 from .sums_and_averages import heavy_ball as heavy_ball
 from .sums_and_averages import quasi_hyperbolic as quasi_hyperbolic
