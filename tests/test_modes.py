@@ -43,6 +43,8 @@ SCHEDULES = {
     "one_cycle": (10,),
     "ramp": (0.9, 5),
     "half_life_ramp": (0.5, 0.9, 5),
+    "fsgdm": (400,),
+    "muon_momentum": (400,),
     "momentum_correction": (0.9, optax.linear_schedule(0.1, 0.01, 9)),
 }
 

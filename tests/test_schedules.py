@@ -50,6 +50,21 @@ def half_life(t, start=0.9, end=0.9999, T=20):
     return 0.5 ** (1 / ((1 - a) * f(start) + a * f(end) + 1))
 
 
+def fsgdm(t, sigma=1050, stages=100, c=0.033):
+    # The code's counter is a float that begins at 1.0.
+    length = sigma // stages
+    stage = ((t + 1.0) // length) * length
+    return stage / (stage + c * sigma)
+
+
+def muon_momentum(t, total=1000, low=0.85, high=0.95):
+    if t < 300:
+        return low + t / 300 * (high - low)
+    if t > total - 50:
+        return max(high - (t - (total - 50)) / 50 * (high - low), low)
+    return high
+
+
 FISTA = fista_sequence(200_001)
 CASES = {
     "sutskever": (schedules.sutskever(0.99), sutskever),
@@ -61,12 +76,42 @@ CASES = {
     "one_cycle": (schedules.one_cycle(100), one_cycle),
     "ramp": (schedules.ramp(5.0, 10), alpha),
     "half_life_ramp": (schedules.half_life_ramp(0.9, 0.9999, 20), half_life),
+    "fsgdm": (schedules.fsgdm(1050, stages=100), fsgdm),
+    "muon_momentum": (schedules.muon_momentum(1000), muon_momentum),
     "momentum_correction": (
         schedules.momentum_correction(0.9, lambda t: 1 / (t + 1.0)),
         lambda t: 0.9 * (t + 1) / max(t, 1),
     ),
 }
-STEPS = [0, 1, 2, 9, 10, 19, 30, 39, 40, 41, 49, 50, 60, 99, 100, 101, 249, 250, 999, 1000, 1023, 1024, 1025, 30_000]
+STEPS = [
+    0,
+    1,
+    2,
+    9,
+    10,
+    19,
+    30,
+    39,
+    40,
+    41,
+    49,
+    50,
+    60,
+    99,
+    100,
+    101,
+    249,
+    250,
+    300,
+    950,
+    970,
+    999,
+    1000,
+    1023,
+    1024,
+    1025,
+    30_000,
+]
 
 
 def public_schedules():
@@ -146,6 +191,11 @@ def test_a_restarted_nesterov_forgets_its_velocity():
         assert bool(jnp.all(u == 2.0)) == (t in (0, 5))
 
 
+def test_muons_momentum_stays_high_where_the_length_of_the_run_is_not_given():
+    schedule = schedules.muon_momentum()
+    assert [schedule(t) for t in (0, 150, 300, 10**6)] == pytest.approx([0.85, 0.9, 0.95, 0.95], rel=1e-15)
+
+
 def test_the_correction_ends_the_history_where_the_rate_is_zero():
     rates = jnp.array([0.0, 0.1, 0.2, 0.0, 0.1])
     schedule = schedules.momentum_correction(0.5, lambda t: rates[t])
@@ -177,6 +227,13 @@ def test_the_correction_ends_the_history_where_the_rate_is_zero():
         (lambda: schedules.ramp(5.0, 0), ValueError, "steps must be at least 1, got 0"),
         (lambda: schedules.half_life_ramp(0.0, 0.9, 5), ValueError, "start must be in"),
         (lambda: schedules.half_life_ramp(0.9, 1.0, 5), ValueError, "end must be in"),
+        (lambda: schedules.fsgdm(299), ValueError, "total_steps must be at least 300, got 299"),
+        (lambda: schedules.fsgdm(1000, stages=0), ValueError, "stages must be at least 1"),
+        (lambda: schedules.fsgdm(1000, scaling=0.0), ValueError, r"scaling must be in \(0, inf\), got 0.0"),
+        (lambda: schedules.muon_momentum(349), ValueError, "total_steps must be at least 350, got 349"),
+        (lambda: schedules.muon_momentum(low=0.96), ValueError, r"high must be in \[0.96, 1\), got 0.95"),
+        (lambda: schedules.muon_momentum(warmup_steps=0), ValueError, "warmup_steps must be at least 1"),
+        (lambda: schedules.muon_momentum(cooldown_steps=0.5), TypeError, "cooldown_steps must be a whole number"),
         (lambda: schedules.momentum_correction(0.9, 0.1), TypeError, "learning_rate must be a schedule"),
         (lambda: schedules.momentum_correction(1.1, lambda t: 1.0), ValueError, "decay must be in"),
     ],
