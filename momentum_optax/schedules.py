@@ -265,7 +265,9 @@ def half_life_ramp(start: float, end: float, steps: int) -> Schedule:
 
 
 def fsgdm(total_steps: int, *, stages: int = 300, scaling: float = 0.033) -> Schedule:
-    r"""FSGDM's schedule: $u_t = s/(s + c\Sigma)$, which rises in stages; $s = \lfloor (t+1)/m \rfloor m$, $m = \lfloor\Sigma/n\rfloor$.
+    r"""FSGDM's schedule, which rises in stages of $m = \lfloor\Sigma/n\rfloor$ steps.
+
+    $$ u_t = \frac{s}{s + c\Sigma}, \qquad s = m \lfloor (t+1)/m \rfloor $$
 
     For `heavy_ball`, whose gain rises with it: FSGDM adds whole gradients to its buffer.
 

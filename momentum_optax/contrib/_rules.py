@@ -70,7 +70,8 @@ def implicit_transport(delta: Scalar = 1.0) -> Filter:
        y' = \theta' + \frac{\gamma_{t+1}}{1 - \gamma_{t+1}} (\theta' - \theta), \quad \gamma_t = \frac{t}{t + \delta} $$
 
     t counts the steps from 0. The stored parameters are y, ahead of theta by (t + 1)/delta steps, and `eval_params`
-    gives theta. On a quadratic m is exactly the mean gradient at theta.
+    gives theta. On a quadratic m is exactly the mean gradient at theta. For a constant delta the update is
+    $u = g + m'/\delta$.
 
     Args:
       delta: In (0, inf); 1 averages all gradients alike, more weights late ones.

@@ -168,7 +168,7 @@ def overshoot(decay: Scalar = 0.9, overshoot: Scalar = 5.0) -> Filter:
 
     Args:
       decay: mu in (-1, 1].
-      overshoot: gamma, finite; plus marks the next step's value. The paper takes 3, 5 and 7.
+      overshoot: gamma, finite; plus marks the next step's value. The example of the code takes 5.
 
     Raises:
       ValueError: If a number is out of range.
