@@ -24,11 +24,11 @@ def primal_averaging(mu_x: Scalar = 0.9967, mu_y: Scalar = 0.7) -> Filter:
 
     The stored parameters are y and $v = (x - z)/\eta$: $v' = \mu_x (v + g)$, $u = g + \mu_y v - \mu_y^+ v'$, where plus
     marks the next step's value. `eval_params` gives x. With mu_x = 1 - 1/(t+1) it is `schedule_free`, with mu_y = mu_x
-    Nesterov's step. Weight decay in the optimizer before it acts at y. Normal form: (1, mu_x, mu_y).
+    Nesterov's step. Weight decay of the optimizer before it acts at y, as in the code. Normal form: (1, mu_x, mu_y).
 
     Args:
-      mu_x: Share of the average that an iterate leaves, in [0, 1]; the paper takes .9, .9869, .9934, .9967 and .9984 in
-        place of 1, 8, 16, 32 and 64 steps between two outer steps.
+      mu_x: Share of the average that an iterate leaves, in [0, 1]; the paper's are $.9^{1/H}$ in place of H steps between
+        two outer steps, .9967 for 32.
       mu_y: Share of the average in the point where the gradient is taken, in [0, 1].
 
     Raises:
@@ -36,7 +36,7 @@ def primal_averaging(mu_x: Scalar = 0.9967, mu_y: Scalar = 0.7) -> Filter:
 
     Reference:
       "Smoothing DiLoCo with primal averaging for faster training of LLMs", 2025, arXiv:2512.17131, and its code,
-      facebookresearch/optimizers, whose optimizer decays the weights at y too.
+      facebookresearch/optimizers.
     """
     _checks.within("mu_x", mu_x, "[0, 1]")
     _checks.within("mu_y", mu_y, "[0, 1]")
