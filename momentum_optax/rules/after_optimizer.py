@@ -27,8 +27,8 @@ def primal_averaging(mu_x: Scalar = 0.9967, mu_y: Scalar = 0.7) -> Filter:
     Nesterov's step. Weight decay of the optimizer before it acts at y, as in the code. Normal form: (1, mu_x, mu_y).
 
     Args:
-      mu_x: Share of the average that an iterate leaves, in [0, 1]; the paper's are $.9^{1/H}$ in place of H steps between
-        two outer steps, .9967 for 32.
+      mu_x: Share of the average that an iterate leaves, in [0, 1]; the paper takes $.9^{1/H}$ in place of H steps
+        between two outer steps, .9967 for 32.
       mu_y: Share of the average in the point where the gradient is taken, in [0, 1].
 
     Raises:
