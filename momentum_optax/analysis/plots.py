@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # A name, or (offset, lengths of dashes and gaps).
 LineStyle: TypeAlias = "str | tuple[int, tuple[int, ...]]"
 # Okabe and Ito's colours, distinct under every common colour blindness; dashes for print in grey.
-_STYLES = (
+_STYLES: tuple[tuple[str, LineStyle], ...] = (
     ("#0072B2", "-"),
     ("#D55E00", "--"),
     ("#009E73", ":"),
