@@ -18,6 +18,7 @@ from .optimizers.sgd import sgd as sgd
 from .optimizers.sgd import srsgd as srsgd
 from .optimizers.sign import lion as lion
 from .optimizers.sign import signum as signum
+from .rules.after_optimizer import *
 from .rules.games import *
 from .rules.look_ahead import *
 from .rules.mixes import *

@@ -264,6 +264,79 @@ def half_life_ramp(start: float, end: float, steps: int) -> Schedule:
     return schedule
 
 
+def fsgdm(total_steps: int, *, stages: int = 300, scaling: float = 0.033) -> Schedule:
+    r"""FSGDM's schedule, which rises in stages of $m = \lfloor\Sigma/n\rfloor$ steps.
+
+    $$ u_t = \frac{s}{s + c\Sigma}, \qquad s = m \lfloor (t+1)/m \rfloor $$
+
+    For `heavy_ball`, whose gain rises with it: FSGDM adds whole gradients to its buffer.
+
+    Args:
+      total_steps: Sigma, a whole number of at least `stages`.
+      stages: n, at least 1; the code's default for 300 epochs.
+      scaling: c in (0, inf).
+
+    Raises:
+      ValueError: If a number is out of range.
+      TypeError: If an argument is not a number.
+
+    Reference:
+      "On the performance analysis of momentum method: a frequency domain perspective", ICLR 2025, arXiv:2411.19671, and
+      its code, yinleung/FSGDM, which counts steps from 1.
+    """
+    _checks.integer("stages", stages, 1)
+    _checks.integer("total_steps", total_steps, stages)
+    _checks.number("scaling", scaling, "(0, inf)")
+    length, settled = int(total_steps) // int(stages), scaling * total_steps
+
+    def schedule(step: "Count") -> "Number":
+        begun = (step + 1) // length * float(length)
+        return begun / (begun + settled)
+
+    return schedule
+
+
+def muon_momentum(
+    total_steps: int | None = None,
+    *,
+    low: float = 0.85,
+    high: float = 0.95,
+    warmup_steps: int = 300,
+    cooldown_steps: int = 50,
+) -> Schedule:
+    """The momentum of Muon in modded-nanogpt: linear from `low` to `high`, and back to `low` in the last steps.
+
+    Args:
+      total_steps: Steps of the run, a whole number of at least both ramps together; None for no cool-down.
+      low: The value at step 0 and, after a cool-down, from step `total_steps` on, in [0, 1).
+      high: The value between, in [low, 1).
+      warmup_steps: Steps from `low` to `high`, at least 1.
+      cooldown_steps: Steps from `high` to `low`, at least 1.
+
+    Raises:
+      ValueError: If a number is out of range.
+      TypeError: If an argument is not a number.
+
+    Reference:
+      KellerJordan/modded-nanogpt, `get_muon_momentum` of its training scripts (.85 to .95 in 300 steps and back in 50).
+    """
+    _checks.number("low", low, "[0, 1)")
+    _checks.number("high", high, f"[{low}, 1)")
+    _checks.integer("warmup_steps", warmup_steps, 1)
+    _checks.integer("cooldown_steps", cooldown_steps, 1)
+    if total_steps is not None:
+        _checks.integer("total_steps", total_steps, int(warmup_steps) + int(cooldown_steps))
+
+    def schedule(step: "Count") -> "Number":
+        share = _least(step / float(warmup_steps), 1.0)
+        if total_steps is not None:
+            left = _least((total_steps - step) / float(cooldown_steps), 1.0)
+            share = share * left * (left > 0)
+        return low + share * (high - low)
+
+    return schedule
+
+
 def momentum_correction(decay: Scalar, learning_rate: Schedule) -> Schedule:
     r"""The decay that makes a heavy ball exact under a learning-rate schedule: $\beta_t\,\eta_{t-1}/\eta_t$.
 

@@ -46,6 +46,21 @@ def half_life(t, start=0.9, end=0.9999, T=20):
     return 0.5 ** (1 / ((1 - a) * f(start) + a * f(end) + 1))
 
 
+def fsgdm(t, sigma=1050, stages=300, c=0.033):
+    # The code's counter is a float that begins at 1.0.
+    length = sigma // stages
+    stage = ((t + 1.0) // length) * length
+    return stage / (stage + c * sigma)
+
+
+def muon_momentum(t, total=1000, low=0.85, high=0.95):
+    if t < 300:
+        return low + t / 300 * (high - low)
+    if t > total - 50:
+        return max(high - (t - (total - 50)) / 50 * (high - low), low)
+    return high
+
+
 FISTA = fista_sequence(200_001)
 # Of each schedule its arguments and the paper's value at a step.
 CASES = {
@@ -58,6 +73,8 @@ CASES = {
     "one_cycle": ((100,), one_cycle),
     "ramp": ((5.0, 10), alpha),
     "half_life_ramp": ((0.9, 0.9999, 20), half_life),
+    "fsgdm": ((1050,), fsgdm),
+    "muon_momentum": ((1000,), muon_momentum),
     "momentum_correction": (
         (0.9, lambda t: 1 / (t + 1.0)),
         lambda t: 0.9 * (t + 1) / max(t, 1),

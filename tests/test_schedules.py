@@ -9,7 +9,37 @@ from schedule_cases import CASES, FISTA
 import momentum_optax as mo
 from momentum_optax import schedules
 
-STEPS = [0, 1, 2, 9, 10, 19, 30, 39, 40, 41, 49, 50, 60, 99, 100, 101, 249, 250, 999, 1000, 1023, 1024, 1025, 30_000]
+STEPS = [
+    *(
+        0,
+        1,
+        2,
+        9,
+        10,
+        19,
+        30,
+        39,
+        40,
+        41,
+        49,
+        50,
+        60,
+        99,
+        100,
+        101,
+        249,
+        250,
+        300,
+        950,
+        970,
+        999,
+        1000,
+        1023,
+        1024,
+        1025,
+        30_000,
+    ),
+]
 
 
 def made(name):
@@ -93,6 +123,11 @@ def test_a_restarted_nesterov_forgets_its_velocity():
         assert bool(jnp.all(u == 2.0)) == (t in (0, 5))
 
 
+def test_muons_momentum_stays_high_where_the_length_of_the_run_is_not_given():
+    schedule = schedules.muon_momentum()
+    assert [schedule(t) for t in (0, 150, 300, 10**6)] == pytest.approx([0.85, 0.9, 0.95, 0.95], rel=1e-15)
+
+
 def test_the_correction_ends_the_history_where_the_rate_is_zero():
     rates = jnp.array([0.0, 0.1, 0.2, 0.0, 0.1])
     schedule = schedules.momentum_correction(0.5, lambda t: rates[t])
@@ -124,6 +159,13 @@ def test_the_correction_ends_the_history_where_the_rate_is_zero():
         (lambda: schedules.ramp(5.0, 0), ValueError, "steps must be at least 1, got 0"),
         (lambda: schedules.half_life_ramp(0.0, 0.9, 5), ValueError, "start must be in"),
         (lambda: schedules.half_life_ramp(0.9, 1.0, 5), ValueError, "end must be in"),
+        (lambda: schedules.fsgdm(299), ValueError, "total_steps must be at least 300, got 299"),
+        (lambda: schedules.fsgdm(1000, stages=0), ValueError, "stages must be at least 1"),
+        (lambda: schedules.fsgdm(1000, scaling=0.0), ValueError, r"scaling must be in \(0, inf\), got 0.0"),
+        (lambda: schedules.muon_momentum(349), ValueError, "total_steps must be at least 350, got 349"),
+        (lambda: schedules.muon_momentum(low=0.96), ValueError, r"high must be in \[0.96, 1\), got 0.95"),
+        (lambda: schedules.muon_momentum(warmup_steps=0), ValueError, "warmup_steps must be at least 1"),
+        (lambda: schedules.muon_momentum(cooldown_steps=0.5), TypeError, "cooldown_steps must be a whole number"),
         (lambda: schedules.momentum_correction(0.9, 0.1), TypeError, "learning_rate must be a schedule"),
         (lambda: schedules.momentum_correction(1.1, lambda t: 1.0), ValueError, "decay must be in"),
     ],

@@ -12,6 +12,7 @@ forgotten. The decay of an average may not: the gradient would have weight 0. Ve
 updates the gradients' dtypes; arithmetic is in float32, or wider where the leaf is (see `scale_by_momentum`).
 """
 
+from .after_optimizer import *
 from .games import *
 from .look_ahead import *
 from .mixes import *

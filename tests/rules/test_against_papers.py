@@ -101,8 +101,17 @@ def float32_bound(rule, gradients):
     return np.array(bounds)
 
 
-# These two are defined by the global step, whatever a leaf has received.
-LATE = [(row, scheduled) for row, scheduled in CASES if row.rule not in ("chebyshev", "schedule_free")]
+# These are defined by the global step, whatever a leaf has received.
+BY_STEP = {
+    "chebyshev",
+    "schedule_free",
+    "optimized_gradient",
+    "optimized_gradient_norm",
+    "implicit_transport",
+    "outer_nesterov",
+    "lookahead",
+}
+LATE = [(row, scheduled) for row, scheduled in CASES if row.rule not in BY_STEP]
 
 
 @pytest.mark.one_in(12)

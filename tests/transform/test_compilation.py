@@ -102,8 +102,8 @@ def test_coefficients_of_zero_and_one_copy_what_they_pass_through(rule, wrap):
 @every_rule
 def test_traced_scheduled_and_vmapped_arguments_equal_a_python_loop_over_numbers(rule, x64):
     arguments = numeric_arguments(rule)
-    assert arguments or rule == "aggregated"
-    arguments = arguments or ["decays"]
+    if not arguments:
+        arguments = {"aggregated": ["decays"], "optimized_gradient": [], "optimized_gradient_norm": []}[rule]
     steps, factors = 6, np.array([1.0, 0.97])
     signal = normal((steps, 3), dtype=jnp.float64)
     traces = []
