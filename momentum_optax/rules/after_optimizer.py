@@ -29,7 +29,7 @@ def primal_averaging(mu_x: Scalar = 0.9967, mu_y: Scalar = 0.7) -> Filter:
     Nesterov's step. Weight decay of the optimizer before it acts at y, as in the code. Normal form: (1, mu_x, mu_y).
 
     Args:
-      mu_x: Share of the average that an iterate leaves, in [0, 1]; the paper takes $.9^{1/H}$ in place of H steps
+      mu_x: Share of the average that an iterate leaves, in [0, 1); the paper takes $.9^{1/H}$ in place of H steps
         between two outer steps, .9967 for 32.
       mu_y: Share of the average in the point where the gradient is taken, in [0, 1].
 
@@ -40,7 +40,7 @@ def primal_averaging(mu_x: Scalar = 0.9967, mu_y: Scalar = 0.7) -> Filter:
       "Smoothing DiLoCo with primal averaging for faster training of LLMs", 2025, arXiv:2512.17131, and its code,
       facebookresearch/optimizers.
     """
-    _checks.within("mu_x", mu_x, "[0, 1]")
+    _checks.within("mu_x", mu_x, "[0, 1)")
     _checks.within("mu_y", mu_y, "[0, 1]")
     ahead = shifted(mu_y)
     return Filter(

@@ -1,6 +1,7 @@
 """The report: its numbers are those of the functions, and its table prints all of them."""
 
 import dataclasses
+import inspect
 import math
 import re
 
@@ -60,7 +61,7 @@ def test_every_field_of_the_report_is_printed():
 
 
 def test_every_field_of_the_report_is_explained_by_something_that_users_reach():
-    explained = dict(re.findall(r"^ {6}(\w+): (.*)$", analysis.Report.__doc__, re.M))
+    explained = dict(re.findall(r"^ {2}(\w+): (.*)$", inspect.getdoc(analysis.Report), re.M))
     assert list(explained) == [field.name for field in dataclasses.fields(analysis.Report)]
     named = {name for text in explained.values() for name in re.findall(r"[Ss]ee `(\w+)`", text)}
     assert len(named) >= 5

@@ -20,10 +20,13 @@ K = 5
 CYCLES = 12
 # The rules whose update is a function of their new velocities.
 ACCEPTED = {"heavy_ball", "ema", "chebyshev", "complex_heavy_ball"}
+# With numbers, not with schedules.
+CONSTANT = {"positive_negative"}
 ROWS = [row for row in TABLE if row.rule in ACCEPTED and row.variant != "negative"]
 THREE = next(row for row in TABLE if row.rule == "aggregated")
 THREE = dataclasses.replace(THREE, constants={"b0": 0.5, "b1": 0.9, "b2": 0.97}, ranges={}, variant="no zero")
 CASES = [(row, True) for row in ROWS] + [(row, False) for row in (THREE, *ROWS) if row.variant in ("torch", "no zero")]
+CASES += [(row, False) for row in TABLE if row.rule in CONSTANT]
 SIGNAL = np.random.default_rng(3).normal(size=(CYCLES * K, DIMENSION))
 
 LIKE = {"a": jnp.zeros((2, 3)), "b": jnp.zeros((4,))}
@@ -84,11 +87,11 @@ def test_rules_whose_update_needs_the_mean_gradient_are_refused(rule):
     now = built.pruned().at(30)
     A, B, C, D = now.matrices()
     possible = np.linalg.matrix_rank(np.block([[A, B[:, None]], [C, D]]), tol=1e-9) <= now.order
-    assert possible == (rule in ACCEPTED | {"ademamix_mix"})
-    if rule in ACCEPTED:
+    assert possible == (rule in ACCEPTED | CONSTANT | {"ademamix_mix", "optimized_gradient_norm"})
+    if rule in ACCEPTED | CONSTANT:
         assert mo.accumulated(built, 2).init(jnp.zeros(2)).mini_step == 0
     else:
-        # `ademamix_mix` could do without the gradient, but not with numbers that stay the same.
+        # The other two could do without the gradient at this step, but not with numbers that stay the same.
         with pytest.raises(ValueError, match=r"function of its new velocities.*use optax\.MultiSteps"):
             mo.accumulated(built, 2)
 

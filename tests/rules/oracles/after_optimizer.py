@@ -86,7 +86,7 @@ ROWS = [
 
 # The allowed interval of every number; "at least n" for whole ones.
 INTERVALS = {
-    "primal_averaging": {"mu_x": "[0, 1]", "mu_y": "[0, 1]"},
+    "primal_averaging": {"mu_x": "[0, 1)", "mu_y": "[0, 1]"},
     "ema_nesterov": {"decay": "[0, 1)", "lookahead": "[0, 1)"},
     "outer_nesterov": {"period": "at least 1", "learning_rate": "(0, inf)", "decay": "[0, 1)"},
     "lookahead": {"period": "at least 1", "step_size": "(0, 1]"},
