@@ -37,6 +37,7 @@ THIN = [
     ("cautious by count", "float32", "ademamix_mix"),
     ("cautious by mean", "float32", "grokfast_average"),
     ("cautious by sign bit", "float32", "lion_mix"),
+    ("with momentum", "float32", "quasi_hyperbolic"),
     ("monitor", "float32", "nesterov"),
 ]
 thin = pytest.mark.parametrize(("wrapper", "storage", "rule"), THIN, ids=[w for w, _, _ in THIN])
