@@ -92,7 +92,7 @@ class Adam:
 
 
 def primal_averaging_loop(decay=0.0, decays="z", mu_x=0.95, mu_y=0.7):
-    """Three sequences, as in arXiv:2512.17131; weights decay at z (the paper) or at y (its code)."""
+    """Three sequences, as in arXiv:2512.17131; weights decay at z, or at y as in its code."""
     adam, x, z = Adam(), START, START
     while True:
         y = mu_y * x + (1 - mu_y) * z

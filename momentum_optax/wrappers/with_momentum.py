@@ -57,8 +57,8 @@ def with_momentum(
     $$ z_t = \theta_t + C (I - A)^{-1} v_t, \qquad z_{t+1} = z_t + \mathrm{H}(1)\, s_t, $$
 
     the point at which the parameters would come to rest if no further update came, which moves by the updates of `tx`
-    alone, times the rule's gain H(1) for a constant. In primal averaging it is the sequence z: the paper's equations
-    decay the weights there, its authors' code at the stored point.
+    alone, times the rule's gain H(1) for a constant. In primal averaging it is the sequence z; the code of its authors
+    decays the weights at the stored point.
 
     A step of the rule is a call of `update` that reaches it, also where `tx` makes a zero of it (see the guide).
 
