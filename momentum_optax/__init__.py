@@ -44,5 +44,6 @@ from .wrappers.monitor import monitor as monitor
 from .wrappers.restarts import adaptive_restart as adaptive_restart
 from .wrappers.restarts import scheduled_restart as scheduled_restart
 from .wrappers.telemetry import telemetry as telemetry
+from .wrappers.with_momentum import with_momentum as with_momentum
 
 __version__ = "0.2.0"

@@ -218,6 +218,44 @@ class Leaves:
         return reboxed(self.treedef.unflatten(each), like)
 
 
+def map_onto(function: Callable[..., jax.Array], params: PyTree, trees: Sequence[PyTree]) -> PyTree:
+    """The parameters with `function(path, p, *leaves)` for each leaf that the trees hold; others stay as they are.
+
+    Args:
+      function: Takes a parameter as an array, and the leaf of each tree.
+      params: In boxes or not; the result is in the same.
+      trees: At least one, bare, all of the same structure: that of the bare parameters, in which leaves and subtrees
+        may be left out.
+
+    Raises:
+      ValueError: If the parameters have another structure, naming a path that differs.
+    """
+    bare = unboxed(params)
+    pairs, treedef = flatten_with_path(trees[0], absent)
+    try:
+        leaves = treedef.flatten_up_to(bare)
+    except (KeyError, TypeError, ValueError):
+        leaves = None
+    if leaves is None or not all(absent(x) or _is_array(p) for (_, x), p in zip(pairs, leaves, strict=True)):
+        _raise_unlike(trees[0], bare)
+    columns = zip(*map(treedef.flatten_up_to, trees), strict=True)
+    rows = zip(pairs, leaves, columns, strict=True)
+    new = [p if absent(x) else function(path, p, *row) for (path, x), p, row in rows]
+    return reboxed(treedef.unflatten(new), params)
+
+
+def _is_array(x: object) -> bool:
+    return x is not None and jax.tree_util.all_leaves([x])
+
+
+def _raise_unlike(expected: PyTree, params: PyTree) -> NoReturn:
+    """Say which parameter the state or the tree lacks."""
+    there, here = ([path_name(path) for path, _ in flatten_with_path(tree)[0]] for tree in (expected, params))
+    missing, extra = (sorted(set(a) - set(b)) for a, b in ((there, here), (here, there)))
+    what = f"lack {missing[0]}" if missing else f"have {extra[0]} too" if extra else "have other containers"
+    raise ValueError(f"params must be the tree that the state was made for: they {what}")
+
+
 def _raise_mismatch(expected: PyTree, got: PyTree) -> NoReturn:
     """Say which paths are missing from the gradients, or are too many."""
     there, here = (

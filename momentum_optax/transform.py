@@ -12,9 +12,9 @@ import optax
 from . import _checks
 from ._export import serializable
 from ._tree import Place, content, init_leaves, path_name, reboxed, update_leaves
-from ._typing import Count, KeyPath, Leaf, Number, PyTree, jitted
+from ._typing import Count, DType, KeyPath, Leaf, Number, PyTree, jitted
 from .filters import Filter, post_write_form
-from .filters.coefficients import Coefficient, is_zero, value_at
+from .filters.coefficients import Coefficient, PerLeafSchedule, is_zero, value_at
 from .filters.fingerprints import note
 from .state.mismatch import check_state
 from .storage import Storage, resolve
@@ -35,6 +35,8 @@ class MomentumState(NamedTuple):
       step: int32 scalar, the number of updates made; only if a coefficient is scheduled or the storage is stochastic.
       age: A tree of int32: the number of gradients that each leaf received; only if a coefficient depends on it.
       gain: A tuple with one tree per velocity: the velocities of a gradient that is always 1; only with `debias=True`.
+      lookahead: A tuple with one scalar per velocity: the rule's `lookahead` after the last update, float32 or, if a
+        leaf is wider, float64; only for a rule that has one. `eval_params` reads it.
 
     Entries of `age` and `gain` have the leaf's rank and shape (1, ..., 1): a sharding of the leaf fits them once the
     axes that it splits are left out. For parameters in boxes of Flax, arrays of the leaf's shape are in its
@@ -45,6 +47,7 @@ class MomentumState(NamedTuple):
     step: jax.Array | None
     age: PyTree
     gain: PyTree
+    lookahead: Arrays | None = None
 
 
 def scale_by_momentum(
@@ -82,8 +85,9 @@ def scale_by_momentum(
         if a real leaf gets a complex gradient or the reverse.
       StateMismatchError: At `update`, a `ValueError`, if the state is of an optimizer with another storage, number of
         velocities, schedule, first step or debiasing: with the call that converts it, see `convert`.
-      ValueError: If there is no such storage, it is for squares only, or `debias` is asked of a rule whose response to
-        a constant can vanish or change sign; at `update` if the gradients' tree or shapes are not those of `init`.
+      ValueError: If there is no such storage, it is for squares only, `debias` is asked of a rule whose response to a
+        constant can vanish or change sign, or the rule's `lookahead` depends on a leaf's age; at `update` if the
+        gradients' tree or shapes are not those of `init`.
 
     Reference:
       The state-space form of Lessard, Recht and Packard, 2016, arXiv:1408.3595; debiasing after Kingma and Ba,
@@ -96,6 +100,11 @@ def scale_by_momentum(
     if not is_signed(kept):
         raise ValueError(f"storage must keep values of either sign, got {kept!r}, which is for second moments")
     rule = rule.pruned()
+    if any(isinstance(c, PerLeafSchedule) for c in rule.lookahead):
+        raise ValueError(
+            "lookahead of a rule must be a number, a scalar array or a schedule of the step, got a PerLeafSchedule: "
+            "the state keeps one for all leaves"
+        )
     _warn_of_noise(rule, kept)
     if debias:
         _check_debiasable(rule)
@@ -139,6 +148,7 @@ class _Runner:
       is_constant: Whether all coefficients are numbers; `post_write` is then the same at every step.
       post_write: How the update is read from new velocities, see `post_write_form`.
       reads_age: Whether coefficients differ between leaves.
+      looks_ahead: Whether the rule has a point to evaluate other than the parameters, so that the state says where.
       counts_steps: Whether the state has a step.
       expected: A state of the structure that `check_state` wants.
       leaf_treedef: The structure of the state of one leaf.
@@ -149,16 +159,24 @@ class _Runner:
         self.is_constant = rule.is_constant
         self.post_write = post_write_form(rule)
         self.reads_age = rule.reads_age
-        self.counts_steps = rule.reads_step or storage.reads_step
+        self.looks_ahead = any(not is_zero(c) for c in rule.lookahead)
+        self.counts_steps = rule.reads_step or storage.reads_step or any(map(callable, rule.lookahead))
         some: MomentumState = jax.eval_shape(self.init_leaf, jax.ShapeDtypeStruct((), jnp.float32))
         self.leaf_treedef = jax.tree.structure(some)
-        self.expected = some._replace(step=jax.eval_shape(self.first_step))
+        self.expected = some._replace(
+            step=jax.eval_shape(self.first_step),
+            lookahead=jax.eval_shape(lambda: _lookahead(rule, 0, jnp.float32)) if self.looks_ahead else None,
+        )
 
     def init(self, params: optax.Params) -> MomentumState:
         """See `scale_by_momentum`."""
         note(self.rule)
         state = init_leaves(lambda place, x: self.init_leaf(_checked_leaf(place[0], x)), params, self.leaf_treedef)
-        return state._replace(step=self.first_step())
+        ahead = None
+        if self.looks_ahead:
+            wide = arithmetic_dtype(*(jnp.result_type(x) for x in jax.tree.leaves(params)))
+            ahead = _lookahead(self.rule, 0, jnp.finfo(wide).dtype)
+        return state._replace(step=self.first_step(), lookahead=ahead)
 
     def first_step(self) -> jax.Array | None:
         """The step of a new state; None where nothing reads it."""
@@ -184,7 +202,13 @@ class _Runner:
         step = content(state.step)
         now = None if self.reads_age else self.resolved(step, None)
         one_leaf = functools.partial(self.update_leaf, now, step)
-        out, new = update_leaves(one_leaf, updates, state._replace(step=None), self.leaf_treedef)
+        out, new = update_leaves(one_leaf, updates, state._replace(step=None, lookahead=None), self.leaf_treedef)
+        if state.lookahead is not None:
+            before = tuple(map(content, state.lookahead))
+            ahead = _lookahead(self.rule if now is None else now.rule, step, before[0].dtype)
+            # Equal to the new one, of the type of the old one: under `shard_map` a constant is of another.
+            typed = tuple(jnp.where(jnp.isnan(x), y, y) for x, y in zip(before, ahead, strict=True))
+            new = new._replace(lookahead=reboxed(typed, state.lookahead))
         return out, new if step is None else new._replace(step=reboxed(optax.safe_increment(step), state.step))
 
     def resolved(self, step: Count | None, age: Count | None) -> _Resolved:
@@ -213,6 +237,12 @@ class _Runner:
 
 
 _next_age = jitted(optax.safe_increment)
+
+
+def _lookahead(rule: Filter, step: Count | None, dtype: DType) -> Arrays:
+    """The `lookahead` of a rule after the update number `step`."""
+    # Copies: an array that the rule holds, an injected hyperparameter say, must not share its buffer.
+    return tuple(jnp.array(value_at(c, step), dtype) for c in rule.lookahead)
 
 
 def _debiased(now: _Resolved, u: jax.Array, gain: Arrays) -> tuple[jax.Array, Arrays]:

@@ -38,14 +38,16 @@ ALLOWED = {
     "rules": {"_checks", "filters"},
     "schedules": {"_checks", "filters"},
     "state": {*("_checks", "_tree", "distributed", "filters", "state.velocity", "storage", "transform", "wrappers")},
-    "state.evaluation": {"_checks", "_tree", "filters", "state.velocity", "storage", "transform"},
+    "state.displacement": {"_tree", "state.velocity", "storage", "transform"},
+    "state.evaluation": {"_checks", "_tree", "filters", "state.displacement", "transform", "wrappers"},
     "state.mismatch": {"_checks"},
     "state.velocity": {"_checks", "_tree", "transform"},
     "storage": {"_checks"},
     "transform": {"_checks", "_tree", "filters", "state.mismatch", "storage"},
     "tuning": {"_checks", "analysis", "filters", "rules"},
     "wrappers": {
-        *("_checks", "_tree", "filters", "schedules", "state.mismatch", "state.velocity", "storage", "transform")
+        *("_checks", "_tree", "filters", "schedules", "storage", "transform"),
+        *("state.displacement", "state.mismatch", "state.velocity"),
     },
 }
 FREE = {"__init__"}

@@ -191,7 +191,7 @@ STATES = {
     ],
     "rescale": lambda tx, s, p: mo.rescale(s, 0.3),
     "reset": lambda tx, s, p: [mo.reset(s, tx.init(p)), mo.reset(s, tx.init(p), lambda path: path == "w")],
-    "eval_params": lambda tx, s, p: [mo.eval_params(mo.nesterov(0.9), s, p, rate) for rate in (0.1, jnp.float32(0.1))],
+    "eval_params": lambda tx, s, p: [mo.eval_params(s, p, rate) for rate in (0.1, jnp.float32(0.1))],
 }
 
 

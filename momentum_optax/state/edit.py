@@ -129,6 +129,7 @@ def _renewed(old: PyTree, new: PyTree, selection: Selection) -> PyTree:
             old.step,
             selection.pick_leaves(old.age, new.age, 0),
             selection.pick_leaves(old.gain, new.gain, 1),
+            old.lookahead,
         )
     fields = [x for x in jax.tree.leaves(old.inner, is_leaf=is_momentum_or_field) if isinstance(x, CompressedField)]
     parameters = {path for x in fields for path, _ in jax.tree_util.tree_leaves_with_path(x.plain)}

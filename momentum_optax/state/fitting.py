@@ -87,7 +87,7 @@ class _Fit:
 
 
 def _momentum(old: MomentumState, like: MomentumState) -> MomentumState:
-    """The velocities of `old`, with step, ages and gains as `like` has them."""
+    """The velocities of `old`, with step, ages, gains and look-ahead as `like` has them."""
     if type(old.velocity) is not type(like.velocity):
         stored, wanted = type(old.velocity).__name__, type(like.velocity).__name__
         raise ValueError(f"storage must be that of like, which keeps velocities as {wanted}, got one for {stored}")
@@ -108,9 +108,17 @@ def _momentum(old: MomentumState, like: MomentumState) -> MomentumState:
         "step": like.step if old.step is None else old.step,
         "age": ages,
         "gain": old.gain,
+        "lookahead": _lookahead(old, like),
     }
     pairs = {name: (x, getattr(like, name)) for name, x in found.items()}
     return MomentumState(**{name: None if new is None else cast(x, new, name) for name, (x, new) in pairs.items()})
+
+
+def _lookahead(old: MomentumState, like: MomentumState) -> PyTree:
+    """The old one: the rule that made the last step says where the point to evaluate is. Without one it is stored."""
+    if old.lookahead is not None or like.lookahead is None:
+        return old.lookahead
+    return tuple(jnp.zeros(x.shape, x.dtype) for x in like.lookahead)
 
 
 def _ages(state: MomentumState, like: PyTree) -> PyTree:

@@ -24,12 +24,14 @@ _OPTAX = (optax.TraceState, optax.EmaState, optax.ScaleByLionState, optax.ScaleB
 _MISSING = {
     "step": "counts no steps, which a schedule or the rounding of a storage reads",
     "age": "has no ages of leaves, which a special first step reads",
+    "lookahead": "has no look-ahead, and this rule keeps one for eval_params",
 }
 
 
 _SURPLUS = {
     "age": "has ages of leaves, for a special first step, which this rule does not have",
     "gain": "has the gains of debias=True, and this optimizer has debias=False",
+    "lookahead": "has the look-ahead of another rule, and this one has none",
 }
 
 
@@ -235,7 +237,7 @@ def _is_count(x: object) -> bool:
 
 def _is_momentum(x: PyTree) -> bool:
     # By its fields: the class is in `transform`, which checks its states here.
-    return _is_named(x) and x._fields == ("velocity", "step", "age", "gain")
+    return _is_named(x) and x._fields == ("velocity", "step", "age", "gain", "lookahead")
 
 
 def _kind(state: PyTree) -> str:

@@ -38,6 +38,7 @@ THIN = [
     ("cautious by count", "float32", "ademamix_mix"),
     ("cautious by mean", "float32", "grokfast_average"),
     ("cautious by sign bit", "float32", "lion_mix"),
+    ("with momentum", "float32", "quasi_hyperbolic"),
     ("monitor", "float32", "nesterov"),
 ]
 # And of a wrapper or storage that is in its table alone.

@@ -1,5 +1,6 @@
 """States of older versions and of other optimizers in the form of the one that is wanted."""
 
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -47,6 +48,10 @@ def migrate(
     functions of `migrations` from the version of the checkpoint upwards; the result is checked against `target`. A
     function may build states in between: `fields(mo.convert(from_fields(leaves, old), "int8", like=target))`.
 
+    Format 1 did not keep the look-ahead of a rule, which `eval_params` reads. It is taken from `target` where that
+    holds arrays, of the same step if steps are counted; else it is unknown, which `eval_params` says, until the next
+    update.
+
     Args:
       saved: The restored state, also one without its NamedTuples, as Orbax returns it without a target.
       description: The dictionary that `describe` returned when it was saved.
@@ -67,7 +72,9 @@ def migrate(
     found = described(saved)
     steps = _checked_migrations(migrations)
     compare(arrays, {path: found[path] for path in leaves})
-    leaves = _chained(leaves, "format", description["format"], formats.FORMAT, formats.UPGRADES)
+    wanted = fields(target)
+    upgrades = {number: functools.partial(step, wanted) for number, step in formats.UPGRADES.items()}
+    leaves = _chained(leaves, "format", description["format"], formats.FORMAT, upgrades)
     newest = max(steps) + 1 if steps else description["version"]
     leaves = _chained(leaves, "version", description["version"], newest, steps)
     return from_fields(leaves, target)
