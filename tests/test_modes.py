@@ -43,6 +43,7 @@ SCHEDULES = {
     "one_cycle": (10,),
     "ramp": (0.9, 5),
     "half_life_ramp": (0.5, 0.9, 5),
+    "power_average": (1.5, 2),
     "momentum_correction": (0.9, optax.linear_schedule(0.1, 0.01, 9)),
 }
 

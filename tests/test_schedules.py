@@ -65,6 +65,10 @@ CASES = {
         schedules.momentum_correction(0.9, lambda t: 1 / (t + 1.0)),
         lambda t: 0.9 * (t + 1) / max(t, 1),
     ),
+    "power_average": (
+        schedules.power_average(2.0, 10),
+        lambda t: math.prod([(t - 10) / (t - 9)] * 3) if t >= 10 else 0.0,
+    ),
 }
 STEPS = [0, 1, 2, 9, 10, 19, 30, 39, 40, 41, 49, 50, 60, 99, 100, 101, 249, 250, 999, 1000, 1023, 1024, 1025, 30_000]
 
