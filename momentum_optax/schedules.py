@@ -300,8 +300,8 @@ def power_average(exponent: float = 0.0, start: int = 0) -> Schedule:
     r"""Decays of an average over all steps so far, the later ones with more weight: $c_t = (1 - 1/n)^{\gamma+1}$.
 
     Here n = t + 1 - start, and c = 0 until `start`. For `average_params`: in the average after n steps the weights
-    after step $\tau$ have a share $\propto \tau^\gamma$, exactly for $\gamma = 0$, else to first order in $1/\tau$. So its
-    memory is a fixed fraction of the run however long that is.
+    after step $\tau$ have a share $\propto \tau^\gamma$, exactly for $\gamma = 0$, else to first order in $1/\tau$. So
+    its memory is a fixed fraction of the run however long that is.
 
     * $\gamma = 0$: the uniform mean, with `start` that of the tail of a run;
     * half of the shares belong to the last fraction f of the steps for $\gamma = -\ln 2/\ln(1 - f) - 1$;

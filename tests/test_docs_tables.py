@@ -215,3 +215,19 @@ def test_the_difference_of_debiasing():
     for _ in decays:
         update, state = tx.update(np.float32(1), state)
         assert update == pytest.approx(1, abs=1e-6)
+
+
+def weight_averages():
+    """The rows of the table of averages of the weights."""
+    found = {(r["decay"], r["every"], r["weights"], r["average"]): r for r in rows("weight_averages")}
+    kinds = ("float32", "bfloat16", "int8", "nearest bfloat16, by hand")
+    for case in dict.fromkeys(key[:3] for key in found):
+        decay, every, weights = case
+        cells = [found[*case, kind] for kind in kinds]
+        texts = [f"{100 * r['error']:.2g} % ({100 * r['error_over_distance']:.2g} %)" for r in cells]
+        yield row_of(weights, str(decay), str(every), *texts)
+
+
+def test_errors_of_averages_of_the_weights():
+    assert all(row in page("guide") for row in weight_averages())
+    assert len(list(weight_averages())) == 4

@@ -9,7 +9,7 @@ import optax
 from .. import _checks
 from .._export import serializable
 from .._tree import absent, content, find_all, init_leaves, path_name, plain, reboxed, unboxed
-from .._typing import DType, Entry, KeyPath, Leaf, PyTree
+from .._typing import Entry, KeyPath, Leaf, PyTree
 from ..filters.coefficients import Scalar, value_at
 from ..state.mismatch import ANYTHING, StateMismatchError, check_state
 from ..storage import Storage, resolve
@@ -223,11 +223,11 @@ class _Average:
         rows = zip(*map(leaves.of, (params, updates, state.codes, state.unit)), strict=True)
         news = [self.update_leaf(row, weight, (step, i)) for i, row in enumerate(rows)]
         codes, unit = (leaves.to_tree([new[j] for new in news], (state.codes, state.unit)[j]) for j in (0, 1))
-        scalars = self.next_scalars(step, *(content(x) for x in (state.kept, state.gain)), weight.dtype)
-        old = (state.step, state.weight, state.kept, state.gain)
-        new = (optax.safe_increment(step), *scalars)
-        boxed = (None if y is None else reboxed(y, x) for x, y in zip(old, new, strict=True))
-        return updates, AverageState(*boxed, codes, unit)
+        bare = AverageState(step, weight, content(state.kept), content(state.gain), codes, unit)
+        new = self.next_scalars(bare)
+        return updates, new._replace(
+            **{name: reboxed(getattr(new, name), getattr(state, name)) for name in ("step", "weight", "kept", "gain")}
+        )
 
     def update_leaf(
         self, row: tuple[Entry, Entry, Entry, Entry], weight: jax.Array, number: tuple[jax.Array, int]
@@ -247,10 +247,9 @@ class _Average:
         noise = stamp_of(_AVERAGE, storage.seed, i), step // jnp.asarray(self.every, step.dtype)
         return write(average, codes, unit, (weights, moved), noise)
 
-    def next_scalars(
-        self, step: jax.Array, kept: jax.Array | None, gain: jax.Array | None, real: DType
-    ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
-        """`weight`, `kept` and `gain` after the step."""
+    def next_scalars(self, state: AverageState) -> AverageState:
+        """The state with its scalars after the step."""
+        step, kept, gain, real = state.step, state.kept, state.gain, state.weight.dtype
         count = step + 1
         fresh = count <= jnp.asarray(self.start, step.dtype)
         due = (count % jnp.asarray(self.every, step.dtype) == 0) | fresh
@@ -267,7 +266,8 @@ class _Average:
             # While nothing has a share yet the average is the weights.
             share = jnp.where(total > 0, share / jnp.where(total > 0, total, 1), 1)
             gain = jnp.where(fresh, 0, jnp.where(due, total, gain))
-        return jnp.where(fresh, 1, jnp.where(due, share, 0)).astype(real), kept, gain
+        weight = jnp.where(fresh, 1, jnp.where(due, share, 0)).astype(real)
+        return state._replace(step=optax.safe_increment(step), weight=weight, kept=kept, gain=gain)
 
 
 def _read(codes: jax.Array, unit: jax.Array, weights: jax.Array) -> jax.Array:

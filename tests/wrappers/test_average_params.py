@@ -349,3 +349,16 @@ def test_the_state_is_an_optax_state_like_any_other():
     assert mapped.codes["w"][0, 0] == 1
     assert mapped.unit["w"].shape == (2, 1)
     mo.checkpoint.check(mo.checkpoint.describe(state), state)
+
+
+def test_an_average_is_not_converted_to_another_storage():
+    params = {"w": jnp.ones((2, 600))}
+
+    def build(storage, average):
+        return optax.chain(mo.sgd(0.1, 0.9, storage=storage), mo.average_params(0.9, storage=average))
+
+    state = build("float32", "bfloat16").init(params)
+    converted = mo.convert(state, "bfloat16", like=build("bfloat16", "bfloat16").init(params))
+    assert_bit_equal(converted[1], state[1])
+    with pytest.raises(ValueError, match=r"averages of weights in the same storage"):
+        mo.convert(state, "bfloat16", like=build("bfloat16", STORAGES["int8"]()).init(params))
