@@ -217,6 +217,10 @@ def test_the_difference_of_debiasing():
         assert update == pytest.approx(1, abs=1e-6)
 
 
+def percent(share):
+    return f"{100 * share:.0f} %" if share > 0.995 else f"{100 * share:.2g} %"
+
+
 def weight_averages():
     """The rows of the table of averages of the weights."""
     found = {(r["decay"], r["every"], r["weights"], r["average"]): r for r in rows("weight_averages")}
@@ -224,7 +228,7 @@ def weight_averages():
     for case in dict.fromkeys(key[:3] for key in found):
         decay, every, weights = case
         cells = [found[*case, kind] for kind in kinds]
-        texts = [f"{100 * r['error']:.2g} % ({100 * r['error_over_distance']:.2g} %)" for r in cells]
+        texts = [f"{percent(r['error'])} ({percent(r['error_over_distance'])})" for r in cells]
         yield row_of(weights, str(decay), str(every), *texts)
 
 

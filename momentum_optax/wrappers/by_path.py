@@ -45,7 +45,7 @@ def by_path(
     Args:
       patterns: From regular expressions to optimizers; or, with `make`, to multiples of hyperparameters by name.
       make: A function that returns an optimizer, such as `mo.sgd`.
-      **hyperparameters: Arguments of `make` by name; those with a multiple are numbers, scalar arrays or schedules.
+      hyperparameters: Arguments of `make` by name; those with a multiple are numbers, scalar arrays or schedules.
 
     Returns:
       A transformation whose state is Optax's `PartitionState`, with one entry for each pattern, in their order.
@@ -87,7 +87,8 @@ def _labels(tried: tuple[re.Pattern[str], ...], labels: list[str], params: PyTre
     def label(path: KeyPath, leaf: PyTree) -> str:
         return labels[first_match("patterns", tried, path)]
 
-    return jax.tree_util.tree_map_with_path(label, params, is_leaf=is_box)
+    # A gradient of None too: its parameter has a label.
+    return jax.tree_util.tree_map_with_path(label, params, is_leaf=lambda x: x is None or is_box(x))
 
 
 def _made(pattern: str, multiples: object, make: Make, hyperparameters: Mapping[str, object]) -> object:

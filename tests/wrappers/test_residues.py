@@ -15,7 +15,7 @@ def normal(seed, scale=1.0):
     return np.float32(scale * np.random.default_rng(seed).normal(size=SHAPE))
 
 
-def written(average, weights, dtype, unit=None, moved=None, number=0):
+def written(average, weights, dtype, unit=None, *, moved=None, number=0):
     unit = jnp.zeros((3, 1), jnp.float32) if unit is None else unit
     path = jnp.asarray(weights), jnp.asarray(weights if moved is None else moved)
     return write(jnp.asarray(average), jnp.zeros(SHAPE, dtype), unit, path, (stamp_of(1), jnp.int32(number)))
@@ -60,10 +60,11 @@ def test_rounding_has_no_bias_and_is_even_over_many_writes(dtype, bits):
     weights = np.ones(SHAPE, np.float32)
     average = np.full(SHAPE, 1.3, np.float32)
     unit = jnp.full((3, 1), 2.0**-2 if bits == 8 else 2.0**-10)
-    moved = weights + float(unit[0, 0]) * 2.0 ** (bits - 3)
+    # Far enough for these units to be needed.
+    moved = weights + float(unit[0, 0]) * (2.0**6 if bits == 8 else 2.0**13)
     values = []
     for number in range(64):
-        codes, kept = written(average, weights, dtype, unit, moved, number)
+        codes, kept = written(average, weights, dtype, unit, moved=moved, number=number)
         np.testing.assert_array_equal(kept, unit)
         values.append(read(codes, kept, jnp.asarray(weights)))
     # 1800 independent starts; over 64 writes an even sequence is off by about 1/64, independent noise by 1/16.
