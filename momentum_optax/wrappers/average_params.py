@@ -90,8 +90,8 @@ def average_params(
     coarsen both for a while. Weights that another program puts in place of the trained ones take the average along
     if they are far.
 
-    Bytes: each step reads and writes the average, without a branch: 8 bytes a parameter beside the 20 of `optax.sgd` with
-    momentum, compiled for TPU. In few bits it looks at the weights twice, for 18 and 15 bytes, with a copy of the leaf.
+    Bytes: each step reads and writes the average, without a branch: 8 bytes a parameter beside the 20 of `optax.sgd`
+    with momentum, compiled for TPU. In few bits it looks at the weights twice: 18 and 15 bytes, and a copy of the leaf.
 
     Args:
       decay: c per step, in [0, 1]: a number, a scalar array or a schedule of the step, counted from 0.

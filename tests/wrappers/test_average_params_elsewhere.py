@@ -35,7 +35,10 @@ def follow(tx, params, signal=SIGNAL, shardings=None):
     return mo.averaged_params(state, params), params, state
 
 
-@pytest.mark.parametrize("storage", ["float32", "int8"])
+SLOW = {name: pytest.param(name, marks=pytest.mark.slow) for name in ("float32", "bfloat16")}
+
+
+@pytest.mark.parametrize("storage", [SLOW["float32"], "int8"])
 def test_boxes_of_linen_come_back_and_units_name_the_axes_that_they_have(storage):
     boxed = {"w": nn.Partitioned(PARAMS["w"], ("x", "y")), "b": nn.Partitioned(PARAMS["b"], ("x",))}
     signal = [{"w": nn.Partitioned(g["w"], ("x", "y")), "b": nn.Partitioned(g["b"], ("x",))} for g in SIGNAL]
@@ -62,7 +65,7 @@ def test_a_live_state_of_nnx_is_read_and_the_model_updated():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), dict(got), expected)
 
 
-@pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("storage", [*SLOW.values(), "int8"])
 def test_averages_do_not_depend_on_the_mesh(storage):
     expected, weights, _ = follow(build(storage), PARAMS)
     mesh = mesh_of(2)

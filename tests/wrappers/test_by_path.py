@@ -82,7 +82,7 @@ def test_each_parameter_has_the_optimizer_of_the_first_pattern_that_matches_its_
 def test_hyperparameters_are_injected_around_it():
     tx = optax.inject_hyperparams(multiplied)(learning_rate=RATE)
     assert_expected(follow(tx))
-    np.testing.assert_allclose(optax.tree.get(tx.init(PARAMS), "learning_rate"), 0.1)
+    np.testing.assert_allclose(tx.init(PARAMS).hyperparams["learning_rate"], 0.1)
 
 
 def test_boxes_of_linen_and_nnx_have_the_paths_of_their_parameters():
