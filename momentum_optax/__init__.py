@@ -34,6 +34,9 @@ from .state.memory import state_bytes as state_bytes
 from .state.velocity import velocity as velocity
 from .transform import scale_by_momentum as scale_by_momentum
 from .wrappers.accumulated import accumulated as accumulated
+from .wrappers.average_params import average_params as average_params
+from .wrappers.average_params import averaged_params as averaged_params
+from .wrappers.by_path import by_path as by_path
 from .wrappers.cautious import add_cautious_weight_decay as add_cautious_weight_decay
 from .wrappers.cautious import cautious as cautious
 from .wrappers.compress import compress as compress

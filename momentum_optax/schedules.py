@@ -369,6 +369,40 @@ def momentum_correction(decay: Scalar, learning_rate: Schedule) -> Schedule:
     return schedule
 
 
+def power_average(exponent: float = 0.0, start: int = 0) -> Schedule:
+    r"""Decays of an average over all steps so far, the later ones with more weight: $c_t = (1 - 1/n)^{\gamma+1}$.
+
+    Here n = t + 1 - start, and c = 0 until `start`. For `average_params`: in the average after n steps the weights
+    after step $\tau$ have a share $\propto \tau^\gamma$, exactly for $\gamma = 0$, else to first order in $1/\tau$. So
+    its memory is a fixed fraction of the run however long that is.
+
+    * $\gamma = 0$: the uniform mean, with `start` that of the tail of a run;
+    * half of the shares belong to the last fraction f of the steps for $\gamma = -\ln 2/\ln(1 - f) - 1$;
+    * averages with two exponents give those with any other after the run, see `analysis.post_hoc_weights`.
+
+    Args:
+      exponent: gamma, a number in [0, inf).
+      start: The step that begins the average, a whole number from 0.
+
+    Raises:
+      ValueError: If an argument is out of range.
+      TypeError: If an argument is not a number.
+
+    Reference:
+      Karras et al., CVPR 2024, arXiv:2312.02696, section 3.1; the mean: Polyak and Juditsky, SIAM J.
+      Control and Optimization 1992.
+    """
+    _checks.number("exponent", exponent, "[0, inf)")
+    _checks.integer("start", start, 0)
+
+    def schedule(step: "Count") -> "Number":
+        n = step + 1 - start
+        late = n > 0
+        return late * (1 - 1.0 / select(late, n, 1)) ** (float(exponent) + 1)
+
+    return schedule
+
+
 def _least(a: "Number", b: "Number") -> "Number":
     return select(a < b, a, b)
 

@@ -75,6 +75,7 @@ CASES = {
     "half_life_ramp": ((0.9, 0.9999, 20), half_life),
     "fsgdm": ((1050,), fsgdm),
     "muon_momentum": ((1000,), muon_momentum),
+    "power_average": ((2.0, 10), lambda t: math.prod([(t - 10) / (t - 9)] * 3) if t >= 10 else 0.0),
     "momentum_correction": (
         (0.9, lambda t: 1 / (t + 1.0)),
         lambda t: 0.9 * (t + 1) / max(t, 1),

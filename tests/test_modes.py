@@ -26,6 +26,12 @@ STORED = {
         f"compress in {s}": lambda s=s: mo.compress(optax.sgd(0.1, momentum=0.9), {"trace"}, STORAGES[s]())
         for s in STORAGES
     },
+    **{
+        f"average of weights in {s}": lambda s=s: optax.chain(
+            mo.sgd(0.1, 0.9), mo.average_params(0.9, storage=STORAGES[s](), every=2, debias=True)
+        )
+        for s in ("float32", "int8")
+    },
     "compress in uint8": lambda: mo.compress(optax.rmsprop(0.1), {"nu"}, mo.storage.uint8(min_size=1)),
 }
 DECAYED = {

@@ -9,37 +9,9 @@ from schedule_cases import CASES, FISTA
 import momentum_optax as mo
 from momentum_optax import schedules
 
-STEPS = [
-    *(
-        0,
-        1,
-        2,
-        9,
-        10,
-        19,
-        30,
-        39,
-        40,
-        41,
-        49,
-        50,
-        60,
-        99,
-        100,
-        101,
-        249,
-        250,
-        300,
-        950,
-        970,
-        999,
-        1000,
-        1023,
-        1024,
-        1025,
-        30_000,
-    ),
-]
+# Where a case distinction lies, and beside it.
+STEPS = [0, 1, 2, 9, 10, 19, 30, 39, 40, 41, 49, 50, 60, 99, 100, 101, 249, 250, 300, 950, 970, 999, 1000]
+STEPS += [1023, 1024, 1025, 30_000]
 
 
 def made(name):

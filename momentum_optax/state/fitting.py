@@ -83,6 +83,11 @@ class _Fit:
             return self._field(owner, name, old, new)
         if owner in RESTARTING and forms(old) != forms(new):
             return new
+        if owner == "AverageState" and name == "codes" and forms(old) != forms(new):
+            raise ValueError(
+                "like must keep averages of weights in the same storage and for the same weights: without the weights "
+                "their codes cannot be read. Give average_params its old storage, or begin a new average with start="
+            )
         return cast(old, new, f"{owner}.{name}")
 
 
