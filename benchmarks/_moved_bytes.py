@@ -65,7 +65,7 @@ class Count(NamedTuple):
     kernels: int
 
 
-def target(name: str) -> Any:
+def target(name: str) -> jax.Device:
     """The device to compile for."""
     # Without its device a compiler can write a program to JAX's persistent cache and cannot read it there.
     jax.config.update("jax_enable_compilation_cache", False)
@@ -77,24 +77,26 @@ def target(name: str) -> Any:
     return topologies.get_topology_desc(platform="cuda", target_config=H200, **one).devices[0]
 
 
-def compiled(tx: optax.GradientTransformation, shape: tuple[int, ...], device: Any) -> Any:
+def compiled(tx: optax.GradientTransformation, shape: tuple[int, ...], device: jax.Device) -> jax.stages.Compiled:
     """The step of `tx` on one leaf for `device`, with parameters and state donated."""
     return lowered(tx, jax.ShapeDtypeStruct(shape, jnp.float32), device).compile()
 
 
-def lowered(tx: optax.GradientTransformation, params: Any, device: Any) -> Any:
+def lowered(tx: optax.GradientTransformation, params: optax.Params, device: jax.Device) -> jax.stages.Lowered:
     """The traced step of `tx` on a tree of shapes for `device`, with parameters and state donated; not compiled yet."""
     params = placed(params, device)
     state = placed(jax.eval_shape(functools.partial(tx.init), params), device)
 
-    def step(params: Any, state: Any, gradients: Any) -> Any:
+    def step(
+        params: optax.Params, state: optax.OptState, gradients: optax.Updates
+    ) -> tuple[optax.Params, optax.OptState]:
         updates, state = tx.update(gradients, state, params)
         return optax.apply_updates(params, updates), state
 
     return jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params)
 
 
-def placed(tree: Any, device: Any) -> Any:
+def placed(tree: optax.Params, device: jax.Device) -> optax.Params:
     """The shapes of a tree, on one device."""
     sharding = SingleDeviceSharding(device)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
@@ -125,9 +127,9 @@ def read_sizes(body: list[Instruction]) -> Iterator[tuple[int, float | None]]:
             yield index, sum(size(u.kind) for u in users) if sliced else None
 
 
-def count(program: Any, parameters: int) -> Count:
+def count(program: jax.stages.Compiled, parameters: int) -> Count:
     """Count the bytes that a compiled program moves."""
-    computations, entry = parse(program.as_text())
+    computations, entry = parse(program.as_text() or "")
     sizes = {i.name: size(i.kind) for i in computations[entry]}
     moved = branch = 0.0
     passes = 0
@@ -150,6 +152,6 @@ def count(program: Any, parameters: int) -> Count:
         else:
             moved += cost
             passes += cost >= parameters
-    temporaries = program.memory_analysis().temp_size_in_bytes
+    memory: Any = program.memory_analysis()
     kernels = sum(map(runs, computations[entry]))
-    return Count(moved / parameters, branch / parameters, temporaries / parameters, passes, kernels)
+    return Count(moved / parameters, branch / parameters, memory.temp_size_in_bytes / parameters, passes, kernels)

@@ -1,7 +1,9 @@
 """Optimized programs of XLA as text: their operations, and how many of them run."""
 
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+import jax
 
 
 class Instruction(NamedTuple):
@@ -37,9 +39,9 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
     return computations, entry
 
 
-def kernels_of(program: Any) -> int:
+def kernels_of(program: jax.stages.Compiled) -> int:
     """The operations of the entry of a compiled program; asynchronous ones count once."""
-    computations, entry = parse(program.as_text())
+    computations, entry = parse(program.as_text() or "")
     return sum(runs(instruction) for instruction in computations[entry])
 
 

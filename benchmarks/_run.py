@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeAlias, TypeVar
 
 import jax
 import numpy as np
@@ -19,6 +19,9 @@ from examples import command_line
 from examples.command_line import WRITABLE
 
 FOLDER = Path(__file__).parent
+
+# A line of a table, by column: numbers, texts and lists of them, as JSON has them.
+Row: TypeAlias = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Run(Generic[ChosenOptions]):
         self._command = shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
 
     def write(
-        self, results: Mapping[str, Any], *, versions: Mapping[str, str] | None = None, indent: int | None = 1
+        self, results: Mapping[str, object], *, versions: Mapping[str, str] | None = None, indent: int | None = 1
     ) -> None:
         """Write the results, and what they depend on besides the code of the benchmark.
 

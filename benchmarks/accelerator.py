@@ -30,8 +30,10 @@ from examples.command_line import whole_number
 
 from . import _run
 from ._programs import kernels_of
+from ._run import Row
 from .step_time import (
     STORAGES,
+    Shapes,
     Subject,
     copy_speed,
     fused_sgd,
@@ -48,7 +50,7 @@ BASELINE = "optax.sgd"
 STEPS = 5
 
 
-def trees(quick: bool) -> dict[str, Any]:
+def trees(quick: bool) -> dict[str, Shapes]:
     """Shapes of the parameters."""
     return {
         "one leaf": {"leaf": (64, 128) if quick else (8192, 4096)},
@@ -94,7 +96,7 @@ def _flash_adamw(params: list[Any]) -> Any:
     return flashoptim.FlashAdamW(params, lr=0.001)
 
 
-def measure(quick: bool, pairs: int, copy: float, seconds: float) -> tuple[list[dict[str, Any]], list[str]]:
+def measure(quick: bool, pairs: int, copy: float, seconds: float) -> tuple[list[Row], list[str]]:
     """One row for each tree and optimizer, and the names of those that were left out."""
     rows, left_out, end = [], [], time.monotonic() + seconds
     cases = list(itertools.product(trees(quick), [*optimizers(), *others()]))
@@ -118,14 +120,14 @@ def measure(quick: bool, pairs: int, copy: float, seconds: float) -> tuple[list[
     return rows, left_out
 
 
-def subject_of(name: str, gradients: Any) -> Subject:
+def subject_of(name: str, gradients: optax.Updates) -> Subject:
     """An optimizer ready to be timed."""
     return (
         jax_subject(optimizers()[name], gradients) if name in optimizers() else torch_subject(gradients, others()[name])
     )
 
 
-def numbers(storage: str) -> dict[str, Any]:
+def numbers(storage: str) -> Row:
     """A velocity after a few steps here and on the CPU.
 
     Returns:
@@ -136,7 +138,7 @@ def numbers(storage: str) -> dict[str, Any]:
     gradients = [rng.standard_normal((64, 256), np.float32) for _ in range(STEPS)]
     tx = mo.scale_by_momentum(mo.heavy_ball(0.9), storage=storage)
 
-    def run(device: Any) -> np.ndarray:
+    def run(device: jax.Device) -> np.ndarray:
         with jax.default_device(device):
             state, step = tx.init(jnp.zeros((64, 256))), jax.jit(tx.update)
             for g in gradients:
@@ -151,7 +153,7 @@ def numbers(storage: str) -> dict[str, Any]:
     }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[Row]) -> str:
     """The rows in print."""
     lines = [f"{'tree':13}{'optimizer':28}{'state':>6}{'ms':>9}{'ratio (quartiles)':>22}{'GB/s':>8}{'of copy':>9}"]
     lines[0] += f"{'kernels':>9}"

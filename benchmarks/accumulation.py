@@ -45,11 +45,11 @@ def optimizers(storage: str) -> dict[str, optax.GradientTransformation]:
     }
 
 
-def sizes(tx: optax.GradientTransformation, tpu: Any) -> dict[str, float | None]:
+def sizes(tx: optax.GradientTransformation, tpu: jax.Device | None) -> dict[str, float | None]:
     """Bytes per parameter: of the state, held at the peak, and moved on TPU."""
     n = math.prod(SHAPE)
     program = _moved_bytes.compiled(tx, SHAPE, jax.devices()[0])
-    memory = program.memory_analysis()
+    memory: Any = program.memory_analysis()
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     state = jax.eval_shape(tx.init, jax.ShapeDtypeStruct(SHAPE, jnp.float32))
     return {
@@ -64,7 +64,9 @@ def error(storage: str, decay: float, k: int, cycles: int = 50) -> float:
     kept, exact = (mo.accumulated(mo.heavy_ball(decay), k, storage=name) for name in (storage, "float32"))
     like = jnp.zeros((64, 1024))
 
-    def cycle(states: Any, key: Any) -> Any:
+    def cycle(
+        states: tuple[optax.OptState, optax.OptState], key: jax.Array
+    ) -> tuple[tuple[optax.OptState, optax.OptState], jax.Array]:
         for g in jax.random.normal(key, (k, *like.shape)):
             states = kept.update(g, states[0])[1], exact.update(g, states[1])[1]
         (v,), (w,) = (mo.velocity(state) for state in states)

@@ -13,7 +13,7 @@ benchmarks/bfloat16_weights.json.
 
 import dataclasses
 import itertools
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ import momentum_optax as mo
 from examples.command_line import choice
 
 from . import _run
+from ._run import Row
 from .storage_quality.__main__ import RATES
 from .storage_quality.tasks import TASKS
 
@@ -46,17 +47,19 @@ class Rounded:
         self._weights = weights
         self._tx = mo.sgd(learning_rate, decay, nesterov=True)
 
-    def init(self, weights: Any) -> _State:
+    def init(self, weights: optax.Params) -> _State:
         """The state before the first step."""
         return _State(jnp.zeros([], jnp.int32), self._tx.init(weights))
 
-    def step(self, weights: Any, state: _State, gradients: Any) -> tuple[Any, _State, jax.Array]:
+    def step(
+        self, weights: optax.Params, state: _State, gradients: optax.Updates
+    ) -> tuple[optax.Params, _State, jax.Array]:
         """New weights, of values that bfloat16 holds, and two zeros in place of errors of velocities."""
         updates, inner = self._tx.update(gradients, state.inner, weights)
         new = self._applied(weights, updates, state.step)
         return new, _State(state.step + 1, inner), jnp.zeros(2)
 
-    def _applied(self, weights: Any, updates: Any, step: jax.Array) -> Any:
+    def _applied(self, weights: optax.Params, updates: optax.Updates, step: jax.Array) -> optax.Params:
         if self._weights == "float32":
             return optax.apply_updates(weights, updates)
         narrow = jax.tree.map(lambda w: w.astype(jnp.bfloat16), weights)
@@ -68,7 +71,7 @@ class Rounded:
         return jax.tree.map(lambda w: jax.lax.reduce_precision(w.astype(jnp.float32), 8, 7), new)
 
 
-def measure(tasks: tuple[str, ...], decays: tuple[float, ...], seeds: int, quick: bool) -> list[dict[str, Any]]:
+def measure(tasks: tuple[str, ...], decays: tuple[float, ...], seeds: int, quick: bool) -> list[Row]:
     """One row for each task, decay and kind of weights."""
     rows = []
     cases = list(itertools.product(tasks, decays, WEIGHTS))
@@ -88,14 +91,14 @@ def measure(tasks: tuple[str, ...], decays: tuple[float, ...], seeds: int, quick
     return rows
 
 
-def against_float32(rows: list[dict[str, Any]], row: dict[str, Any]) -> tuple[float, float]:
+def against_float32(rows: list[Row], row: Row) -> tuple[float, float]:
     """Mean over seeds of the loss less that with float32 weights, and the standard error of this mean."""
     same = (x for x in rows if (x["task"], x["decay"], x["weights"]) == (row["task"], row["decay"], "float32"))
     difference = np.array(row["losses"], float) - np.array(next(same)["losses"], float)
     return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(len(difference)))
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[Row]) -> str:
     """The rows in print."""
     lines = [f"{'task':6}{'decay':>6}  {'weights':12}{'loss: mean':>11}{'less float32':>14}{'standard error':>16}"]
     for row in rows:
@@ -105,7 +108,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def markdown(rows: list[dict[str, Any]]) -> list[str]:
+def markdown(rows: list[Row]) -> list[str]:
     """The rows of the table in docs/storage.md: losses in float32, and of the others what they add to them."""
     found = {(row["task"], row["decay"], row["weights"]): row for row in rows}
     lines = []

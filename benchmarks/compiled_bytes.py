@@ -19,8 +19,9 @@ import functools
 import math
 import re
 from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
+import jax
 import optax
 from tqdm import tqdm
 
@@ -107,7 +108,7 @@ class Options(_run.Options):
     """only rows in whose name this regular expression is found"""
 
 
-def available(names: tuple[str, ...]) -> dict[str, Any]:
+def available(names: tuple[str, ...]) -> dict[str, jax.Device]:
     """The targets whose compilers are installed; what is missing is said."""
     found = {}
     for name in names:
@@ -126,7 +127,7 @@ def main() -> None:
     results = []
     with tqdm(total=len(chosen) * len(targets), desc="compiling", leave=False) as bar:
         for row in chosen:
-            result: dict[str, Any] = {"row": row.name, "shape": row.shape, "floor": row.floor}
+            result: _run.Row = {"row": row.name, "shape": row.shape, "floor": row.floor}
             for name, device in targets.items():
                 program = _moved_bytes.compiled(row.build(), row.shape, device)
                 result[name] = {
@@ -143,7 +144,7 @@ def main() -> None:
     run.write({"unit": "bytes per parameter", "rows": results}, versions=versions)
 
 
-def report(results: list[dict[str, Any]], targets: list[str]) -> None:
+def report(results: list[_run.Row], targets: list[str]) -> None:
     """Print the table: bytes, passes, kernels and temporaries for each target."""
     print(
         f"{'bytes per parameter (passes of kernels; temporaries)':58}{'floor':>7}"

@@ -12,7 +12,8 @@ the others where the exchange is in int8. Prints a table and writes benchmarks/o
 
 import dataclasses
 import functools
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,14 @@ STRATEGIES = {
 }
 
 
-def settings(seeds: int, epochs: int) -> Any:
+# Weights, images, batches and held-out images.
+Setting: TypeAlias = tuple[optax.Params, jax.Array, jax.Array, jax.Array]
+Carry: TypeAlias = tuple[optax.Params, optax.OptState]
+# Their weights, states and outer states.
+Workers: TypeAlias = tuple[optax.Params, optax.OptState, mo.outer.OuterState]
+
+
+def settings(seeds: int, epochs: int) -> Setting:
     """Weights, images, batches of shape (rounds, EVERY, WORKERS, 32), held-out images; stacked over seeds."""
     images, _ = flat_digits()
     found = []
@@ -48,7 +56,7 @@ def settings(seeds: int, epochs: int) -> Any:
         batches = order.reshape(-1, order.shape[-1])
         batches = batches[: len(batches) // (EVERY * WORKERS) * EVERY * WORKERS]
         found.append((weights, train, batches.reshape(-1, EVERY, WORKERS, batches.shape[-1]), test))
-    return autoencoder.stacked(found)
+    return cast(Setting, autoencoder.stacked(found))
 
 
 def inner() -> optax.GradientTransformation:
@@ -56,17 +64,17 @@ def inner() -> optax.GradientTransformation:
     return mo.sgd(RATE, 0.9, nesterov=True)
 
 
-def gradient(weights: Any, images: Any) -> Any:
+def gradient(weights: optax.Params, images: jax.Array) -> optax.Updates:
     """Of the mean cross-entropy."""
     return jax.grad(autoencoder.cross_entropy)(weights, images)
 
 
-def synchronous(setting: Any) -> jax.Array:
+def synchronous(setting: Setting) -> jax.Array:
     """The loss where gradients are averaged at every step."""
     weights, images, batches, test = setting
     tx = inner()
 
-    def step(carry: Any, rows: Any) -> tuple[Any, None]:
+    def step(carry: Carry, rows: jax.Array) -> tuple[Carry, None]:
         weights, state = carry
         updates, state = tx.update(gradient(weights, images[rows.reshape(-1)]), state, weights)
         return (optax.apply_updates(weights, updates), state), None
@@ -76,19 +84,19 @@ def synchronous(setting: Any) -> jax.Array:
     return autoencoder.squared_error(weights, test)
 
 
-def rarely(outer: mo.outer.OuterMomentum, needs_rate: bool, setting: Any) -> jax.Array:
+def rarely(outer: mo.outer.OuterMomentum, needs_rate: bool, setting: Setting) -> jax.Array:
     """The loss where workers meet after every `EVERY` steps."""
     weights, images, batches, test = setting
     tx = inner()
     extra = {"inner_learning_rate": RATE} if needs_rate else {}
 
-    def step(carry: Any, rows: Any) -> tuple[Any, None]:
+    def step(carry: Carry, rows: jax.Array) -> tuple[Carry, None]:
         weights, state = carry
         updates, state = tx.update(gradient(weights, images[rows]), state, weights)
         return (optax.apply_updates(weights, updates), state), None
 
     @functools.partial(jax.vmap, in_axes=(0, 1), axis_name="workers")
-    def go(carry: Any, rows: Any) -> Any:
+    def go(carry: Workers, rows: jax.Array) -> Workers:
         weights, state, common = carry
         (weights, state), _ = jax.lax.scan(step, (weights, state), rows)
         weights, common = outer.sync(weights, common, axis_name="workers", **extra)
@@ -114,7 +122,7 @@ def main() -> None:
     """Train every way, print the table and write the file."""
     run = _run.Run("outer_quality", __doc__, Options)
     setting = settings(run.options.seeds, run.options.epochs)
-    trainings: dict[str, Any] = {"every step": (synchronous, 8.0)}
+    trainings: dict[str, tuple[Callable[[Setting], jax.Array], float]] = {"every step": (synchronous, 8.0)}
     for name, (outer, sent) in STRATEGIES.items():
         trainings[name] = (functools.partial(rarely, outer, name == "SlowMo"), sent)
     rows = []

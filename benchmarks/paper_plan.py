@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ class Model(NamedTuple):
     width: int
     vocabulary: int = 50_304
 
-    def params(self, dtype: Any = jnp.float32) -> dict[str, Any]:
+    def params(self, dtype: jax.typing.DTypeLike = jnp.float32) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes, layers stacked; 12 x width^2 numbers a layer, and two norms."""
         n, d = self.layers, self.width
         shapes = {
@@ -78,18 +78,18 @@ OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
 }
 
 
-def size_of(tree: Any) -> float:
+def size_of(tree: optax.OptState) -> float:
     """Bytes of arrays; two int4 in one, as GPUs and TPUs pack them."""
     four = mo.storage.int4().bytes_per_parameter
     return float(sum(x.size * (four if x.dtype == jnp.int4 else x.dtype.itemsize) for x in jax.tree.leaves(tree)))
 
 
-def state_bytes(optimizer: str, params: Any) -> float:
+def state_bytes(optimizer: str, params: optax.Params) -> float:
     """Bytes of the whole state of an optimizer."""
     return size_of(jax.eval_shape(OPTIMIZERS[optimizer]().init, params))
 
 
-def outer_bytes(exchange: str, storage: str, params: Any) -> float:
+def outer_bytes(exchange: str, storage: str, params: optax.Params) -> float:
     """Bytes of the whole state of DiLoCo: anchor, velocity and, where the exchange is rounded, the residual."""
     return size_of(jax.eval_shape(mo.outer.diloco(storage=storage, exchange=exchange).init, params))
 
@@ -111,7 +111,7 @@ def sent(strategy: str, weights: float, chips: int) -> float:
     return {"replicated": reduced, "ZeRO-1": scattered + gathered, "fully sharded": 2 * gathered + scattered}[strategy]
 
 
-def met(exchange: str, params: Any, groups: int) -> float:
+def met(exchange: str, params: optax.Params, groups: int) -> float:
     """Bytes that leave a group for a meeting of `groups`; each of its chips sends its share of them."""
     bytes_of = {"exact": traffic.gradient_bytes, "int8": traffic.exchange_bytes}[exchange]
     return bytes_of(params, groups)

@@ -9,7 +9,7 @@ table of the demo and writes benchmarks/race.json.
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from examples.command_line import WRITABLE
 from examples.demo.race import RaceResult, race, table
 
 from . import _run
+from ._run import Row
 
 # Okabe and Ito's, told apart under every common colour blindness; dashes for print in grey.
 DRAWN = {
@@ -26,7 +27,7 @@ DRAWN = {
 }
 
 
-def rows(results: list[RaceResult]) -> list[dict[str, Any]]:
+def rows(results: list[RaceResult]) -> list[Row]:
     """One for each rule: its learning rate, and the test errors after each epoch, one list per seed."""
     return [
         {
@@ -39,7 +40,7 @@ def rows(results: list[RaceResult]) -> list[dict[str, Any]]:
     ]
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
+def plot(rows: list[Row], path: Path) -> None:
     """Draw median and range over seeds of plain SGD, the heavy ball and Nesterov."""
     # Not pyplot: a bare figure is drawn by Agg and changes no setting of the process.
     from matplotlib.figure import Figure  # noqa: PLC0415

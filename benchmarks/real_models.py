@@ -33,8 +33,9 @@ import momentum_optax as mo
 from examples.command_line import choice
 
 from . import _programs, _run
+from ._run import Row
 from .compiled_bytes import TARGETS, available
-from .step_time import norm, transformer
+from .step_time import Shapes, norm, transformer
 
 SGD, ADAMW = "optax.sgd", "optax.adamw"
 COMPRESSED = "adamw, int8 and uint8"
@@ -65,7 +66,7 @@ class Cost(NamedTuple):
     state_bytes: float
 
 
-def trees(quick: bool) -> dict[str, Any]:
+def trees(quick: bool) -> dict[str, Shapes]:
     """Shapes of the parameters, tree by tree."""
     return {
         "GPT-2 small": transformer(1, 64, 512) if quick else transformer(12, 768, 50257),
@@ -76,9 +77,9 @@ def trees(quick: bool) -> dict[str, Any]:
     }
 
 
-def resnet(depths: tuple[int, ...], width: int) -> Any:
+def resnet(depths: tuple[int, ...], width: int) -> Shapes:
     """A residual network with bottlenecks, for 1000 classes; a norm has a scale and a shift."""
-    tree: Any = {"stem": {"kernel": (7, 7, 3, width), "norm": norm(width)}}
+    tree: dict[str, Shapes] = {"stem": {"kernel": (7, 7, 3, width), "norm": norm(width)}}
     rows = width
     for stage, depth in enumerate(depths):
         middle, columns = width * 2**stage, 4 * width * 2**stage
@@ -93,7 +94,7 @@ def resnet(depths: tuple[int, ...], width: int) -> Any:
     return tree | {"classes": {"kernel": (rows, 1000), "bias": (1000,)}}
 
 
-def scanned(layers: int, width: int, keys: int, hidden: int, vocabulary: int) -> Any:
+def scanned(layers: int, width: int, keys: int, hidden: int, vocabulary: int) -> Shapes:
     """A language model with grouped keys and gated layers, in one array for each matrix of all layers."""
     sizes = {
         "queries": (width, width),
@@ -110,7 +111,7 @@ def scanned(layers: int, width: int, keys: int, hidden: int, vocabulary: int) ->
     return {"tokens": (vocabulary, width), "layers": stacked, "norm": (width,), "logits": (width, vocabulary)}
 
 
-def shapes_of(tree: Any) -> Any:
+def shapes_of(tree: Shapes) -> optax.Params:
     """The tree as JAX knows shapes."""
     return jax.tree.map(
         lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32), tree, is_leaf=lambda x: isinstance(x, tuple)
@@ -119,7 +120,7 @@ def shapes_of(tree: Any) -> Any:
 
 def optimizers(small_leaves: bool) -> dict[str, optax.GradientTransformation]:
     """The optimizers that are compared, each baseline before those that it is one for."""
-    options: dict[str, Any] = {"min_size": SMALL} if small_leaves else {}
+    options = {"min_size": SMALL} if small_leaves else {}
     narrow = {name: getattr(mo.storage, name)(**options) for name in ("int8", "int4", "uint8")}
     kept = {name: narrow.get(name, name) for name in STORAGES}
     return {
@@ -135,7 +136,7 @@ def baseline_of(optimizer: str) -> str:
     return ADAMW if "adamw" in optimizer else SGD
 
 
-def cost_of(tx: optax.GradientTransformation, shapes: Any, device: Any) -> Cost:
+def cost_of(tx: optax.GradientTransformation, shapes: optax.Params, device: jax.Device) -> Cost:
     """Trace and compile `init` and step for a device."""
     parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
     jax.clear_caches()
@@ -147,18 +148,19 @@ def cost_of(tx: optax.GradientTransformation, shapes: Any, device: Any) -> Cost:
     jax.clear_caches()
     begin = time.process_time()
     init = jax.jit(functools.partial(tx.init)).lower(_moved_bytes.placed(shapes, device)).compile()
+    memory: Any = program.memory_analysis()
     return Cost(
         trace_seconds=traced - start,
         compile_seconds=compiled - traced,
         init_seconds=time.process_time() - begin,
         kernels=_programs.kernels_of(program),
         init_kernels=_programs.kernels_of(init),
-        temporaries=program.memory_analysis().temp_size_in_bytes / parameters,
+        temporaries=memory.temp_size_in_bytes / parameters,
         state_bytes=mo.state_bytes(tx, shapes).total / parameters,
     )
 
 
-def measure(devices: dict[str, Any], chosen: tuple[str, ...], names: tuple[str, ...], quick: bool) -> list[Any]:
+def measure(devices: dict[str, jax.Device], chosen: tuple[str, ...], names: tuple[str, ...], quick: bool) -> list[Row]:
     """One row for each target, tree and optimizer."""
     rows = []
     cases = list(itertools.product(devices, chosen))
@@ -181,7 +183,7 @@ def measure(devices: dict[str, Any], chosen: tuple[str, ...], names: tuple[str, 
     return rows
 
 
-def size_of(shapes: Any) -> dict[str, int]:
+def size_of(shapes: optax.Params) -> dict[str, int]:
     """The numbers of leaves and parameters."""
     leaves = jax.tree.leaves(shapes)
     return {"leaves": len(leaves), "parameters": sum(math.prod(x.shape) for x in leaves)}
@@ -199,7 +201,7 @@ def ratios(cost: Cost, base: Cost) -> dict[str, float]:
     }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[Row]) -> str:
     """The rows in print."""
     lines = [f"{'target':7}{'tree':13}{'optimizer':23}{'trace s':>9}{'compile s':>10}{'ratio':>7}{'init':>6}"]
     lines[0] += f"{'kernels':>9}{'per leaf':>9}{'temp. B':>9}{'state B':>9}"
@@ -213,7 +215,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def markdown(rows: list[dict[str, Any]]) -> list[str]:
+def markdown(rows: list[Row]) -> list[str]:
     """The rows of the table in docs/storage.md: for each tree and optimizer, ratios on CPU and kernels on H200."""
     found = {(row["target"], row["tree"], row["optimizer"]): row for row in rows}
     lines = []

@@ -14,8 +14,8 @@ benchmarks/row_sparse.json.
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +26,10 @@ from tqdm import tqdm
 
 import momentum_optax as mo
 from examples.command_line import whole_number
+from momentum_optax.embeddings import RowSparseState
 
 from . import _run
+from ._run import Row
 
 SHAPE = (50_000, 256)
 SHARES = (0.001, 0.01, 0.03, 0.1, 0.2, 0.3, 1.0)
@@ -35,31 +37,38 @@ RATE, DECAY = 0.1, 0.9
 # Steps until the rows repeat.
 BATCHES = 20
 LEAST_SECONDS = 0.02
+# A table and the state of its optimizer.
+Carry: TypeAlias = tuple[jax.Array, optax.OptState]
 OPT, SGD = mo.row_sparse(mo.heavy_ball(DECAY), RATE), optax.sgd(RATE, DECAY)
 
 
-def dense(table: Any, state: Any, gradient: Any) -> Any:
+def dense(table: jax.Array, state: optax.OptState, gradient: jax.Array) -> Carry:
     """The step that every row-sparse step is equal to."""
     updates, state = SGD.update(gradient, state)
     return optax.apply_updates(table, updates), state
 
 
-def by_rows(table: Any, state: Any, rows: Any, gradient: Any) -> Any:
+def by_rows(table: jax.Array, state: RowSparseState, rows: jax.Array, gradient: jax.Array) -> Carry:
     """Read the rows and step; the gradient depends on what was read, as in training."""
     return OPT.update(table, state, gradient + 0 * OPT.read(table, state, rows), rows)
 
 
-def by_bcoo(table: Any, state: Any, rows: Any, gradient: Any) -> Any:
+def by_bcoo(table: jax.Array, state: RowSparseState, rows: jax.Array, gradient: jax.Array) -> Carry:
     """The same with the gradient as a BCOO array."""
     gradient = gradient + 0 * OPT.read(table, state, rows)
     return OPT.update(table, state, sparse.BCOO((gradient, rows[:, None]), shape=table.shape))
 
 
-def timer(step: Callable[..., Any], init: Callable[[Any], Any], table: Any, batches: list[Any]) -> Callable[[], float]:
+def timer(
+    step: Callable[..., Carry],
+    init: Callable[..., optax.OptState],
+    table: np.ndarray | jax.Array,
+    batches: Sequence[tuple[jax.Array, ...]],
+) -> Callable[[], float]:
     """Seconds per step of a compiled and warm step, over at least `LEAST_SECONDS`."""
     carry = (jnp.array(table), init(table))
     compiled = jax.jit(step, donate_argnums=(0, 1)).lower(*carry, *batches[0]).compile()
-    turn: Iterator[Any] = itertools.cycle(batches)
+    turn = itertools.cycle(batches)
 
     def run(steps: int) -> float:
         nonlocal carry
@@ -74,7 +83,7 @@ def timer(step: Callable[..., Any], init: Callable[[Any], Any], table: Any, batc
     return lambda: run(steps)
 
 
-def measure(share: float, shape: tuple[int, int], pairs: int) -> list[dict[str, Any]]:
+def measure(share: float, shape: tuple[int, int], pairs: int) -> list[Row]:
     """One row for each way to step."""
     rng = np.random.default_rng(0)
     count = max(1, round(share * shape[0]))

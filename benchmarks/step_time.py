@@ -19,8 +19,8 @@ fused SGD is timed where torch is installed. Prints a table and writes benchmark
 import dataclasses
 import importlib.util
 import time
-from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ import momentum_optax as mo
 from examples.command_line import choice, whole_number
 
 from . import _run
+from ._run import Row
 
 STORAGES = ("float32", "bfloat16", "int8", "int4")
 BASELINE = "optax.sgd"
@@ -40,6 +41,8 @@ LEAST_SECONDS = 0.02
 
 # A function from a number of steps to the seconds that they take.
 Timer = Callable[[int], float]
+# A tree of shapes.
+Shapes: TypeAlias = Mapping[str, "tuple[int, ...] | Shapes"]
 
 
 class Subject(NamedTuple):
@@ -48,10 +51,10 @@ class Subject(NamedTuple):
     timer: Timer
     state_bytes: float
     compile_seconds: float
-    program: Any = None
+    program: jax.stages.Compiled | None = None
 
 
-def trees(quick: bool) -> dict[str, Any]:
+def trees(quick: bool) -> dict[str, Shapes]:
     """Shapes of the parameters, tree by tree."""
     side, leaves = (256, 20) if quick else (4096, 1000)
     sizes = (1, 64, 256) if quick else (3, 768, 8192)
@@ -62,13 +65,13 @@ def trees(quick: bool) -> dict[str, Any]:
     }
 
 
-def transformer(blocks: int, width: int, vocabulary: int) -> dict[str, Any]:
+def transformer(blocks: int, width: int, vocabulary: int) -> Shapes:
     """GPT-2, whose output shares the embedding of tokens."""
-    ends: dict[str, Any] = {"tokens": (vocabulary, width), "positions": (1024, width), "norm": norm(width)}
-    return ends | {f"block {i}": block(width) for i in range(blocks)}
+    ends: Shapes = {"tokens": (vocabulary, width), "positions": (1024, width), "norm": norm(width)}
+    return {**ends, **{f"block {i}": block(width) for i in range(blocks)}}
 
 
-def block(width: int) -> dict[str, Any]:
+def block(width: int) -> Shapes:
     """One block of GPT-2, whose attention has one matrix for queries, keys and values."""
 
     def dense(rows: int, columns: int) -> dict[str, tuple[int, ...]]:
@@ -105,7 +108,7 @@ def optimizers() -> dict[str, optax.GradientTransformation]:
     return table
 
 
-def gradients_of(shapes: Any) -> Any:
+def gradients_of(shapes: Shapes) -> optax.Updates:
     """Normal numbers of a hundredth, as NumPy arrays."""
     rng = np.random.default_rng(0)
     return jax.tree.map(
@@ -113,10 +116,12 @@ def gradients_of(shapes: Any) -> Any:
     )
 
 
-def jax_subject(tx: optax.GradientTransformation, gradients: Any) -> Subject:
+def jax_subject(tx: optax.GradientTransformation, gradients: optax.Updates) -> Subject:
     """Optimizer, gradients and parameters, compiled and warmed up."""
 
-    def step(params: Any, state: Any, gradients: Any) -> tuple[Any, Any]:
+    def step(
+        params: optax.Params, state: optax.OptState, gradients: optax.Updates
+    ) -> tuple[optax.Params, optax.OptState]:
         updates, state = tx.update(gradients, state, params)
         return optax.apply_updates(params, updates), state
 
@@ -138,7 +143,7 @@ def jax_subject(tx: optax.GradientTransformation, gradients: Any) -> Subject:
     return Subject(timer, mo.state_bytes(tx, gradients).total, compile_seconds, compiled)
 
 
-def torch_subject(gradients: Any, make: Callable[[list[Any]], Any]) -> Subject:
+def torch_subject(gradients: optax.Updates, make: Callable[[list[Any]], Any]) -> Subject:
     """The same for `make(params)`, an optimizer of PyTorch's kind, on the GPU where JAX has one and torch too."""
     import torch  # noqa: PLC0415
 
@@ -200,7 +205,7 @@ def names_of_all() -> list[str]:
     return [*optimizers(), *([TORCH] if importlib.util.find_spec("torch") else [])]
 
 
-def measure(shapes_of: dict[str, Any], names: list[str], pairs: int, copy: float) -> list[dict[str, Any]]:
+def measure(shapes_of: dict[str, Shapes], names: list[str], pairs: int, copy: float) -> list[Row]:
     """One row for each tree and optimizer."""
     rows = []
     with tqdm(total=len(shapes_of) * len(names), unit="row", leave=False) as bar:
@@ -223,7 +228,7 @@ def measure(shapes_of: dict[str, Any], names: list[str], pairs: int, copy: float
     return rows
 
 
-def summary(seconds: np.ndarray, gradients: Any, subject: Subject, copy: float) -> dict[str, Any]:
+def summary(seconds: np.ndarray, gradients: optax.Updates, subject: Subject, copy: float) -> Row:
     """Median time, ratio to the baseline with quartiles, and speed."""
     leaves = jax.tree.leaves(gradients)
     count = sum(leaf.size for leaf in leaves)
@@ -243,7 +248,7 @@ def summary(seconds: np.ndarray, gradients: Any, subject: Subject, copy: float) 
     }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[Row]) -> str:
     """The rows in print."""
     lines = [f"{'tree':13}{'optimizer':28}{'state':>6}{'compile':>9}{'ms':>9}{'ratio (quartiles)':>22}{'GB/s':>8}"]
     lines[0] += f"{'of copy':>9}"

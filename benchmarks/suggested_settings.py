@@ -16,11 +16,13 @@ Prints a table and writes benchmarks/suggested_settings.json. Takes ten minutes 
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from tqdm import tqdm
 
 import momentum_optax as mo
@@ -28,6 +30,7 @@ from examples.demo.autoencoder import cross_entropy, problem
 from examples.demo.data import flat_digits
 
 from . import _run
+from ._run import Row
 
 DECAYS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995)
 RATES = np.geomspace(0.05, 20, 10)  # over the largest curvature at the start
@@ -36,21 +39,30 @@ SHARES = (1e-2, 1e-4, 1e-6)
 LOSSES = (25.0, 23.0, 22.0)
 SEEDS = (0, 1, 2, 3, 4)
 
+# From parameters and batch.
+Loss: TypeAlias = Callable[..., jax.Array]
+# A loss, initial parameters and a batch.
+Task: TypeAlias = tuple[Loss, optax.Params, optax.Params]
+Carry: TypeAlias = tuple[optax.Params, optax.OptState]
 
-def losses_of(loss: Any, params: Any, batch: Any, steps: int) -> Any:
+
+def losses_of(
+    loss: Loss, params: optax.Params, batch: optax.Params, steps: int
+) -> Callable[[float, float], np.ndarray]:
     """A compiled function from learning rate and decay to the losses before each of `steps` steps."""
 
     @jax.jit
-    def losses(rate: Any, decay: Any) -> Any:
+    def losses(rate: jax.Array, decay: jax.Array) -> jax.Array:
         tx = mo.scale_by_momentum(mo.nesterov(decay))
 
-        def step(carry: Any, _: Any) -> Any:
+        def step(carry: Carry, _: None) -> tuple[Carry, jax.Array]:
             x, state = carry
             value, g = jax.value_and_grad(loss)(x, batch)
             u, state = tx.update(g, state)
             return (jax.tree.map(lambda p, d: p - rate * d, x, u), state), value
 
-        return jax.lax.scan(step, (params, tx.init(params)), None, length=steps)[1]
+        _, values = jax.lax.scan(step, (params, tx.init(params)), None, length=steps)
+        return values
 
     return lambda rate, decay: np.asarray(losses(rate, decay), np.float64)
 
@@ -61,7 +73,7 @@ def first(losses: np.ndarray, target: float) -> int | None:
     return int(there[0]) if len(there) else None
 
 
-def compare(task: Any, steps: int, targets: dict[str, float], bar: Any) -> list[dict[str, Any]]:
+def compare(task: Task, steps: int, targets: dict[str, float], bar: tqdm) -> list[Row]:
     """One row for each target."""
     loss, params, batch = task
     suggested = mo.tuning.suggest(loss, params, batch)
@@ -94,20 +106,20 @@ def compare(task: Any, steps: int, targets: dict[str, float], bar: Any) -> list[
     return rows
 
 
-def logistic(penalty: float) -> tuple[Any, Any, Any]:
+def logistic(penalty: float) -> Task:
     """The loss, zero coefficients, and inputs with labels."""
     images, digits = flat_digits()
     images, labels = images.astype(np.float64), digits % 2 * 2.0 - 1.0
     inputs = np.column_stack([images - images.mean(0), np.ones(len(images))])
 
-    def loss(w: Any, batch: Any) -> Any:
+    def loss(w: jax.Array, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
         x, y = batch
         return jnp.mean(jax.nn.softplus(-y * (x @ w))) + penalty / 2 * w @ w
 
     return loss, jnp.zeros(65), (jnp.asarray(inputs), jnp.asarray(labels))
 
 
-def minimum(task: Any) -> float:
+def minimum(task: Task) -> float:
     """The least loss, by Newton's method."""
     loss, w, batch = task
     gradient, hessian = jax.jit(jax.grad(loss)), jax.jit(jax.hessian(loss))
@@ -116,13 +128,13 @@ def minimum(task: Any) -> float:
     return float(loss(w, batch))
 
 
-def autoencoder(seed: int) -> tuple[Any, Any, Any]:
+def autoencoder(seed: int) -> Task:
     """The loss, weights and images."""
     weights, train, *_ = problem(flat_digits()[0], 1, (0, seed))
     return cross_entropy, jax.tree.map(jnp.asarray, weights), jnp.asarray(train)
 
 
-def measure(penalties: tuple[float, ...], seeds: tuple[int, ...]) -> list[dict[str, Any]]:
+def measure(penalties: tuple[float, ...], seeds: tuple[int, ...]) -> list[Row]:
     """All rows."""
     rows = []
     with tqdm(total=100 * (len(penalties) + len(seeds)), unit="run", leave=False) as bar:
@@ -143,7 +155,7 @@ def measure(penalties: tuple[float, ...], seeds: tuple[int, ...]) -> list[dict[s
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[Row]) -> str:
     """The rows in print."""
     lines = [f"{'task':38}{'target':>14}{'suggested: rate, decay':>26}{'steps':>7}"]
     lines[0] += f"{'grid: rate, decay':>22}{'steps':>7}{'ratio':>8}"

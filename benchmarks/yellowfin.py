@@ -18,7 +18,7 @@ Prints a table and writes benchmarks/yellowfin.json. Takes two minutes.
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from examples.demo.autoencoder import cross_entropy, problem, squared_error, sta
 from examples.demo.data import flat_digits
 
 from . import _run
+from ._run import Row
 
 FACTORS = (0.3, 1.0, 3.0, 10.0, 30.0)
 # Of the heavy ball: rates are over L, or what they would be at a decay of 0.9 with the same effective rate.
@@ -40,13 +41,20 @@ SEEDS = 3
 MOST = 20000
 
 
-def heavy_ball(rate: Any, decay: Any) -> Any:
+def heavy_ball(rate: jax.Array, decay: jax.Array) -> optax.GradientTransformation:
     """The heavy ball of two traced numbers."""
     return optax.chain(mo.scale_by_momentum(mo.heavy_ball(decay)), optax.scale_by_learning_rate(rate))
 
 
 # A maker of optimizers, and the arguments to try.
-Candidate = tuple[Callable[..., Any], Sequence[tuple[float, ...]]]
+Candidate: TypeAlias = tuple[Callable[..., optax.GradientTransformation], Sequence[tuple[float, ...]]]
+Loss: TypeAlias = Callable[..., jax.Array]
+# The trees of each seed; the loss that is trained and the one that is reported.
+Task: TypeAlias = tuple[list[optax.Params], Loss, Loss]
+
+
+# Of a run on a quadratic: the point, the state and the number of the step.
+Carry: TypeAlias = tuple[jax.Array, optax.OptState, int | jax.Array]
 
 
 def candidates(grid: list[tuple[float, float]]) -> dict[str, Candidate]:
@@ -65,32 +73,34 @@ def quadratic(kappa: float, L: float) -> Callable[[Candidate], list[int]]:
     """The steps that each setting of a candidate needs."""
     curvature = jnp.asarray(np.geomspace(L / kappa, L, 20), jnp.float32)
     start = jnp.ones(20)
+    near: jax.Array = 1e-3 * jnp.linalg.norm(start)
 
     def of(candidate: Candidate) -> list[int]:
         make, settings = candidate
 
-        def run(setting: Any) -> Any:
+        def run(setting: jax.Array) -> jax.Array:
             tx = optax.with_extra_args_support(make(*setting))
 
-            def going(carry: Any) -> Any:
+            def going(carry: Carry) -> jax.Array:
                 x, _, t = carry
-                far = jnp.linalg.norm(x)
-                return (t < MOST) & (far > 1e-3 * jnp.linalg.norm(start)) & (far < 1e6)
+                far: jax.Array = jnp.linalg.norm(x)
+                return (t < MOST) & (far > near) & (far < 1e6)
 
-            def step(carry: Any) -> Any:
+            def step(carry: Carry) -> Carry:
                 x, state, t = carry
                 u, state = tx.update(curvature * x, state, x, value=jnp.sum(curvature * x * x) / 2)
                 return x + u, state, t + 1
 
-            x, _, t = jax.lax.while_loop(going, step, (start, tx.init(start), 0))
-            return jnp.where(jnp.linalg.norm(x) <= 1e-3 * jnp.linalg.norm(start), t, MOST + 1)
+            begin: Carry = (start, tx.init(start), 0)
+            x, _, t = jax.lax.while_loop(going, step, begin)
+            return jnp.where(jnp.linalg.norm(x) <= near, t, MOST + 1)
 
         return [int(t) for t in jax.jit(jax.vmap(run))(jnp.asarray(settings, jnp.float32))]
 
     return of
 
 
-def autoencoder(quick: bool) -> tuple[Any, Any, Any]:
+def autoencoder(quick: bool) -> Task:
     """Weights and data of each seed, the loss that is trained and the one that is reported."""
     images, _ = flat_digits()
     seeds = [problem(images, 2 if quick else 120, (0, seed)) for seed in range(SEEDS)]
@@ -98,7 +108,7 @@ def autoencoder(quick: bool) -> tuple[Any, Any, Any]:
     return each, cross_entropy, squared_error
 
 
-def classifier(quick: bool) -> tuple[Any, Any, Any]:
+def classifier(quick: bool) -> Task:
     """The same for a network with one hidden layer."""
     images, labels = flat_digits()
     each = []
@@ -112,14 +122,14 @@ def classifier(quick: bool) -> tuple[Any, Any, Any]:
         order = [rng.permutation(len(parts[0][0]))[: steps * 32].reshape(-1, 32) for _ in range(2 if quick else 30)]
         each.append((weights, parts[0], np.concatenate(order), *parts[1:]))
 
-    def loss(weights: Any, x: Any, y: Any) -> Any:
+    def loss(weights: optax.Params, x: jax.Array, y: jax.Array) -> jax.Array:
         (a, b), (c, d) = weights
-        return optax.softmax_cross_entropy_with_integer_labels(jax.nn.relu(x @ a + b) @ c + d, y).mean()
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(jax.nn.relu(x @ a + b) @ c + d, y))
 
     return each, loss, loss
 
 
-def network(task: tuple[Any, Any, Any]) -> Callable[[Candidate], tuple[np.ndarray, np.ndarray]]:
+def network(task: Task) -> Callable[[Candidate], tuple[np.ndarray, np.ndarray]]:
     """Validation and test losses of each setting of a candidate, of shape (settings, seeds)."""
     each, loss, report = task
     data = stacked(each)
@@ -127,11 +137,13 @@ def network(task: tuple[Any, Any, Any]) -> Callable[[Candidate], tuple[np.ndarra
     def of(candidate: Candidate) -> tuple[np.ndarray, np.ndarray]:
         make, settings = candidate
 
-        def run(setting: Any, data: Any) -> Any:
+        def run(setting: jax.Array, data: optax.Params) -> tuple[jax.Array, jax.Array]:
             weights, train, order, validation, test = data
             tx = optax.with_extra_args_support(make(*setting))
 
-            def step(carry: Any, rows: Any) -> Any:
+            def step(
+                carry: tuple[optax.Params, optax.OptState], rows: jax.Array
+            ) -> tuple[tuple[optax.Params, optax.OptState], None]:
                 weights, state = carry
                 value, gradient = jax.value_and_grad(loss)(weights, *(x[rows] for x in train))
                 updates, state = tx.update(gradient, state, weights, value=value)
@@ -147,7 +159,7 @@ def network(task: tuple[Any, Any, Any]) -> Callable[[Candidate], tuple[np.ndarra
     return of
 
 
-def measure(quick: bool) -> list[dict[str, Any]]:
+def measure(quick: bool) -> list[Row]:
     """One row for each task and candidate."""
     rows = []
     problems = [(10.0, 1.0)] if quick else list(itertools.product((10.0, 100.0, 1000.0), (0.01, 1.0, 100.0)))
@@ -175,7 +187,7 @@ def measure(quick: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[Row]) -> str:
     """The rows in print."""
     lines = []
     for row in rows:

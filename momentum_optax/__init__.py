@@ -18,31 +18,13 @@ from .optimizers.sgd import sgd as sgd
 from .optimizers.sgd import srsgd as srsgd
 from .optimizers.sign import lion as lion
 from .optimizers.sign import signum as signum
-from .rules import accelerated as accelerated
-from .rules import adan_mix as adan_mix
-from .rules import ademamix_mix as ademamix_mix
-from .rules import aggregated as aggregated
-from .rules import aggregated_exponential as aggregated_exponential
-from .rules import chebyshev as chebyshev
-from .rules import complex_heavy_ball as complex_heavy_ball
-from .rules import ema as ema
-from .rules import grokfast as grokfast
-from .rules import heavy_ball as heavy_ball
-from .rules import lion_mix as lion_mix
-from .rules import mars_mix as mars_mix
-from .rules import mass as mass
-from .rules import muon_mix as muon_mix
-from .rules import nadam_mix as nadam_mix
-from .rules import nesterov as nesterov
-from .rules import optimistic as optimistic
-from .rules import pid as pid
-from .rules import quasi_hyperbolic as quasi_hyperbolic
-from .rules import robust_momentum as robust_momentum
-from .rules import schedule_free as schedule_free
-from .rules import simplified_ademamix as simplified_ademamix
-from .rules import synthesized_nesterov as synthesized_nesterov
-from .rules import torch_nesterov as torch_nesterov
-from .rules import triple_momentum as triple_momentum
+from .rules.after_optimizer import *
+from .rules.games import *
+from .rules.look_ahead import *
+from .rules.mixes import *
+from .rules.several_velocities import *
+from .rules.sums_and_averages import *
+from .rules.tuned import *
 from .state import checkpoint as checkpoint
 from .state.convert import convert as convert
 from .state.edit import rescale as rescale
@@ -52,6 +34,9 @@ from .state.memory import state_bytes as state_bytes
 from .state.velocity import velocity as velocity
 from .transform import scale_by_momentum as scale_by_momentum
 from .wrappers.accumulated import accumulated as accumulated
+from .wrappers.average_params import average_params as average_params
+from .wrappers.average_params import averaged_params as averaged_params
+from .wrappers.by_path import by_path as by_path
 from .wrappers.cautious import add_cautious_weight_decay as add_cautious_weight_decay
 from .wrappers.cautious import cautious as cautious
 from .wrappers.compress import compress as compress
@@ -62,5 +47,6 @@ from .wrappers.monitor import monitor as monitor
 from .wrappers.restarts import adaptive_restart as adaptive_restart
 from .wrappers.restarts import scheduled_restart as scheduled_restart
 from .wrappers.telemetry import telemetry as telemetry
+from .wrappers.with_momentum import with_momentum as with_momentum
 
 __version__ = "0.2.0"

@@ -14,6 +14,7 @@ Flax is never imported here: where there is a box, it has been.
 import dataclasses
 import enum
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeAlias, TypeVar, cast
@@ -23,12 +24,17 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
-from ._typing import Function, KeyPath, Leaf, PyTree, TreeDef
+from ._typing import Entry, Function, KeyPath, Leaf, PyTree, TreeDef
 
 State = TypeVar("State")
+NewState = TypeVar("NewState")
+# The path of a leaf and its number, in the order of the tree.
+Place: TypeAlias = tuple[KeyPath, int]
 IsLeaf: TypeAlias = Callable[[PyTree], bool]
 AxisNames = TypeVar("AxisNames", tuple[str | None, ...], PartitionSpec)
 
+# The structure of a tree that is one leaf.
+LEAF: TreeDef = jax.tree.structure(0)
 # Metadata of `nnx.Variable` that names the mesh axes of each axis; the last two in older versions of Flax.
 _NNX_NAMES = ("out_sharding", "optimizer_sharding", "sharding", "sharding_names")
 
@@ -43,18 +49,33 @@ def path_name(path: KeyPath) -> str:
     return "params" + jax.tree_util.keystr(path)
 
 
-def slash_path(path: KeyPath) -> str:
-    """A key path as patterns and selections see it, the keys joined by slashes: "dense/kernel"."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 def find_all(tree: PyTree, *kinds: type[State]) -> list[tuple[KeyPath, State]]:
     """Path and node for each outermost node of these classes, in any chain, mask, wrapper or NNX state."""
     pairs = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, kinds))
     return [(path, x) for path, x in pairs if isinstance(x, kinds)]
 
 
-# Flattened trees.
+# Any tree, node by node and leaf by leaf.
+
+
+def children(node: PyTree) -> list[tuple[KeyPath, PyTree]]:
+    """The nodes right below, with the keys that lead there; none below a leaf."""
+    return [] if jax.tree_util.all_leaves([node]) else flatten_with_path(node, lambda x: x is not node)[0]
+
+
+def map_children(function: Callable[[KeyPath, PyTree], PyTree], node: PyTree) -> PyTree:
+    """`node` with `function(key, child)` in place of each child; a leaf as it is."""
+    if jax.tree_util.all_leaves([node]):
+        return node
+    return jax.tree_util.tree_map_with_path(function, node, is_leaf=lambda x: x is not node)
+
+
+def map_numbered(function: Callable[..., PyTree], tree: PyTree, *rest: PyTree, is_leaf: IsLeaf | None = None) -> PyTree:
+    """`jax.tree.map` of `function((path, i), leaf, *others)`, where `i` counts the leaves."""
+    count = itertools.count()
+    return jax.tree_util.tree_map_with_path(
+        lambda path, *leaves: function((path, next(count)), *leaves), tree, *rest, is_leaf=is_leaf
+    )
 
 
 def flatten(tree: PyTree, is_leaf: IsLeaf | None = None) -> tuple[list[PyTree], TreeDef]:
@@ -70,8 +91,8 @@ def flatten_with_path(tree: PyTree, is_leaf: IsLeaf | None = None) -> tuple[list
 # Trees of leaves, and one state for each leaf.
 
 
-def init_leaves(init_leaf: Callable[[KeyPath, Leaf], State], params: optax.Params, leaf_treedef: TreeDef) -> State:
-    """A state of trees, in the boxes of the parameters, from `init_leaf(path, leaf)` for each of them.
+def init_leaves(init_leaf: Callable[[Place, Entry], State], params: optax.Params, leaf_treedef: TreeDef) -> State:
+    """A state of trees, in the boxes of the parameters, from `init_leaf((path, i), leaf)` for each of them.
 
     Args:
       init_leaf: Gives a state of arrays of the structure `leaf_treedef`.
@@ -79,12 +100,12 @@ def init_leaves(init_leaf: Callable[[KeyPath, Leaf], State], params: optax.Param
       leaf_treedef: The structure of the state of one leaf.
     """
     pairs, treedef = flatten_with_path(unboxed(params))
-    leaves = zip(pairs, boxes_of(params), strict=True)
-    return to_trees([in_box(box, init_leaf(path, x)) for (path, x), box in leaves], treedef, leaf_treedef)
+    leaves = enumerate(zip(pairs, boxes_of(params), strict=True))
+    return to_trees([in_box(box, init_leaf((path, i), x)) for i, ((path, x), box) in leaves], treedef, leaf_treedef)
 
 
 def update_leaves(
-    update_leaf: Callable[[tuple[KeyPath, int], Leaf, State], tuple[jax.Array, State]],
+    update_leaf: Callable[[Place, Entry, State], tuple[jax.Array, State]],
     updates: optax.Updates,
     state: State,
     leaf_treedef: TreeDef,
@@ -113,6 +134,26 @@ def update_leaves(
         if g is not None:
             out[i], states[i] = update_leaf((path, i), g, leaf_state)
     return reboxed(treedef.unflatten(out), updates), reboxed(to_trees(states, treedef, leaf_treedef), state)
+
+
+def map_states(
+    function: Callable[..., NewState], state: State, leaf_treedef: TreeDef, *rest: PyTree, to: TreeDef | None = None
+) -> NewState:
+    """A bare state of trees from `function((path, i), leaf_state, *others)` for each leaf.
+
+    Args:
+      function: Gives the new state of the leaf number `i` from its state and its entries in `rest`.
+      state: A state of trees, as `init_leaves` gives it.
+      leaf_treedef: The structure of the state of one leaf.
+      *rest: Trees of the structure of the parameters, in boxes or not.
+      to: The structure of the new state of one leaf; `leaf_treedef` if None.
+    """
+    bare = unboxed(state)
+    paths, treedef = flatten_with_path(next(iter(leaf_treedef.flatten_up_to(bare)), None))
+    entries = (treedef.flatten_up_to(unboxed(tree)) for tree in rest)
+    rows = zip(paths, to_leaf_states(bare, treedef, leaf_treedef), *entries, strict=True)
+    new = [function((path, i), leaf_state, *others) for i, ((path, _), leaf_state, *others) in enumerate(rows)]
+    return to_trees(new, treedef, leaf_treedef if to is None else to)
 
 
 def to_trees(leaf_states: Sequence[State], treedef: TreeDef, leaf_treedef: TreeDef) -> State:
@@ -146,11 +187,68 @@ def _matched(tree: PyTree, treedef: TreeDef) -> list[Leaf | None] | None:
     return leaves if jax.tree_util.all_leaves([x for x in leaves if x is not None]) else None
 
 
-def map_numbered(function: Callable[..., Leaf], tree: PyTree, *rest: PyTree) -> PyTree:
-    """The tree of `function(i, leaf, *others)` for each leaf, where None is a leaf; `i` counts them."""
-    leaves, treedef = flatten(tree, is_leaf=lambda x: x is None)
-    others = map(treedef.flatten_up_to, rest)
-    return treedef.unflatten(map(function, range(len(leaves)), leaves, *others))
+class Leaves:
+    """The leaves of a tree of gradients, None and masked ones among them, and the parts of states that belong to them.
+
+    Attributes:
+      values: The leaves, without boxes.
+      treedef: The structure of the bare tree.
+    """
+
+    def __init__(self, updates: optax.Updates) -> None:
+        self.values: list[Entry]
+        self.values, self.treedef = flatten(unboxed(updates), is_leaf=absent)
+
+    def fit(self, node: PyTree) -> bool:
+        """Whether the bare `node` is a tree of the same structure."""
+        return bool(jax.tree.structure(node, is_leaf=absent) == self.treedef)
+
+    def of(self, tree: PyTree) -> list[Entry]:
+        """The leaves of a tree of the same structure, boxed or not."""
+        found: list[Entry] = self.treedef.flatten_up_to(unboxed(tree))
+        return found
+
+    def to_tree(self, each: list[Entry], like: PyTree) -> PyTree:
+        """The tree with these leaves, in the boxes of `like`."""
+        return reboxed(self.treedef.unflatten(each), like)
+
+
+def map_onto(function: Callable[..., jax.Array], params: PyTree, trees: Sequence[PyTree]) -> PyTree:
+    """The parameters with `function(path, p, *leaves)` for each leaf that the trees hold; others stay as they are.
+
+    Args:
+      function: Takes a parameter as an array, and the leaf of each tree.
+      params: In boxes or not; the result is in the same.
+      trees: At least one, bare, all of the same structure: that of the bare parameters, in which leaves and subtrees
+        may be left out.
+
+    Raises:
+      ValueError: If the parameters have another structure, naming a path that differs.
+    """
+    bare = unboxed(params)
+    pairs, treedef = flatten_with_path(trees[0], absent)
+    try:
+        leaves = treedef.flatten_up_to(bare)
+    except (KeyError, TypeError, ValueError):
+        leaves = None
+    if leaves is None or not all(absent(x) or _is_array(p) for (_, x), p in zip(pairs, leaves, strict=True)):
+        _raise_unlike(trees[0], bare)
+    columns = zip(*map(treedef.flatten_up_to, trees), strict=True)
+    rows = zip(pairs, leaves, columns, strict=True)
+    new = [p if absent(x) else function(path, p, *row) for (path, x), p, row in rows]
+    return reboxed(treedef.unflatten(new), params)
+
+
+def _is_array(x: object) -> bool:
+    return x is not None and jax.tree_util.all_leaves([x])
+
+
+def _raise_unlike(expected: PyTree, params: PyTree) -> NoReturn:
+    """Say which parameter the state or the tree lacks."""
+    there, here = ([path_name(path) for path, _ in flatten_with_path(tree)[0]] for tree in (expected, params))
+    missing, extra = (sorted(set(a) - set(b)) for a, b in ((there, here), (here, there)))
+    what = f"lack {missing[0]}" if missing else f"have {extra[0]} too" if extra else "have other containers"
+    raise ValueError(f"params must be the tree that the state was made for: they {what}")
 
 
 def _raise_mismatch(expected: PyTree, got: PyTree) -> NoReturn:

@@ -63,7 +63,12 @@ def apply_updates(
         raise ValueError("rounding='stochastic' needs step, the number of this update: its noise depends on it")
     if jnp.ndim(step) or not jnp.issubdtype(jnp.result_type(step), jnp.integer):
         raise TypeError(f"step must be an integer or an integer scalar array, got {step!r}")
-    return map_numbered(lambda i, u, p: _stochastic(u, p, stamp_of(_WEIGHTS, seed, step, i)), updates, params)
+    return map_numbered(
+        lambda place, u, p: _stochastic(u, p, stamp_of(_WEIGHTS, seed, step, place[1])),
+        updates,
+        params,
+        is_leaf=_is_none,
+    )
 
 
 def _is_none(x: object) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias, cast
 
 from . import _checks
-from .filters.coefficients import Scalar, table_lookup, value_at
+from .filters.coefficients import Scalar, select, table_lookup, value_at
 
 if TYPE_CHECKING:
     import jax
@@ -49,7 +49,7 @@ def sutskever(
 
     def schedule(step: "Count") -> "Number":
         rising = _least(1 - 0.5 / (step // stage + 1.0), max_decay)
-        return rising if drop_at is None else _select(step >= drop_at, _least(rising, drop_to), rising)
+        return rising if drop_at is None else select(step >= drop_at, _least(rising, drop_to), rising)
 
     return schedule
 
@@ -75,7 +75,7 @@ def fista() -> Schedule:
         for _ in range(3):
             guess = anchor + beyond / 2.0 + _log(guess / anchor) / 4
         tail = (guess - 1) / (0.5 + (0.25 + guess * guess) ** 0.5)
-        return _select(step > last, tail, table_lookup(table, step))
+        return select(step > last, tail, table_lookup(table, step))
 
     return schedule
 
@@ -264,6 +264,79 @@ def half_life_ramp(start: float, end: float, steps: int) -> Schedule:
     return schedule
 
 
+def fsgdm(total_steps: int, *, stages: int = 300, scaling: float = 0.033) -> Schedule:
+    r"""FSGDM's schedule, which rises in stages of $m = \lfloor\Sigma/n\rfloor$ steps.
+
+    $$ u_t = \frac{s}{s + c\Sigma}, \qquad s = m \lfloor (t+1)/m \rfloor $$
+
+    For `heavy_ball`, whose gain rises with it: FSGDM adds whole gradients to its buffer.
+
+    Args:
+      total_steps: Sigma, a whole number of at least `stages`.
+      stages: n, at least 1; the code's default for 300 epochs.
+      scaling: c in (0, inf).
+
+    Raises:
+      ValueError: If a number is out of range.
+      TypeError: If an argument is not a number.
+
+    Reference:
+      "On the performance analysis of momentum method: a frequency domain perspective", ICLR 2025, arXiv:2411.19671, and
+      its code, yinleung/FSGDM, which counts steps from 1.
+    """
+    _checks.integer("stages", stages, 1)
+    _checks.integer("total_steps", total_steps, stages)
+    _checks.number("scaling", scaling, "(0, inf)")
+    length, settled = int(total_steps) // int(stages), scaling * total_steps
+
+    def schedule(step: "Count") -> "Number":
+        begun = (step + 1) // length * float(length)
+        return begun / (begun + settled)
+
+    return schedule
+
+
+def muon_momentum(
+    total_steps: int | None = None,
+    *,
+    low: float = 0.85,
+    high: float = 0.95,
+    warmup_steps: int = 300,
+    cooldown_steps: int = 50,
+) -> Schedule:
+    """The momentum of Muon in modded-nanogpt: linear from `low` to `high`, and back to `low` in the last steps.
+
+    Args:
+      total_steps: Steps of the run, a whole number of at least both ramps together; None for no cool-down.
+      low: The value at step 0 and, after a cool-down, from step `total_steps` on, in [0, 1).
+      high: The value between, in [low, 1).
+      warmup_steps: Steps from `low` to `high`, at least 1.
+      cooldown_steps: Steps from `high` to `low`, at least 1.
+
+    Raises:
+      ValueError: If a number is out of range.
+      TypeError: If an argument is not a number.
+
+    Reference:
+      KellerJordan/modded-nanogpt, `get_muon_momentum` of its training scripts (.85 to .95 in 300 steps and back in 50).
+    """
+    _checks.number("low", low, "[0, 1)")
+    _checks.number("high", high, f"[{low}, 1)")
+    _checks.integer("warmup_steps", warmup_steps, 1)
+    _checks.integer("cooldown_steps", cooldown_steps, 1)
+    if total_steps is not None:
+        _checks.integer("total_steps", total_steps, int(warmup_steps) + int(cooldown_steps))
+
+    def schedule(step: "Count") -> "Number":
+        share = _least(step / float(warmup_steps), 1.0)
+        if total_steps is not None:
+            left = _least((total_steps - step) / float(cooldown_steps), 1.0)
+            share = share * left * (left > 0)
+        return low + share * (high - low)
+
+    return schedule
+
+
 def momentum_correction(decay: Scalar, learning_rate: Schedule) -> Schedule:
     r"""The decay that makes a heavy ball exact under a learning-rate schedule: $\beta_t\,\eta_{t-1}/\eta_t$.
 
@@ -296,13 +369,42 @@ def momentum_correction(decay: Scalar, learning_rate: Schedule) -> Schedule:
     return schedule
 
 
-def _select(condition: "bool | np.ndarray | jax.Array", yes: "Number", no: "Number") -> "Number":
-    """`yes` where the condition holds, else `no`, in operators only; both must be finite."""
-    return condition * yes + (1 - condition) * no
+def power_average(exponent: float = 0.0, start: int = 0) -> Schedule:
+    r"""Decays of an average over all steps so far, the later ones with more weight: $c_t = (1 - 1/n)^{\gamma+1}$.
+
+    Here n = t + 1 - start, and c = 0 until `start`. For `average_params`: in the average after n steps the weights
+    after step $\tau$ have a share $\propto \tau^\gamma$, exactly for $\gamma = 0$, else to first order in $1/\tau$. So
+    its memory is a fixed fraction of the run however long that is.
+
+    * $\gamma = 0$: the uniform mean, with `start` that of the tail of a run;
+    * half of the shares belong to the last fraction f of the steps for $\gamma = -\ln 2/\ln(1 - f) - 1$;
+    * averages with two exponents give those with any other after the run, see `analysis.post_hoc_weights`.
+
+    Args:
+      exponent: gamma, a number in [0, inf).
+      start: The step that begins the average, a whole number from 0.
+
+    Raises:
+      ValueError: If an argument is out of range.
+      TypeError: If an argument is not a number.
+
+    Reference:
+      Karras et al., CVPR 2024, arXiv:2312.02696, section 3.1; the mean: Polyak and Juditsky, SIAM J.
+      Control and Optimization 1992.
+    """
+    _checks.number("exponent", exponent, "[0, inf)")
+    _checks.integer("start", start, 0)
+
+    def schedule(step: "Count") -> "Number":
+        n = step + 1 - start
+        late = n > 0
+        return late * (1 - 1.0 / select(late, n, 1)) ** (float(exponent) + 1)
+
+    return schedule
 
 
 def _least(a: "Number", b: "Number") -> "Number":
-    return _select(a < b, a, b)
+    return select(a < b, a, b)
 
 
 def _log(x: "Number") -> "Number":

@@ -11,10 +11,10 @@ import optax
 
 from . import _checks
 from ._export import serializable
-from ._tree import content, init_leaves, path_name, reboxed, update_leaves
-from ._typing import Count, DType, KeyPath, Leaf, Number, PyTree
+from ._tree import Place, content, init_leaves, path_name, reboxed, update_leaves
+from ._typing import Count, DType, KeyPath, Leaf, Number, PyTree, jitted
 from .filters import Filter, post_write_form
-from .filters.coefficients import Coefficient, is_zero, value_at
+from .filters.coefficients import Coefficient, PerLeafSchedule, is_zero, value_at
 from .filters.fingerprints import note
 from .state.mismatch import ANYTHING, AnyVelocity, check_leaf, check_state
 from .storage import Storage, resolve
@@ -38,6 +38,8 @@ class MomentumState(NamedTuple):
       step: int32 scalar, the number of updates made; only if a coefficient is scheduled or the storage is stochastic.
       age: A tree of int32: the number of gradients that each leaf received; only if a coefficient depends on it.
       gain: A tuple with one tree per velocity: the velocities of a gradient that is always 1; only with `debias=True`.
+      lookahead: A tuple with one scalar per velocity: the rule's `lookahead` after the last update, float32 or, if a
+        leaf is wider, float64; only for a rule that has one. `eval_params` reads it.
 
     Entries of `age` and `gain` have the leaf's rank and shape (1, ..., 1): a sharding of the leaf fits them once the
     axes that it splits are left out. For parameters in boxes of Flax, arrays of the leaf's shape are in its
@@ -48,6 +50,7 @@ class MomentumState(NamedTuple):
     step: jax.Array | None
     age: PyTree
     gain: PyTree
+    lookahead: Arrays | None = None
 
 
 def scale_by_momentum(
@@ -86,9 +89,9 @@ def scale_by_momentum(
         if a real leaf gets a complex gradient or the reverse.
       StateMismatchError: At `update`, a `ValueError`, if the state is of an optimizer with another storage, number of
         velocities, schedule, first step or debiasing: with the call that converts it, see `convert`.
-      ValueError: If there is no such storage, it is for squares only, or `debias` is asked of a rule whose response to
-        a constant can vanish or change sign; at `update` if the gradients' tree or shapes are not those of `init`; at
-        both if no pattern of storages matches the path of a leaf.
+      ValueError: If there is no such storage, it is for squares only, `debias` is asked of a rule whose response to a
+        constant can vanish or change sign, or the rule's `lookahead` depends on a leaf's age; at `update` if the
+        gradients' tree or shapes are not those of `init`; at both if no pattern of storages matches the path of a leaf.
 
     Reference:
       The state-space form of Lessard, Recht and Packard, 2016, arXiv:1408.3595; debiasing after Kingma and Ba,
@@ -98,6 +101,11 @@ def scale_by_momentum(
         raise TypeError(f"rule must be a Filter such as heavy_ball(0.9), got {_checks.shown(rule)}")
     _checks.flag("debias", debias)
     rule, storages = rule.pruned(), chooser_of(resolve(storage))
+    if any(isinstance(c, PerLeafSchedule) for c in rule.lookahead):
+        raise ValueError(
+            "lookahead of a rule must be a number, a scalar array or a schedule of the step, got a PerLeafSchedule: "
+            "the state keeps one for all leaves"
+        )
     for known in storages.known or ():
         _check_storage(rule, known)
     if debias:
@@ -142,6 +150,7 @@ class _Runner:
       is_constant: Whether all coefficients are numbers; `post_write` is then the same at every step.
       post_write: How the update is read from new velocities, see `post_write_form`.
       reads_age: Whether coefficients differ between leaves.
+      looks_ahead: Whether the rule has a point to evaluate other than the parameters, so that the state says where.
       counts_steps: Whether the state has a step.
       expected: A state of the structure that `check_state` wants.
     """
@@ -152,26 +161,35 @@ class _Runner:
         self.is_constant = rule.is_constant
         self.post_write = post_write_form(rule)
         self.reads_age = rule.reads_age
-        self.counts_steps = rule.reads_step or storages.reads_step
+        self.looks_ahead = any(not is_zero(c) for c in rule.lookahead)
+        self.counts_steps = rule.reads_step or storages.reads_step or any(map(callable, rule.lookahead))
         form = AnyVelocity((ANYTHING,) * rule.order)
         if storages.known is not None:
             form = Layout.of(storages.known, rule.order).form
-        self.expected = self.state_of(form, lambda dtype: 0)._replace(step=jax.eval_shape(self.first_step))
+        self.expected = self.state_of(form, lambda dtype: 0)._replace(
+            step=jax.eval_shape(self.first_step),
+            lookahead=jax.eval_shape(lambda: _lookahead(rule, 0, jnp.float32)) if self.looks_ahead else None,
+        )
 
     def init(self, params: optax.Params) -> MomentumState:
         """See `scale_by_momentum`."""
         note(self.rule)
         layout = self.storages.layout(params, self.rule.order)
         treedef = jax.tree.structure(self.state_of(layout.form, lambda dtype: 0))
-        one_leaf = functools.partial(self.init_leaf, layout)
-        return init_leaves(one_leaf, params, treedef)._replace(step=self.first_step())
+        state = init_leaves(functools.partial(self.init_leaf, layout), params, treedef)
+        ahead = None
+        if self.looks_ahead:
+            wide = arithmetic_dtype(*(jnp.result_type(x) for x in jax.tree.leaves(params)))
+            ahead = _lookahead(self.rule, 0, jnp.finfo(wide).dtype)
+        return state._replace(step=self.first_step(), lookahead=ahead)
 
     def first_step(self) -> jax.Array | None:
         """The step of a new state; None where nothing reads it."""
         return jnp.zeros([], jnp.int32) if self.counts_steps else None
 
-    def init_leaf(self, layout: Layout, path: KeyPath, leaf: Leaf) -> MomentumState:
+    def init_leaf(self, layout: Layout, place: Place, leaf: Leaf) -> MomentumState:
         """The state of one leaf: a `MomentumState` with arrays in place of trees."""
+        path, _ = place
         leaf = _checked_leaf(path, leaf)
         storage = self.storages.at(path, leaf)
         if self.storages.known is None:
@@ -195,7 +213,13 @@ class _Runner:
         now = None if self.reads_age else self.resolved(step, None)
         one_leaf = functools.partial(self.update_leaf, now, step)
         treedef = jax.tree.structure(self.state_of(form_of(state.velocity), lambda dtype: 0))
-        out, new = update_leaves(one_leaf, updates, state._replace(step=None), treedef)
+        out, new = update_leaves(one_leaf, updates, state._replace(step=None, lookahead=None), treedef)
+        if state.lookahead is not None:
+            before = tuple(map(content, state.lookahead))
+            ahead = _lookahead(self.rule if now is None else now.rule, step, before[0].dtype)
+            # Equal to the new one, of the type of the old one: under `shard_map` a constant is of another.
+            typed = tuple(jnp.where(jnp.isnan(x), y, y) for x, y in zip(before, ahead, strict=True))
+            new = new._replace(lookahead=reboxed(typed, state.lookahead))
         return out, new if step is None else new._replace(step=reboxed(optax.safe_increment(step), state.step))
 
     def resolved(self, step: Count | None, age: Count | None) -> _Resolved:
@@ -205,10 +229,10 @@ class _Runner:
         return _Resolved(rule, post_write, self.scales_at(rule, step, age))
 
     def update_leaf(
-        self, now: _Resolved | None, step: Count | None, number: tuple[KeyPath, int], g: Leaf, old: MomentumState
+        self, now: _Resolved | None, step: Count | None, place: Place, g: Leaf, old: MomentumState
     ) -> tuple[jax.Array, MomentumState]:
         """Update and new state of a leaf; `now` is None where the coefficients depend on its age."""
-        path, i = number
+        path, i = place
         storage, stored = self.storages.everywhere, old.velocity
         if storage is None:
             storage, stored = self.storage_of(path, g, stored)
@@ -221,7 +245,7 @@ class _Runner:
         gain = old.gain
         if gain is not None:
             u, gain = _debiased(now, u, gain)
-        age = None if old.age is None else optax.safe_increment(old.age)
+        age = None if old.age is None else _next_age(old.age)
         velocity = storage.encode(v, stored, encode_context(storage, wide, (step, i), now.scales))
         if stored is not old.velocity:
             velocity = with_stored(old.velocity, velocity)
@@ -234,13 +258,26 @@ class _Runner:
         return storage, stored
 
 
+_next_age = jitted(optax.safe_increment)
+
+
+def _lookahead(rule: Filter, step: Count | None, dtype: DType) -> Arrays:
+    """The `lookahead` of a rule after the update number `step`."""
+    # Copies: an array that the rule holds, an injected hyperparameter say, must not share its buffer.
+    return tuple(jnp.array(value_at(c, step), dtype) for c in rule.lookahead)
+
+
 def _debiased(now: _Resolved, u: jax.Array, gain: Arrays) -> tuple[jax.Array, Arrays]:
     """The update over what a constant gradient of 1 would have given, and the velocities of such gradients."""
     dtype = jnp.finfo(u.dtype).dtype
     unit, new = _advance(now, jnp.ones((1,) * u.ndim, dtype), gain)
+    return _over_response(u, unit), tuple(x.astype(old.dtype) for x, old in zip(new, gain, strict=True))
+
+
+@jitted
+def _over_response(u: jax.Array, unit: jax.Array) -> jax.Array:
     # While the unit response is zero no gradient has counted yet, and the update is zero without division.
-    u = u / jnp.where(unit == 0, 1, unit)
-    return u, tuple(x.astype(old.dtype) for x, old in zip(new, gain, strict=True))
+    return u / jnp.where(unit == 0, 1, unit)
 
 
 def _advance(now: _Resolved, g: jax.Array, v: Arrays) -> tuple[jax.Array, Arrays]:

@@ -14,6 +14,7 @@ import optax
 import pytest
 
 import momentum_optax as mo
+from momentum_optax.storage.protocol import SUPPORTED
 
 EPS = 2.0**-24  # the largest relative error of one float32 rounding
 
@@ -28,21 +29,30 @@ RULES = {
         (mo.complex_heavy_ball, {"decay": 0.9, "angle": 0.4}),
         (mo.ademamix_mix, {"fast": 0.8, "slow": 0.99, "alpha": 2.0}),
         (mo.ema, {"decay": 0.9}),
+        (mo.ema_nesterov, {"decay": 0.9, "lookahead": 0.5}),
         (mo.grokfast, {"decay": 0.9, "amplification": 2.0}),
         (mo.contrib.grokfast_average, {"window": 5, "amplification": 3.0}),
         (mo.heavy_ball, {"decay": 0.9, "dampening": 0.3, "first_step": "gradient"}),
+        (mo.contrib.implicit_transport, {"delta": 1.0}),
         (mo.lion_mix, {"b1": 0.9, "b2": 0.99}),
+        (mo.lookahead, {"period": 2, "step_size": 0.8}),
         (mo.mars_mix, {"decay": 0.9, "gamma": 0.025}),
         (mo.mass, {"alpha": 0.1, "kappa": 5.0}),
         (mo.muon_mix, {"decay": 0.9}),
         (mo.nadam_mix, {"decay": 0.9, "psi": 0.004}),
         (mo.nesterov, {"decay": 0.9}),
+        (mo.optimized_gradient, {"steps": 4}),
+        (mo.contrib.optimized_gradient_norm, {"steps": 4}),
         (mo.optimistic, {"alpha": 1.0, "beta": 0.5}),
+        (mo.outer_nesterov, {"period": 2, "learning_rate": 0.7, "decay": 0.5}),
+        (mo.overshoot, {"decay": 0.8, "overshoot": 2.0}),
         (mo.pid, {"proportional": 0.5, "integral": 1.0, "derivative": 0.2, "decay": 0.8}),
+        (mo.positive_negative, {"decay": 0.9, "beta0": 1.0}),
+        (mo.primal_averaging, {"mu_x": 0.9, "mu_y": 0.7}),
         (mo.quasi_hyperbolic, {"decay": 0.9, "nu": 0.7}),
         (mo.contrib.recht_pid, {"proportional": -0.5, "integral": 1.0, "derivative": 2.0}),
         (mo.robust_momentum, {"L": 4.0, "mu": 1.0, "rho": 0.6}),
-        (mo.schedule_free, {"beta": 0.8}),
+        (mo.schedule_free, {"beta": 0.8, "warmup_steps": 3, "weight_power": 2.0}),
         (mo.simplified_ademamix, {"decay": 0.9, "alpha": 2.0}),
         (mo.synthesized_nesterov, {"decay": 0.8, "lookahead": 0.5}),
         (mo.torch_nesterov, {"decay": 0.9}),
@@ -61,14 +71,15 @@ STORAGES = {
 SQUARES = {"uint8"}
 
 # Rules whose response to a constant vanishes or changes sign somewhere, at the arguments above.
-NOT_DEBIASABLE = {"complex_heavy_ball"}
+NOT_DEBIASABLE = {"complex_heavy_ball", "positive_negative"}
 
 # Arguments that are no coefficients: they say which filter it is, not how much of it.
-STATIC = {"first_step", "window", "count", "psi", "decays"}
+STATIC = {"first_step", "window", "count", "psi", "decays", "period", "steps", "warmup_steps", "weight_power"}
 # Rules with a schedule of their own.
 OWN_SCHEDULE = {"nadam_mix"}
 
-REAL = (jnp.bfloat16, jnp.float16, jnp.float32)
+# The real dtypes of leaves without 64-bit types.
+REAL = tuple(jnp.dtype(name).type for name in SUPPORTED if name not in ("float64", "complex64", "complex128"))
 
 every_rule = pytest.mark.parametrize("rule", RULES)
 every_storage = pytest.mark.parametrize("storage", STORAGES)

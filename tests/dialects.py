@@ -1,60 +1,51 @@
 """The table of dialects: a call of each, for every test that holds of all of them.
 
-A dialect without a row here is an error as soon as a test imports the table.
+It follows from the records: a learning rate of 0.1 and a momentum of 0.9 where the library has no such default, and for
+each argument another value of its kind. Only what a record cannot say is written here.
 """
+
+import inspect
 
 from momentum_optax.interop.dialect import DIALECTS
 
-# A dialect that is called, and for each argument another value under which the steps must differ.
-CALLS = {
-    "torch_sgd": (
-        {"lr": 0.1, "momentum": 0.9},
-        {"lr": 0.2, "momentum": 0.8, "dampening": 0.5, "weight_decay": 0.1, "nesterov": True, "maximize": True},
-    ),
-    "timm_sgdw": (
-        {"lr": 0.1, "momentum": 0.9},
-        {"lr": 0.2, "momentum": 0.8, "dampening": 0.5, "weight_decay": 0.1, "nesterov": True, "maximize": True},
-    ),
-    "apex_sgd": (
-        {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1},
-        {
-            "lr": 0.2,
-            "momentum": 0.8,
-            "dampening": 0.5,
-            "weight_decay": 0.2,
-            "nesterov": True,
-            "wd_after_momentum": True,
-        },
-    ),
-    "flash_sgd": (
-        {"lr": 0.1, "momentum": 0.9},
-        {"lr": 0.2, "momentum": 0.8, "dampening": 0.5, "weight_decay": 0.1, "nesterov": True},
-    ),
-    "heavyball_sgd": ({}, {"lr": 0.2, "beta": 0.8, "weight_decay": 0.1}),
-    "keras_sgd": (
-        {"learning_rate": 0.1, "momentum": 0.9},
-        {"learning_rate": 0.2, "momentum": 0.8, "nesterov": True, "weight_decay": 0.1},
-    ),
-    "tf1_momentum": (
-        {"learning_rate": 0.1, "momentum": 0.9},
-        {"learning_rate": 0.2, "momentum": 0.8, "use_nesterov": True},
-    ),
-    "caffe_sgd": ({"base_lr": 0.1, "momentum": 0.9}, {"base_lr": 0.2, "momentum": 0.8, "weight_decay": 0.1}),
-    "qhoptim_qhm": (
-        {"lr": 0.1, "momentum": 0.9, "nu": 0.7, "weight_decay": 0.1},
-        {"lr": 0.2, "momentum": 0.8, "nu": 0.6, "weight_decay": 0.2, "weight_decay_type": "direct"},
-    ),
-    "aggmo": ({"lr": 0.1}, {"lr": 0.2, "betas": (0.0, 0.9), "weight_decay": 0.1}),
-    "accsgd": ({"lr": 0.1}, {"lr": 0.2, "kappa": 100.0, "xi": 5.0, "smallConst": 0.5, "weight_decay": 0.1}),
-    "mass": ({}, {"lr": 0.2, "alpha": 0.1, "kappa_t": 5.0}),
-    "lion": ({}, {"lr": 0.2, "betas": (0.5, 0.6), "weight_decay": 0.1, "maximize": True}),
-    "signum": (
-        {"weight_decay": 0.5},
-        {"lr": 0.2, "momentum": 0.3, "weight_decay": 0.1, "weight_decouple": False, "maximize": True},
-    ),
-    "muon_average": ({}, {"momentum": 0.8, "nesterov": False}),
-    "muon_sum": ({}, {"momentum": 0.8, "nesterov": True}),
+# Arguments without a default, and those without which another one changes nothing.
+NEEDED = {
+    "apex_sgd": {"weight_decay": 0.1},  # for `wd_after_momentum`
+    "caffe_sgd": {"momentum": 0.9},  # a number there, as in Keras: no schedule may follow it
+    "keras_sgd": {"momentum": 0.9},
+    "qhoptim_qhm": {"nu": 0.7, "weight_decay": 0.1},  # for `weight_decay_type`
+    "signum": {"weight_decay": 0.5},  # for `weight_decouple`
 }
+# The other value of an argument that has only some.
+CHOICES = {("qhoptim_qhm", "weight_decay_type"): "direct"}
+# One allowed value only: everything else is refused.
+FIXED = {("caffe_sgd", "regularization_type")}
+# How PyTorch computes: arguments that change no number, there or here.
+IGNORED = {"foreach", "differentiable", "fused", "capturable"}
 
-if missing := DIALECTS.keys() - CALLS.keys():
-    raise LookupError(f"tests/dialects.py needs a row for {sorted(missing)}")
+
+def _needed(record):
+    usual = {record.learning_rate: 0.1, record.momentum: 0.9}
+    lacking = {name: value for name, value in usual.items() if name and not record.defaults.get(name)}
+    return lacking | NEEDED.get(record.name, {})
+
+
+def _another(value):
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, tuple):
+        return tuple(0.9 * entry for entry in value)
+    return 0.1 if value is None else 0.8 * value or 0.5
+
+
+def _others(record, base):
+    fixed = IGNORED | {"storage"} | {name for dialect, name in FIXED if dialect == record.name}
+    names = [name for name in inspect.signature(record.describe).parameters if name not in fixed]
+    values = {**record.defaults, **base}
+    if missing := set(names) - set(values):
+        raise LookupError(f"NEEDED in tests/dialects.py must have {sorted(missing)} of {record.name}")
+    return {name: CHOICES.get((record.name, name)) or _another(values[name]) for name in names}
+
+
+# A dialect that is called, and for each argument another value under which the steps must differ.
+CALLS = {name: (_needed(record), _others(record, _needed(record))) for name, record in DIALECTS.items()}

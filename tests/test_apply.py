@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conformance import assert_bit_equal
+from conformance import REAL, assert_bit_equal
 
 import momentum_optax as mo
 from momentum_optax.storage.rounding import stochastic_round
@@ -35,7 +35,7 @@ def ml_dtypes_nextafter(x, towards):
     return np.int16(bits + (1 if away else -1)).view(ml_dtypes.bfloat16)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @NARROW
 @pytest.mark.parametrize("x", [1.0, 1.0011, -3.1415927, 2.0**-20 * 1.3, -(2.0**-14) * 0.99973, 1000.7, 0.0, -1e-6])
 def test_the_mean_over_all_noise_is_the_value_and_only_neighbours_occur(x, dtype):
@@ -75,6 +75,14 @@ def test_weights_follow_the_sum_of_updates_too_small_for_them(dtype):
     for _ in range(3):
         near = mo.apply_updates(near, updates)
     assert float(near["w"][0]) == start
+
+
+@pytest.mark.parametrize("dtype", REAL, ids=lambda x: jnp.dtype(x).name)
+def test_every_dtype_narrower_than_float32_is_rounded(dtype):
+    # By a quarter of the spacing, which is lost to nearest and may not be lost here.
+    params, updates = jnp.ones(256, dtype), jnp.full(256, jnp.finfo(dtype).eps / 4, dtype)
+    moved = mo.apply_updates(params, updates, rounding="stochastic", step=0) != params
+    assert moved.any() == (jnp.finfo(dtype).bits < 32)
 
 
 def test_wider_leaves_and_none_are_left_to_optax():

@@ -11,7 +11,7 @@ import re
 import tomllib
 
 import pytest
-from conformance import public_rules
+from conformance import public_storages
 
 import momentum_optax as mo
 
@@ -64,7 +64,9 @@ def exported(module):
     if hasattr(module, "__path__"):
         tree = ast.parse(inspect.getsource(module))
         imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
-        return {alias.asname for node in imports for alias in node.names if alias.asname}
+        names = {alias.asname for node in imports for alias in node.names if alias.asname}
+        stars = [f".{node.module}" for node in imports if node.names[0].name == "*"]
+        return names.union(*(importlib.import_module(star, module.__name__).__all__ for star in stars))
     ours = {n: x for n, x in vars(module).items() if getattr(x, "__module__", "") == module.__name__}
     return {n for n, x in ours.items() if n[0] != "_" and (inspect.isfunction(x) or inspect.isclass(x))}
 
@@ -86,8 +88,18 @@ def is_there(name):
     return thing is not None
 
 
+def loaded(name):
+    """A module of the folder of the documentation, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_every_public_name_is_in_the_api_and_nothing_else_is():
-    text = "".join(page.read_text() for page in sorted((DOCS / "api").glob("*.md")))
+    written_out = loaded("api_pages").on_page_markdown
+    text = "".join(written_out(page.read_text()) for page in sorted((DOCS / "api").glob("*.md")))
+    assert "docs/api_pages.py" in (ROOT / "mkdocs.yml").read_text()
     listed = re.findall(r"^::: momentum_optax\.(\S+)$", text, re.M)
     assert len(listed) == len(set(listed))
     missing = set(public()) - set(listed)
@@ -135,35 +147,17 @@ def test_a_rename_of_the_changelog_leads_from_what_is_gone_to_what_is_there(old,
         reached(old)
 
 
-def test_every_rule_has_a_place_on_a_page_of_its_group():
-    rules = public_rules()
-    index = (DOCS / "rules" / "index.md").read_text()
-    table = index[index.index("## The groups") :]
-    for row in re.findall(r"^\| \[.*?\]\((\S+?)\) \| (.*) \|$", table, re.M):
-        text = (DOCS / "rules" / row[0]).read_text()
-        for name in re.findall(r"`(\w+)`", row[1]):
-            rules.discard(name)
-            assert re.search(rf"\bmo\.(contrib\.)?{name}\b", text), f"{row[0]} says nothing of {name}"
-    assert not rules, f"docs/rules/index.md leaves out {sorted(rules)}"
-
-
-def test_the_table_of_normal_forms_is_computed():
-    text = (DOCS / "rules" / "index.md").read_text()
-    rows = re.findall(r"^\| (`[^|]*\)`) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", text, re.M)
-    assert len(rows) == 11
-    late = 10**6  # past every special first step
-    for calls, *numbers in rows:
-        for call in re.findall(r"`([^`]+)`", calls):
-            form = eval(f"mo.{call}", {"mo": mo}).at(late).normal_form()
-            assert [f"{x:.4g}" for x in form] == numbers, call
-
-
 def schedules_listed():
     return set(re.findall(r"^\| `mo\.schedules\.(\w+)", (DOCS / "schedules.md").read_text(), re.M))
 
 
 def test_every_schedule_has_a_row():
     assert schedules_listed() == exported(mo.schedules)
+
+
+def test_every_storage_has_a_row():
+    rows = re.findall(r"^\| `mo\.storage\.(\w+)\(.*?\)` \| \S", (DOCS / "storage.md").read_text(), re.M)
+    assert set(rows) == public_storages()
 
 
 def test_every_notebook_is_listed_by_the_question_that_it_asks():
@@ -184,16 +178,9 @@ def test_the_navigation_has_every_page_and_every_page_is_there():
 needs_mkdocs = pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="see `make docs` for mkdocs")
 
 
-def hooks():
-    spec = importlib.util.spec_from_file_location("hooks", DOCS / "hooks.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @needs_mkdocs
 def test_a_site_that_would_fetch_something_is_refused(tmp_path):
-    made = hooks()
+    made = loaded("hooks")
     interactive = tmp_path / "interactive" / "momentum.html"
     interactive.parent.mkdir()
     interactive.write_text((DOCS / "interactive" / "momentum.html").read_text())
@@ -219,7 +206,7 @@ def test_the_button_beside_a_session_copies_its_code_alone():
     marks = {"pymdownx.highlight": {"use_pygments": True, "pygments_lang_class": True}}
     extensions = ["pymdownx.superfences", "pymdownx.highlight"]
     text = f"```pycon\n{session}```\n\n```python\nprint(1)\n```\n"
-    page = hooks().on_page_content(markdown.markdown(text, extensions=extensions, extension_configs=marks))
+    page = loaded("hooks").on_page_content(markdown.markdown(text, extensions=extensions, extension_configs=marks))
     (copied,) = re.findall('data-copy="(.*?)"', page, re.S)
     assert html.unescape(copied) == "for x in '<\"':  # quoted\n    print(x)\n1 + 1"
     assert "pygments_lang_class: true" in (ROOT / "mkdocs.yml").read_text()

@@ -220,3 +220,23 @@ def test_the_difference_of_debiasing():
 def test_figures_of_an_accelerator_are_missed_until_there_are_some():
     there = (ROOT / "benchmarks" / "accelerator.json").exists()
     assert ("the script waits for an accelerator" in prose("storage")) != there
+
+
+def percent(share):
+    return f"{100 * share:.0f} %" if share > 0.995 else f"{100 * share:.2g} %"
+
+
+def weight_averages():
+    """The rows of the table of averages of the weights."""
+    found = {(r["decay"], r["every"], r["weights"], r["average"]): r for r in rows("weight_averages")}
+    kinds = ("float32", "bfloat16", "int8", "nearest bfloat16, by hand")
+    for case in dict.fromkeys(key[:3] for key in found):
+        decay, every, weights = case
+        cells = [found[*case, kind] for kind in kinds]
+        texts = [f"{percent(r['error'])} ({percent(r['error_over_distance'])})" for r in cells]
+        yield row_of(weights, str(decay), str(every), *texts)
+
+
+def test_errors_of_averages_of_the_weights():
+    assert all(row in page("guide") for row in weight_averages())
+    assert len(list(weight_averages())) == 4

@@ -157,6 +157,7 @@ def close(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6), a, b)
 
 
+@pytest.mark.slow
 def test_a_bcoo_gradient_with_rows_repeated_and_padding_is_its_dense_form():
     table, state = begun()
     indices = np.array([[5], [2], [5], [ROWS], [ROWS]])

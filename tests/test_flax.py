@@ -67,6 +67,7 @@ def check_training(name, losses, kernel, bias):
     assert losses[-1] < 0.75 * losses[0]
 
 
+@pytest.mark.one_in(2)
 @every_optimizer
 def test_an_nnx_optimizer_trains_as_numpy_does(name):
     x, y = map(jnp.asarray, digits())
@@ -85,6 +86,7 @@ def test_an_nnx_optimizer_trains_as_numpy_does(name):
     assert velocity["kernel"].shape == (64, 10)
 
 
+@pytest.mark.one_in(2)
 @every_optimizer
 def test_a_linen_train_state_trains_as_numpy_does(name):
     x, y = map(jnp.asarray, digits())

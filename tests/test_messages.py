@@ -343,7 +343,7 @@ REAL_OPTIMIZERS = {
 }  # fmt: skip
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("make", REAL_OPTIMIZERS.values(), ids=REAL_OPTIMIZERS)
 def test_parameters_of_numpys_float64_are_those_of_float32_without_a_warning(make):
     tx = optax.with_extra_args_support(make())

@@ -1,7 +1,6 @@
 """JAX's modes: every finished optimizer, rule, wrapper and storage in each of them, with the numbers of none."""
 
 import contextlib
-import inspect
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import optax
 import pytest
 from conformance import NOT_DEBIASABLE, RULES, STORAGES, assert_bit_equal, gradients
 from finished import OPTIMIZERS, without_a_row
+from schedule_cases import CASES
 from wrapped import WRAPPERS
 
 import momentum_optax as mo
@@ -26,24 +26,17 @@ STORED = {
         f"compress in {s}": lambda s=s: mo.compress(optax.sgd(0.1, momentum=0.9), {"trace"}, STORAGES[s]())
         for s in STORAGES
     },
+    **{
+        f"average of weights in {s}": lambda s=s: optax.chain(
+            mo.sgd(0.1, 0.9), mo.average_params(0.9, storage=STORAGES[s](), every=2, debias=True)
+        )
+        for s in ("float32", "int8")
+    },
     "compress in uint8": lambda: mo.compress(optax.rmsprop(0.1), {"nu"}, mo.storage.uint8(min_size=1)),
 }
 DECAYED = {
     agreement: lambda a=agreement: mo.add_cautious_weight_decay(optax.linear_schedule(0.1, 0.01, 9), a)
     for agreement in ("product", "sign_bit")
-}
-# Schedules by name, each with arguments.
-SCHEDULES = {
-    "sutskever": (0.99,),
-    "fista": (),
-    "nesterov_convex": (),
-    "demon": (0.9, 10),
-    "restarted": (mo.schedules.fista(), [2, 5]),
-    "cyclical": (0.85, 0.95, 4),
-    "one_cycle": (10,),
-    "ramp": (0.9, 5),
-    "half_life_ramp": (0.5, 0.9, 5),
-    "momentum_correction": (0.9, optax.linear_schedule(0.1, 0.01, 9)),
 }
 
 
@@ -66,8 +59,8 @@ EVERYTHING = {
         for name in RULES
     },
     **{
-        f"schedule {name}": lambda n=name: mo.sgd(0.1, mo.nesterov(getattr(mo.schedules, n)(*SCHEDULES[n])))
-        for name in SCHEDULES
+        f"schedule {name}": lambda n=name: mo.sgd(0.1, mo.nesterov(getattr(mo.schedules, n)(*CASES[n][0])))
+        for name in CASES
     },
     **{k: v for name in WRAPPERS for k, v in wrapped(name).items()},
 }
@@ -116,17 +109,11 @@ def program(tx, params):
         return str(jax.make_jaxpr(lambda p: steps(tx, p))(params))
 
 
-def test_every_finished_optimizer_and_schedule_has_a_row():
+def test_every_finished_optimizer_has_a_row():
     assert not without_a_row()
-    public = {
-        name
-        for name, f in vars(mo.schedules).items()
-        if inspect.isfunction(f) and f.__module__ == mo.schedules.__name__
-    }
-    assert {name for name in public if not name.startswith("_")} == set(SCHEDULES)
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @every_dtype
 @pytest.mark.parametrize("name", EVERYTHING)
 def test_the_modes_that_refuse_programs_take_this_one_and_change_nothing(name, dtype):
@@ -210,11 +197,11 @@ STATES = {
     ],
     "rescale": lambda tx, s, p: mo.rescale(s, 0.3),
     "reset": lambda tx, s, p: [mo.reset(s, tx.init(p)), mo.reset(s, tx.init(p), lambda path: path == "w")],
-    "eval_params": lambda tx, s, p: [mo.eval_params(mo.nesterov(0.9), s, p, rate) for rate in (0.1, jnp.float32(0.1))],
+    "eval_params": lambda tx, s, p: [mo.eval_params(s, p, rate) for rate in (0.1, jnp.float32(0.1))],
 }
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @every_dtype
 @pytest.mark.parametrize(
     "storage", ["float32", "int8", *(pytest.param(s, marks=pytest.mark.slow) for s in ("bfloat16", "int4"))]

@@ -90,7 +90,7 @@ def test_partition_gives_each_leaf_its_own_rule():
     assert len(mo.velocity(state)) == 2
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("k", [1, 2])
 @pytest.mark.parametrize("storage", STORAGES)
 def test_multi_steps_with_any_storage_is_the_rule_on_averaged_gradients(k, storage):

@@ -1,72 +1,21 @@
 """Momentum schedules, against the papers' own recurrences and case distinctions."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from schedule_cases import CASES, FISTA
 
 import momentum_optax as mo
 from momentum_optax import schedules
 
-
-def sutskever(t, limit=0.99):
-    return min(1 - 2 ** (-1 - math.log2(t // 250 + 1)), limit)
-
-
-def fista_sequence(n):
-    t, out = 1.0, []
-    for _ in range(n):
-        after = (1 + math.sqrt(1 + 4 * t**2)) / 2
-        out.append((t - 1) / after)
-        t = after
-    return out
+# Where a case distinction lies, and beside it.
+STEPS = [0, 1, 2, 9, 10, 19, 30, 39, 40, 41, 49, 50, 60, 99, 100, 101, 249, 250, 300, 950, 970, 999, 1000]
+STEPS += [1023, 1024, 1025, 30_000]
 
 
-def demon(t, b=0.9, T=50):
-    left = max(1 - t / T, 0)
-    return b * left / ((1 - b) + b * left)
-
-
-def srsgd(t, periods=(40, 100)):
-    k = 1 + t - max(p for p in (0, *periods) if p <= t)
-    return (k - 1) / (k + 2)
-
-
-def one_cycle(t, T=100, low=0.85, high=0.95):
-    return np.interp(t, [0, 30, 100], [high, low, high])
-
-
-def alpha(t, T=10):
-    return 5.0 * (t + 1) / T if t + 1 < T else 5.0
-
-
-def half_life(t, start=0.9, end=0.9999, T=20):
-    def f(b):
-        return math.log(0.5) / math.log(b) - 1
-
-    a = min((t + 1) / T, 1)
-    return 0.5 ** (1 / ((1 - a) * f(start) + a * f(end) + 1))
-
-
-FISTA = fista_sequence(200_001)
-CASES = {
-    "sutskever": (schedules.sutskever(0.99), sutskever),
-    "fista": (schedules.fista(), lambda t: FISTA[t]),
-    "nesterov_convex": (schedules.nesterov_convex(), lambda t: t / (t + 3)),
-    "demon": (schedules.demon(0.9, 50), demon),
-    "restarted": (schedules.restarted(schedules.nesterov_convex(), (40, 100)), srsgd),
-    "cyclical": (schedules.cyclical(0.85, 0.95, 20), lambda t: np.interp(t % 20, [0, 10, 20], [0.95, 0.85, 0.95])),
-    "one_cycle": (schedules.one_cycle(100), one_cycle),
-    "ramp": (schedules.ramp(5.0, 10), alpha),
-    "half_life_ramp": (schedules.half_life_ramp(0.9, 0.9999, 20), half_life),
-    "momentum_correction": (
-        schedules.momentum_correction(0.9, lambda t: 1 / (t + 1.0)),
-        lambda t: 0.9 * (t + 1) / max(t, 1),
-    ),
-}
-STEPS = [0, 1, 2, 9, 10, 19, 30, 39, 40, 41, 49, 50, 60, 99, 100, 101, 249, 250, 999, 1000, 1023, 1024, 1025, 30_000]
+def made(name):
+    return getattr(schedules, name)(*CASES[name][0])
 
 
 def public_schedules():
@@ -79,7 +28,7 @@ def test_every_schedule_has_a_case():
 
 @pytest.mark.parametrize("name", CASES)
 def test_an_integer_step_gives_the_papers_value_in_float64(name):
-    schedule, paper = CASES[name]
+    schedule, paper = made(name), CASES[name][1]
     values = [schedule(t) for t in STEPS]
     assert all(isinstance(v, int | float) for v in values)
     np.testing.assert_allclose(values, [paper(t) for t in STEPS], rtol=1e-13, atol=1e-15)
@@ -88,7 +37,7 @@ def test_an_integer_step_gives_the_papers_value_in_float64(name):
 @pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", CASES)
 def test_a_traced_step_gives_the_same_in_float32(name):
-    schedule, paper = CASES[name]
+    schedule, paper = made(name), CASES[name][1]
     values = jax.jit(lambda t: schedule(t) * jnp.float32(1))(jnp.asarray(STEPS, jnp.int32))
     assert values.dtype == jnp.float32
     np.testing.assert_allclose(values, [paper(t) for t in STEPS], rtol=1e-6, atol=1e-6)
@@ -96,7 +45,7 @@ def test_a_traced_step_gives_the_same_in_float32(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_traced_step_gives_float64_where_it_is_enabled(name, x64):
-    schedule, paper = CASES[name]
+    schedule, paper = made(name), CASES[name][1]
     values = jax.jit(lambda t: schedule(t) * jnp.float64(1))(jnp.asarray(STEPS, jnp.int32))
     np.testing.assert_allclose(values, [paper(t) for t in STEPS], rtol=1e-13, atol=1e-15)
 
@@ -104,7 +53,7 @@ def test_a_traced_step_gives_float64_where_it_is_enabled(name, x64):
 @pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", CASES)
 def test_every_schedule_serves_as_a_decay(name):
-    schedule, paper = CASES[name]
+    schedule, paper = made(name), CASES[name][1]
     rule = mo.Filter(schedule, 1.0, schedule, 1.0)
     tx = mo.scale_by_momentum(rule)
     state, update = tx.init(jnp.zeros(())), jax.jit(tx.update)
@@ -146,6 +95,11 @@ def test_a_restarted_nesterov_forgets_its_velocity():
         assert bool(jnp.all(u == 2.0)) == (t in (0, 5))
 
 
+def test_muons_momentum_stays_high_where_the_length_of_the_run_is_not_given():
+    schedule = schedules.muon_momentum()
+    assert [schedule(t) for t in (0, 150, 300, 10**6)] == pytest.approx([0.85, 0.9, 0.95, 0.95], rel=1e-15)
+
+
 def test_the_correction_ends_the_history_where_the_rate_is_zero():
     rates = jnp.array([0.0, 0.1, 0.2, 0.0, 0.1])
     schedule = schedules.momentum_correction(0.5, lambda t: rates[t])
@@ -177,6 +131,13 @@ def test_the_correction_ends_the_history_where_the_rate_is_zero():
         (lambda: schedules.ramp(5.0, 0), ValueError, "steps must be at least 1, got 0"),
         (lambda: schedules.half_life_ramp(0.0, 0.9, 5), ValueError, "start must be in"),
         (lambda: schedules.half_life_ramp(0.9, 1.0, 5), ValueError, "end must be in"),
+        (lambda: schedules.fsgdm(299), ValueError, "total_steps must be at least 300, got 299"),
+        (lambda: schedules.fsgdm(1000, stages=0), ValueError, "stages must be at least 1"),
+        (lambda: schedules.fsgdm(1000, scaling=0.0), ValueError, r"scaling must be in \(0, inf\), got 0.0"),
+        (lambda: schedules.muon_momentum(349), ValueError, "total_steps must be at least 350, got 349"),
+        (lambda: schedules.muon_momentum(low=0.96), ValueError, r"high must be in \[0.96, 1\), got 0.95"),
+        (lambda: schedules.muon_momentum(warmup_steps=0), ValueError, "warmup_steps must be at least 1"),
+        (lambda: schedules.muon_momentum(cooldown_steps=0.5), TypeError, "cooldown_steps must be a whole number"),
         (lambda: schedules.momentum_correction(0.9, 0.1), TypeError, "learning_rate must be a schedule"),
         (lambda: schedules.momentum_correction(1.1, lambda t: 1.0), ValueError, "decay must be in"),
     ],

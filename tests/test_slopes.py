@@ -122,7 +122,7 @@ WAYS = {
 }
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     "run", [lambda tx, p: trained(tx, p, update=jax.jit(lambda g, s, p, **_: tx.update(g, s, p))), scanned]
 )

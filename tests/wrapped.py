@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import optax
 from conformance import RULES
 
 import momentum_optax as mo
@@ -41,5 +42,6 @@ WRAPPERS = {
     "cautious by count": around(mo.cautious, "count"),
     "cautious by mean": around(mo.cautious, "mean"),
     "cautious by sign bit": around(mo.cautious, "sign_bit"),
+    "with momentum": Row(mo.with_momentum, lambda rule, s: mo.with_momentum(optax.scale(-0.5), rule, storage=s)),
     "monitor": Row(mo.monitor, lambda rule, s: mo.monitor(mo.scale_by_momentum(rule, storage=s), rule, every=2)),
 }

@@ -21,11 +21,11 @@ Prints a table and writes benchmarks/published_numbers.json. Takes half a minute
 from tqdm import tqdm
 
 from .. import _run
+from .._run import Row
 from .aggregated import aggregated
 from .local_minima import MINIMA, local_minima
 from .regression import regression
 from .restarts import restarts
-from .row import Row
 
 EXPERIMENTS = {"restarts": restarts, "aggregated": aggregated, "regression": regression, "local minima": local_minima}
 RUNS = 25 + 16 + 20 + 7 * len(MINIMA) + 2

@@ -8,7 +8,8 @@ import numpy as np
 import momentum_optax as mo
 from momentum_optax import analysis
 
-from .row import Bar, Row, row
+from .._run import Row
+from .row import Bar, row
 
 
 def steps_per_e(rule: mo.Filter, kappa: float) -> float:

@@ -2,16 +2,21 @@
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 
 import momentum_optax as mo
 
-from .row import Bar, Row, row
+from .._run import Row
+from .row import Bar, row
 
 STARTS = 4000
 DECAYS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
+
+
+# From a shape.
+Noise: TypeAlias = Callable[[tuple[int, ...]], np.ndarray]
 
 
 def slope(x: np.ndarray) -> np.ndarray:
@@ -19,7 +24,7 @@ def slope(x: np.ndarray) -> np.ndarray:
     return np.asarray(0.1 * x + 2 * np.sin(2 * x))
 
 
-def travel(rule: mo.Filter, rate: float, x: np.ndarray, steps: int, noise: Any = None) -> np.ndarray:
+def travel(rule: mo.Filter, rate: float, x: np.ndarray, steps: int, noise: Noise | None = None) -> np.ndarray:
     """The point that a run from rest reaches after `steps` steps; `noise` draws an addition to the gradient."""
     A, B, C, D = rule.pruned().matrices()
     v = np.zeros((len(B), *x.shape))

@@ -9,7 +9,8 @@ import numpy as np
 import momentum_optax as mo
 from momentum_optax import analysis
 
-from .row import Bar, Row, row
+from .._run import Row
+from .row import Bar, row
 
 Build = Callable[..., tuple[mo.Filter, float]]
 

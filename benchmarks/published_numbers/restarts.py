@@ -6,7 +6,8 @@ import numpy as np
 
 import momentum_optax as mo
 
-from .row import Bar, Row, row
+from .._run import Row
+from .row import Bar, row
 
 
 def steps_to_converge(rule: mo.Filter, seed: int, restart: str = "never", condition: float = 1e4) -> tuple[int, int]:

@@ -1,18 +1,18 @@
 """A line of the table."""
 
-from typing import Any, Protocol
+from typing import Protocol
 
-Row = dict[str, Any]
+from .._run import Row
 
 
 class Bar(Protocol):
     """A progress bar, as of tqdm."""
 
-    def update(self) -> Any:
+    def update(self) -> object:
         """One more is done."""
 
 
-def row(experiment: str, case: str, measured: float, known: float, tolerance: float, **more: Any) -> Row:
+def row(experiment: str, case: str, measured: float, known: float, tolerance: float, **more: object) -> Row:
     """One line of the table; `tolerance` is the allowed distance from the known number."""
     return {
         "experiment": experiment,

@@ -18,15 +18,17 @@ import dataclasses
 import itertools
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from tqdm import tqdm
 
 import momentum_optax as mo
 from examples.command_line import WRITABLE, choice, whole_number
+from momentum_optax.storage import Storage
 
 from .. import _run
+from .._run import Row
 from .figure import LOSSES, draw
 from .reference import Reference
 from .tasks import TASKS
@@ -38,9 +40,9 @@ DECAYS = (0.9, 0.99, 0.999)
 RATES = {"autoencoder": 0.1, "gru": 4.0, "cnn": 0.2}
 
 
-def storages(task: str) -> dict[str, Any]:
+def storages(task: str) -> dict[str, str | Storage]:
     """The storages that a task compares."""
-    table: dict[str, Any] = {name: name for name in STORAGES}
+    table: dict[str, str | Storage] = {name: name for name in STORAGES}
     if task == "autoencoder":
         whole = [name for name in STORAGES if name.startswith("int")]
         table |= {f"{name}, all leaves": getattr(mo.storage, name)(min_size=1) for name in whole}
@@ -48,7 +50,7 @@ def storages(task: str) -> dict[str, Any]:
     return table
 
 
-def measure(tasks: tuple[str, ...], decays: tuple[float, ...], seeds: int, quick: bool) -> list[dict[str, Any]]:
+def measure(tasks: tuple[str, ...], decays: tuple[float, ...], seeds: int, quick: bool) -> list[Row]:
     """One row for each task, decay and storage."""
     rows = []
     total = sum(len(decays) * len(storages(task)) for task in tasks)
@@ -81,7 +83,7 @@ def _finite(values: np.ndarray) -> list[float | None]:
     return [float(value) if np.isfinite(value) else None for value in values]
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[Row]) -> str:
     """The rows in print; "paired" is the median over seeds of the loss less that of float32 from the same seed."""
     lines = [f"{'task':13}{'decay':>6}  {'storage':18}{'bytes':>6}{'loss: median (range)':>29}{'paired':>9}"]
     lines[0] += f"{'error, leaf':>13}{'tree':>9}"

@@ -1,16 +1,22 @@
 """The figure of final losses."""
 
 import itertools
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from .._run import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 LOSSES = {"autoencoder": "squared error per image", "gru": "nats per character", "cnn": "nats per image"}
 # Okabe and Ito's, told apart under every common colour blindness.
 COLORS = ("#000000", "#E69F00", "#0072B2", "#CC79A7", "#009E73", "#56B4E9", "#D55E00")
 
 
-def draw(rows: list[dict[str, Any]]) -> Any:
+def draw(rows: list[Row]) -> "Figure":
     """The final losses: a panel for each task and decay on a scale of its losses, a point for each seed."""
     # Not pyplot: a bare figure is drawn by Agg and changes no setting of the process.
     from matplotlib.figure import Figure  # noqa: PLC0415
@@ -32,12 +38,12 @@ def draw(rows: list[dict[str, Any]]) -> Any:
     return figure
 
 
-def _changes_velocities(row: dict[str, Any]) -> bool:
+def _changes_velocities(row: Row) -> bool:
     """Whether a row is float32 or keeps velocities in something else: small leaves stay in float32."""
     return row["storage"] == "float32" or any(error != 0 for error in row["tree_errors"])
 
 
-def _plot_panel(rows: list[dict[str, Any]], axes: Any) -> None:
+def _plot_panel(rows: list[Row], axes: "Axes") -> None:
     """Seeds and medians of each storage; what ends far above float32 is an arrow with its range."""
     losses = [np.array(row["losses"], float) for row in rows]
     far = [not np.median(x) <= 1.5 * losses[0].max() for x in losses]

@@ -1,20 +1,21 @@
 """A codec in one byte that takes two passes, which no compiled step can afford: the measure for those that take one."""
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from momentum_optax.storage.protocol import EncodeContext
 from momentum_optax.storage.rows import row_axes
 
 
 class ReferenceVelocity(NamedTuple):
     """Square-root codes, int8 of the leaf's shape, and scales, float32, one entry per row; one array per velocity."""
 
-    codes: tuple[Any, ...]
-    scale: tuple[Any, ...]
+    codes: tuple[jax.Array, ...]
+    scale: tuple[jax.Array, ...]
 
     @staticmethod
     def decode(parts: "ReferenceVelocity") -> tuple[jax.Array, ...]:
@@ -28,12 +29,12 @@ class Reference:
     """One byte per velocity in two passes: exact maxima first, then unbiased rounding. No leaf is too small for it."""
 
     seed: int = 0
-    state_type: ClassVar[Any] = ReferenceVelocity
+    state_type: ClassVar[type[ReferenceVelocity]] = ReferenceVelocity
     reads_step: ClassVar[bool] = True
     bytes_per_parameter: ClassVar[float] = 1.0
     step_size: ClassVar[float] = (127**2 - 126**2) / 127**2
 
-    def init(self, leaf: Any, order: int) -> ReferenceVelocity:
+    def init(self, leaf: jax.Array | np.ndarray | jax.ShapeDtypeStruct, order: int) -> ReferenceVelocity:
         """Zeros; no two arrays share a buffer."""
         row = [1 if axis in row_axes(leaf.shape) else size for axis, size in enumerate(leaf.shape)]
         return ReferenceVelocity(
@@ -41,10 +42,12 @@ class Reference:
             tuple(jnp.zeros(row, jnp.float32) for _ in range(order)),
         )
 
-    def encode(self, velocities: tuple[jax.Array, ...], previous: Any, write: Any) -> ReferenceVelocity:
+    def encode(
+        self, velocities: tuple[jax.Array, ...], previous: ReferenceVelocity, write: EncodeContext
+    ) -> ReferenceVelocity:
         """The velocities rounded to one of the two neighbouring levels, with the mean right; finite ones only."""
         del previous
-        key = jax.random.fold_in(jax.random.key(self.seed), write.stamp)
+        key = jax.random.fold_in(jax.random.key(self.seed), cast(jax.Array, write.stamp))
         pairs = [_encode(v, jax.random.fold_in(key, k)) for k, v in enumerate(velocities)]
         return ReferenceVelocity(*zip(*pairs, strict=True))
 

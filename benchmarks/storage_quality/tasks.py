@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from pydoc_data.topics import topics
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,25 +14,31 @@ from examples.demo.autoencoder import cross_entropy, problem, squared_error, sta
 from examples.demo.cnn import build_cnn
 from examples.demo.data import flat_digits, load_mnist
 
-from .tracked import Tracked
+from .tracked import States, Tracked
 
 HIDDEN, EMBEDDING, LENGTH = 96, 32, 64
 
+Array: TypeAlias = "np.ndarray | jax.Array"
+# Of one seed: what a task needs, arrays and trees of them.
+Setting: TypeAlias = tuple[optax.Params, ...]
+Carry: TypeAlias = tuple[optax.Params, States]
+# From weights and a batch.
+Loss: TypeAlias = Callable[[optax.Params, jax.Array], jax.Array]
 # A function from an optimizer to the final losses and the mean relative errors, an entry for each seed.
 Train = Callable[[Tracked], tuple[np.ndarray, np.ndarray]]
 
 
-def autoencoder(seeds: int, quick: bool) -> tuple[Any, Train]:
+def autoencoder(seeds: int, quick: bool) -> tuple[optax.Params, Train]:
     """The deep autoencoder of the demo on 8x8 digits, batches of 32: its weights, and how to train it."""
     images, _ = flat_digits()
     each = [problem(images, 2 if quick else 120, (0, seed)) for seed in range(seeds)]
     settings = stacked(each)
 
     def train(optimizer: Tracked) -> tuple[np.ndarray, np.ndarray]:
-        def run(setting: Any) -> tuple[jax.Array, jax.Array]:
+        def run(setting: Setting) -> tuple[jax.Array, jax.Array]:
             weights, images, order, _, test = setting
 
-            def loss_of(weights: Any, rows: Any) -> jax.Array:
+            def loss_of(weights: optax.Params, rows: jax.Array) -> jax.Array:
                 return cross_entropy(weights, images[rows])
 
             weights, errors = _scan(optimizer, loss_of, weights, order.reshape(-1, order.shape[-1]))
@@ -44,10 +50,12 @@ def autoencoder(seeds: int, quick: bool) -> tuple[Any, Train]:
     return each[0][0], train
 
 
-def _scan(optimizer: Tracked, loss_of: Any, weights: Any, batches: Any) -> tuple[Any, jax.Array]:
+def _scan(
+    optimizer: Tracked, loss_of: Loss, weights: optax.Params, batches: jax.Array
+) -> tuple[optax.Params, jax.Array]:
     """Train on the batches in turn, all in one program: final weights and mean errors."""
 
-    def step(carry: Any, batch: Any) -> tuple[Any, jax.Array]:
+    def step(carry: Carry, batch: jax.Array) -> tuple[Carry, jax.Array]:
         weights, state = carry
         weights, state, errors = optimizer.step(weights, state, jax.grad(loss_of)(weights, batch))
         return (weights, state), errors
@@ -56,7 +64,7 @@ def _scan(optimizer: Tracked, loss_of: Any, weights: Any, batches: Any) -> tuple
     return weights, errors.mean(0)
 
 
-def gru(seeds: int, quick: bool) -> tuple[Any, Train]:
+def gru(seeds: int, quick: bool) -> tuple[optax.Params, Train]:
     """A character-level GRU on the help texts of the standard library; the last tenth is held out."""
     text = "\n\n".join(topics[name] for name in sorted(topics)).encode("ascii", "replace")
     symbols, codes = np.unique(np.frombuffer(text, np.uint8), return_inverse=True)
@@ -67,7 +75,7 @@ def gru(seeds: int, quick: bool) -> tuple[Any, Train]:
     settings = stacked(list(zip(each, starts, strict=True)))
 
     def train(optimizer: Tracked) -> tuple[np.ndarray, np.ndarray]:
-        def run(setting: Any) -> tuple[jax.Array, jax.Array]:
+        def run(setting: Setting) -> tuple[jax.Array, jax.Array]:
             weights, errors = _scan(optimizer, lambda w, s: _gru_loss(w, _windows(data, s)), *setting)
             test = _windows(held_out, jnp.arange(0, len(held_out) - LENGTH, LENGTH))
             return _gru_loss(weights, test), errors
@@ -78,7 +86,7 @@ def gru(seeds: int, quick: bool) -> tuple[Any, Train]:
     return each[0], train
 
 
-def _windows(text: Any, starts: Any) -> Any:
+def _windows(text: jax.Array, starts: jax.Array) -> jax.Array:
     """Stretches of one character more than the network reads; one row each."""
     return text[starts[:, None] + jnp.arange(LENGTH + 1)]
 
@@ -99,11 +107,11 @@ def _gru_weights(rng: np.random.Generator, symbols: int) -> dict[str, np.ndarray
     }
 
 
-def _gru_loss(weights: Any, windows: Any) -> jax.Array:
+def _gru_loss(weights: optax.Params, windows: jax.Array) -> jax.Array:
     """Mean nats per character, each predicted from those before it in its window (Cho et al., 2014)."""
     inputs = weights["embedding"][windows[:, :-1].T] @ weights["input"] + weights["bias"]
 
-    def cell(h: Any, x: Any) -> tuple[Any, Any]:
+    def cell(h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         (x_gates, x_new), (h_gates, h_new) = (jnp.split(y, [2 * HIDDEN], -1) for y in (x, h @ weights["hidden"]))
         update, reset = jnp.split(jax.nn.sigmoid(x_gates + h_gates), 2, -1)
         h = update * h + (1 - update) * jnp.tanh(x_new + reset * h_new)
@@ -114,7 +122,7 @@ def _gru_loss(weights: Any, windows: Any) -> jax.Array:
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, windows[:, 1:].T))
 
 
-def cnn(seeds: int, quick: bool) -> tuple[Any, Train]:
+def cnn(seeds: int, quick: bool) -> tuple[optax.Params, Train]:
     """The CNN of the demo on 4000 MNIST images, four epochs of batches of 64; 1000 images are held out."""
     from flax import nnx  # noqa: PLC0415
 
@@ -126,21 +134,23 @@ def cnn(seeds: int, quick: bool) -> tuple[Any, Train]:
     batches = [order.reshape(-1, 64)[: 3 if quick else None] for order in orders]
     graph = models[0][0]
 
-    def loss_of(weights: Any, images: Any, labels: Any) -> jax.Array:
+    def loss_of(weights: optax.Params, images: Array, labels: Array) -> jax.Array:
         logits = nnx.merge(graph, weights)(images)
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
     def train(optimizer: Tracked) -> tuple[np.ndarray, np.ndarray]:
         # One call per step: XLA's CPU backend runs convolutions inside a compiled loop several times slower.
         @jax.jit
-        def step(weights: Any, state: Any, images: Any, labels: Any) -> Any:
+        def step(
+            weights: optax.Params, state: States, images: jax.Array, labels: jax.Array
+        ) -> tuple[optax.Params, States, jax.Array]:
             return optimizer.step(weights, state, jax.grad(loss_of)(weights, images, labels))
 
         @jax.jit
-        def test(weights: Any) -> jax.Array:
+        def test(weights: optax.Params) -> jax.Array:
             return loss_of(weights, data.test_images, data.test_labels)
 
-        def run(weights: Any, batches: np.ndarray) -> tuple[float, np.ndarray]:
+        def run(weights: optax.Params, batches: np.ndarray) -> tuple[float, np.ndarray]:
             state, errors = optimizer.init(weights), []
             for rows in batches:
                 weights, state, error = step(weights, state, data.images[rows], data.labels[rows])

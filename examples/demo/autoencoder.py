@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,9 @@ BATCH = 32
 # Images for validation, and as many for the test.
 HELD_OUT = 300
 
+Array: TypeAlias = np.ndarray | jax.Array
 # A matrix and a bias for each layer.
-Weights: TypeAlias = "Sequence[tuple[np.ndarray | jax.Array, np.ndarray | jax.Array]]"
+Weights: TypeAlias = "Sequence[tuple[Array, Array]]"
 
 
 class Problem(NamedTuple):
@@ -31,10 +32,10 @@ class Problem(NamedTuple):
     """
 
     weights: Weights
-    train: Any
-    order: Any
-    validation: Any
-    test: Any
+    train: Array
+    order: Array
+    validation: Array
+    test: Array
 
 
 def problem(images: np.ndarray, epochs: int, seed: Sequence[int]) -> Problem:
@@ -52,22 +53,22 @@ def problem(images: np.ndarray, epochs: int, seed: Sequence[int]) -> Problem:
     return Problem(weights, train, order[:, : steps * BATCH].reshape(epochs, steps, BATCH), validation, test)
 
 
-def stacked(problems: Sequence[Any]) -> Any:
+def stacked(problems: Sequence[optax.Params]) -> optax.Params:
     """Trees of equal shapes as one tree of JAX arrays, with an axis in front that counts them."""
     return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *problems)
 
 
-def cross_entropy(weights: Weights, images: jax.Array) -> jax.Array:
+def cross_entropy(weights: Weights, images: Array) -> jax.Array:
     """Nats per image, mean over images; the loss that training lowers."""
     return jnp.mean(optax.sigmoid_binary_cross_entropy(_logits(weights, images), images).sum(-1))
 
 
-def squared_error(weights: Weights, images: jax.Array) -> jax.Array:
+def squared_error(weights: Weights, images: Array) -> jax.Array:
     """Squared error per image, mean over images; the error that is reported."""
     return jnp.square(jax.nn.sigmoid(_logits(weights, images)) - images).sum(-1).mean()
 
 
-def _logits(weights: Weights, images: jax.Array) -> jax.Array:
+def _logits(weights: Weights, images: Array) -> Array:
     y = images
     for layer, (matrix, bias) in enumerate(weights):
         y = y @ matrix + bias

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,9 @@ import optax
 import momentum_optax as mo
 
 from .data import Split
+
+if TYPE_CHECKING:
+    from flax import nnx
 
 # Learning rate times gain at zero frequency: the length of a step along a gradient that stays.
 EFFECTIVE_RATE = 1.0
@@ -36,7 +39,7 @@ class History(NamedTuple):
     telemetry: Sequence[dict[str, float]] = ()
 
 
-def build_cnn(side: int, seed: int) -> Any:
+def build_cnn(side: int, seed: int) -> "nnx.Sequential":
     """Two convolutions of stride 2 and two dense layers: 105,866 parameters for 28x28 images, 13,706 for 8x8."""
     from flax import nnx  # noqa: PLC0415
 
@@ -44,7 +47,13 @@ def build_cnn(side: int, seed: int) -> Any:
     # Strides rather than pooling: several times faster on a CPU.
     conv = partial(nnx.Conv, kernel_size=(3, 3), strides=2, rngs=rngs)
     dense = partial(nnx.Linear, rngs=rngs)
-    features: list[Any] = [conv(1, 16), nnx.relu, conv(16, 32), nnx.relu, lambda x: x.reshape(len(x), -1)]
+    features: list[Callable[[jax.Array], jax.Array]] = [
+        conv(1, 16),
+        nnx.relu,
+        conv(16, 32),
+        nnx.relu,
+        lambda x: x.reshape(len(x), -1),
+    ]
     quarter = math.ceil(math.ceil(side / 2) / 2)
     return nnx.Sequential(*features, dense(32 * quarter**2, 64), nnx.relu, dense(64, 10))
 
@@ -114,8 +123,10 @@ def _jitted_functions() -> tuple[Callable[..., jax.Array], Callable[..., jax.Arr
     from flax import nnx  # noqa: PLC0415
 
     @nnx.jit(donate_argnums=(0, 1))
-    def step(model: Any, optimizer: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-        def loss_of(model: Any) -> jax.Array:
+    def step(
+        model: "nnx.Sequential", optimizer: "nnx.Optimizer[nnx.Sequential]", images: jax.Array, labels: jax.Array
+    ) -> jax.Array:
+        def loss_of(model: "nnx.Sequential") -> jax.Array:
             return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(model(images), labels))
 
         loss: jax.Array

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -13,6 +14,8 @@ import momentum_optax as mo
 from . import autoencoder
 from .data import flat_digits
 from .rules import RULES
+
+Carry: TypeAlias = tuple[autoencoder.Weights, optax.OptState]
 
 # Learning rate times gain at zero frequency. Rules of one effective rate go equally far along a gradient that stays, so
 # a grid of it is as fair to one rule as to another.
@@ -75,17 +78,17 @@ def _train(rule: mo.Filter, rate: jax.Array, problem: autoencoder.Problem) -> tu
     """Validation error at the end and test error after each epoch, for one rate and one seed."""
     tx = optax.chain(mo.scale_by_momentum(rule), optax.scale_by_learning_rate(rate))
 
-    def step(carry: Any, rows: jax.Array) -> tuple[Any, None]:
+    def step(carry: Carry, rows: jax.Array) -> tuple[Carry, None]:
         weights, state = carry
         gradients = jax.grad(autoencoder.cross_entropy)(weights, problem.train[rows])
         updates, state = tx.update(gradients, state)
         return (optax.apply_updates(weights, updates), state), None
 
-    def epoch(carry: Any, batches: jax.Array) -> tuple[Any, jax.Array]:
+    def epoch(carry: Carry, batches: jax.Array) -> tuple[Carry, jax.Array]:
         carry, _ = jax.lax.scan(step, carry, batches)
         return carry, autoencoder.squared_error(carry[0], problem.test)
 
-    (weights, _), errors = jax.lax.scan(epoch, (problem.weights, tx.init(problem.weights)), problem.order)
+    (weights, _), errors = jax.lax.scan(epoch, (problem.weights, tx.init(problem.weights)), jnp.asarray(problem.order))
     return autoencoder.squared_error(weights, problem.validation), errors
 
 

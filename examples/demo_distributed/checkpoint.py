@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 COMMON = "common.npz"
 # One may be half written when another is found to be damaged.
@@ -38,7 +39,7 @@ def file_of(worker: int) -> str:
     return f"worker-{worker}.npz"
 
 
-def save(path: Path, tree: Any) -> None:
+def save(path: Path, tree: optax.Params) -> None:
     """Write a tree of arrays so that after a crash the file is there as a whole or not at all."""
     _make_folder(path.parent)
     draft = path.with_suffix(".draft")
@@ -50,7 +51,7 @@ def save(path: Path, tree: Any) -> None:
     _sync_folder(path.parent)
 
 
-def load(path: Path, like: Any) -> Any:
+def load(path: Path, like: optax.Params) -> optax.Params:
     """Read a tree of the structure, shapes and dtypes of `like`.
 
     Raises:
@@ -118,7 +119,7 @@ def _round_of(folder: Path) -> int:
     return int(folder.name.removeprefix("round-"))
 
 
-def _named(tree: Any) -> dict[str, Any]:
+def _named(tree: optax.Params) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 

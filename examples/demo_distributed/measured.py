@@ -1,9 +1,10 @@
 """The cost of compiled programs: meetings, collectives, bytes sent, seconds."""
 
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
+import optax
 
 from . import traffic
 
@@ -22,14 +23,14 @@ class Cost(NamedTuple):
 class Measured:
     """A compiled program and the total cost of its calls."""
 
-    def __init__(self, program: jax.stages.Wrapped, planned: float, workers: int, *arguments: Any):
+    def __init__(self, program: jax.stages.Wrapped, planned: float, workers: int, *arguments: optax.Params):
         self._run = program.lower(*arguments).compile()
         self._found = traffic.collectives(self._run.as_text() or "")
         self._sent = sum(traffic.sent(one, workers) for one in self._found)
         self._planned = planned
         self.cost = Cost()
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(self, *arguments: optax.Params) -> optax.Params:
         """The result of the program, when it is complete."""
         before, start = traffic.written_by_this_process(), time.perf_counter()
         result = jax.block_until_ready(self._run(*arguments))

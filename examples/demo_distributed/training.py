@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -139,7 +139,9 @@ def _local_steps(tx: optax.GradientTransformation, apply: Apply) -> Callable[...
     def local(
         params: optax.Params, state: optax.OptState, images: jax.Array, labels: jax.Array
     ) -> tuple[optax.Params, optax.OptState]:
-        def one(carry: Any, batch: Any) -> tuple[Any, None]:
+        def one(
+            carry: tuple[optax.Params, optax.OptState], batch: tuple[jax.Array, jax.Array]
+        ) -> tuple[tuple[optax.Params, optax.OptState], None]:
             params, state = carry
             return _stepped(tx, params, state, _gradient(apply, params, *batch)), None
 

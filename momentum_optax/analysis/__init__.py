@@ -5,6 +5,8 @@ the limit of coefficients that depend on a leaf's age (special first steps, debi
 on the step, `step=` chooses the step whose coefficients are used.
 """
 
+from .averages import PostHoc as PostHoc
+from .averages import post_hoc_weights as post_hoc_weights
 from .convergence import asymptotic_iterations as asymptotic_iterations
 from .convergence import contraction as contraction
 from .convergence import iterations as iterations

@@ -4,7 +4,8 @@
 * STORM, `storm`: momentum whose error does not lag behind the parameters, also with a second gradient of each batch.
 * YellowFin, `yellowfin`: a heavy ball that tunes its learning rate and momentum from the gradients.
 * `relativistic`: a heavy ball with a limit on the length of a step.
-* `recht_pid` and `grokfast_average`: rules that other rules of the package supersede.
+* `recht_pid` and `grokfast_average`: rules that other rules of the package supersede. `implicit_transport` and
+  `optimized_gradient_norm`: rules of theory.
 """
 
 from ._mars import MarsState as MarsState
@@ -14,6 +15,8 @@ from ._mars import mars_lion as mars_lion
 from ._relativistic import relativistic as relativistic
 from ._relativistic import saturate as saturate
 from ._rules import grokfast_average as grokfast_average
+from ._rules import implicit_transport as implicit_transport
+from ._rules import optimized_gradient_norm as optimized_gradient_norm
 from ._rules import recht_pid as recht_pid
 from ._storm import StormState as StormState
 from ._storm import scale_by_adaptive_storm as scale_by_adaptive_storm

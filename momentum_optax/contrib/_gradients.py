@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .._tree import absent, flatten_with_path, path_name, unboxed
+from .._tree import Leaves, absent, flatten_with_path, path_name, unboxed
 from .._typing import Entry, KeyPath, Number, PyTree
 from ..storage.protocol import arithmetic_dtype
-from ..wrappers.leaves import Leaves
 
 
 def matched(updates: optax.Updates, name: str, tree: PyTree) -> list[tuple[KeyPath, Entry, Entry]]:

@@ -10,8 +10,8 @@ from .. import _checks
 from .._export import serializable
 from .._typing import Number, PyTree
 from ..filters.coefficients import Scalar, lift, value_at
-from ..optimizers.arguments import Mask, weight_decay_of
-from ..optimizers.gradient_dtype import in_gradient_dtype, keeping_state_dtypes
+from ..optimizers.arguments import Mask, descent, weight_decay_of
+from ..optimizers.gradient_dtype import keeping_state_dtypes
 from ..rules.sums_and_averages import ema
 from ..state.mismatch import ANYTHING, check_state
 from ..storage._by_leaf import AnyStorage
@@ -56,17 +56,14 @@ def mars_adamw(
       Yuan et al., "MARS: unleashing the power of variance reduction for training large models", 2024,
       arXiv:2411.10438.
     """
-    _checks.within("learning_rate", learning_rate, "[0, inf)")
     # `optax.scale_by_adam` takes no schedules.
     for name, value in (("decay", decay), ("b2", b2), ("eps", eps)):
         _checks.constant(name, value, "(-inf, inf)")
-    return in_gradient_dtype(
-        optax.chain(
-            mars_correction(decay, gamma, scope),
-            keeping_state_dtypes(optax.scale_by_adam(decay, b2, eps)),
-            weight_decay_of(weight_decay, mask),
-            optax.scale_by_learning_rate(learning_rate),
-        )
+    return descent(
+        learning_rate,
+        mars_correction(decay, gamma, scope),
+        keeping_state_dtypes(optax.scale_by_adam(decay, b2, eps)),
+        weight_decay_of(weight_decay, mask),
     )
 
 
@@ -91,7 +88,7 @@ def mars_lion(
       weight_decay: lambda in [0, inf), decoupled; `update` then needs `params`. None for no decay.
       mask: Which parameters decay, see `sgd`.
       scope: Of the clip: `"tree"`, the paper's, or `"leaf"`, the authors' code's.
-      storage: How the velocity is kept, see `scale_by_momentum`.
+      storage: The storage of the velocity, see `scale_by_momentum`.
 
     Raises:
       ValueError: If a number is out of range or there is no such scope; for `mask` without `weight_decay`; at `update`
@@ -102,15 +99,12 @@ def mars_lion(
       Yuan et al., "MARS: unleashing the power of variance reduction for training large models", 2024,
       arXiv:2411.10438.
     """
-    _checks.within("learning_rate", learning_rate, "[0, inf)")
-    return in_gradient_dtype(
-        optax.chain(
-            mars_correction(decay, gamma, scope),
-            scale_by_momentum(ema(decay), storage=storage),
-            optax.scale_by_sign(),
-            weight_decay_of(weight_decay, mask),
-            optax.scale_by_learning_rate(learning_rate),
-        )
+    return descent(
+        learning_rate,
+        mars_correction(decay, gamma, scope),
+        scale_by_momentum(ema(decay), storage=storage),
+        optax.scale_by_sign(),
+        weight_decay_of(weight_decay, mask),
     )
 
 

@@ -32,7 +32,7 @@ def relativistic(
       learning_rate: eta.
       decay: mu in (-1, 1].
       delta: In [0, inf), a number or a scalar array.
-      storage: How the velocity is kept, see `scale_by_momentum`.
+      storage: The storage of the velocity, see `scale_by_momentum`.
 
     Raises:
       ValueError: If a number is out of range.

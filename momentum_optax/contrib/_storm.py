@@ -31,7 +31,7 @@ def storm(
       c: In [0, inf), to be tuned.
       k: In (0, inf).
       w: In (0, inf).
-      storage: How d is kept, see `scale_by_momentum`.
+      storage: The storage of d, see `scale_by_momentum`.
 
     Raises:
       ValueError: If a number is out of range.
@@ -63,7 +63,7 @@ def scale_by_storm(a: Scalar, *, storage: AnyStorage = "float32") -> optax.Gradi
 
     Args:
       a: In [0, 1]: a number, a scalar array or a schedule of the step; 1 is plain SGD.
-      storage: How d is kept, see `scale_by_momentum`.
+      storage: The storage of d, see `scale_by_momentum`.
 
     Returns:
       A transformation whose state is a `MomentumState`. The update is not negated, has the gradient's dtype, and is
@@ -125,7 +125,7 @@ def scale_by_adaptive_storm(
       c: In [0, inf); the paper tunes it.
       k: In (0, inf); the paper's experiments have 0.1.
       w: In (0, inf); the paper's experiments have 0.1.
-      storage: How d is kept, see `scale_by_momentum`.
+      storage: The storage of d, see `scale_by_momentum`.
 
     Returns:
       A transformation whose state is a `StormState`; see `scale_by_storm` for its `update`.

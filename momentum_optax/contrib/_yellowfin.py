@@ -8,16 +8,16 @@ import optax
 
 from .. import _checks
 from .._export import serializable
-from .._tree import absent
+from .._tree import Leaves, absent
 from .._typing import Entry, Leaf, Number, PyTree
 from ..filters.coefficients import Scalar, value_at
-from ..optimizers.gradient_dtype import in_gradient_dtype
+from ..optimizers.arguments import descent
 from ..rules.sums_and_averages import heavy_ball
 from ..state.mismatch import check_kind
 from ..storage._by_leaf import AnyStorage
 from ..storage.protocol import arithmetic_dtype
 from ..transform import scale_by_momentum
-from ..wrappers.leaves import Leaves, squared_norm
+from ..wrappers.leaves import squared_norm
 from ._gradients import check_shape, matched, times
 from ._single_step import single_step
 
@@ -35,7 +35,7 @@ def yellowfin(
       learning_rate: A factor on the tuned learning rate, or a schedule of one.
       decay: beta in [0, 1), of the averages.
       window: How many gradients the curvature range looks back at, known now; 20 if None.
-      storage: How the velocity is kept, see `scale_by_momentum`.
+      storage: The storage of the velocity, see `scale_by_momentum`.
 
     Raises:
       ValueError: If a number is out of range.
@@ -44,12 +44,9 @@ def yellowfin(
     Reference:
       Zhang and Mitliagkas, "YellowFin and the art of momentum tuning", MLSys 2019, arXiv:1706.03471.
     """
-    _checks.within("learning_rate", learning_rate, "[0, inf)")
-    return in_gradient_dtype(
-        optax.chain(
-            scale_by_yellowfin(decay, window, storage=storage),
-            optax.scale_by_learning_rate(learning_rate),
-        )
+    return descent(
+        learning_rate,
+        scale_by_yellowfin(decay, window, storage=storage),
     )
 
 
@@ -128,8 +125,8 @@ def scale_by_yellowfin(
     Args:
       decay: beta in [0, 1): a number, a scalar array, or a schedule of the number of gradients that counted.
       window: How many squared norms the range looks back at, at least 1, known now; 20 if None, as in the paper.
-      storage: How the velocity is kept, see `scale_by_momentum`. The mean gradient, whose norm is compared with that of
-        the gradients, stays exact: 4 bytes per parameter.
+      storage: The storage of the velocity, see `scale_by_momentum`. The mean gradient, whose norm is compared with
+        that of the gradients, stays exact: 4 bytes per parameter.
 
     Returns:
       A transformation whose state is a `YellowFinState`. Updates have the gradients' dtypes.

@@ -82,7 +82,7 @@ def zero1(
       tx: The optimizer.
       mesh: The mesh of parameters and gradients.
       axis: The mesh axis to spread over.
-      specs: How parameters are split otherwise: one `PartitionSpec` for all, or a tree of them like the parameters.
+      specs: The partitioning of the parameters so far: one `PartitionSpec` for all, or a tree of them.
 
     Returns:
       A transformation whose state has the structure of that of `tx`.

@@ -14,7 +14,7 @@ import numpy as np
 from .. import _checks
 
 if TYPE_CHECKING:
-    from .._typing import Count, Number
+    from .._typing import Condition, Count, Number
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,7 +72,7 @@ def lift(function: Callable[..., Any], *coefficients: Coefficient) -> Coefficien
 def lift(function: Callable[..., Any], *coefficients: Coefficient) -> Coefficient:
     """`function` of the coefficients: a value if all are values, else a schedule or a `PerLeafSchedule`.
 
-    `function` may use arithmetic and comparison operators only.
+    `function` may use arithmetic and comparison operators, and `select`.
     """
     by_age = [c for c in coefficients if isinstance(c, PerLeafSchedule)]
     scheduled = any(callable(c) for c in coefficients)
@@ -88,7 +88,16 @@ def lift(function: Callable[..., Any], *coefficients: Coefficient) -> Coefficien
 def on_first_step(first: Coefficient, then: Coefficient) -> Coefficient:
     """A coefficient that is `first` at the first gradient that a leaf receives, and `then` afterwards."""
     is_first = PerLeafSchedule(lambda step, age: age == 0)
-    return lift(lambda now, a, b: now * a + (1 - now) * b, is_first, first, then)
+    return lift(select, is_first, first, then)
+
+
+def select(condition: "Condition | np.ndarray", yes: "Number", no: "Number") -> "Number":
+    """`yes` where the condition holds, else `no`; both must be finite."""
+    if isinstance(condition, bool | np.bool_ | np.ndarray):
+        return condition * yes + (1 - condition) * no
+    import jax.numpy as jnp  # noqa: PLC0415  needed for a traced condition only
+
+    return jnp.where(condition, yes, no)
 
 
 def shifted(coefficient: Scalar) -> Scalar:

@@ -14,7 +14,8 @@ def equivalent(
 
     For constant coefficients the answer is exact up to `rtol`: two linear systems agree if and only if their first
     K_f + K_g + 1 impulse coefficients do. Otherwise the responses to an impulse at each of the first `steps` steps
-    are compared over those steps; later ones are not compared.
+    are compared over those steps; later ones are not compared. For rules with periods, `steps` of
+    K_f + K_g + 1 common periods decide.
 
     Args:
       f: A rule.

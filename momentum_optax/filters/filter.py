@@ -256,11 +256,14 @@ class Filter:
 
     def _map(self, function: Callable[[Coefficient], Coefficient]) -> "Filter":
         """The filter with `function` of each entry; the results are not checked, since they may be traced."""
+        # One that stands in several places is computed once, and stays one object.
+        different = {id(c): c for c in (*self.coefficients(), *self.lookahead)}
+        once = {key: function(c) for key, c in different.items()}
         new = object.__new__(Filter)
-        object.__setattr__(new, "A", tuple(tuple(map(function, row)) for row in self.A))
+        object.__setattr__(new, "A", tuple(tuple(once[id(c)] for c in row) for row in self.A))
         for name in ("B", "C", "lookahead"):
-            object.__setattr__(new, name, tuple(map(function, getattr(self, name))))
-        object.__setattr__(new, "D", function(self.D))
+            object.__setattr__(new, name, tuple(once[id(c)] for c in getattr(self, name)))
+        object.__setattr__(new, "D", once[id(self.D)])
         return new
 
 

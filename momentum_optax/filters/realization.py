@@ -14,10 +14,14 @@ if TYPE_CHECKING:
 def post_write_form(rule: "Filter") -> tuple[float, tuple[float, ...], float] | None:
     r"""The same update read after the write, $u = s (m v' + d g)$: s, m and d, where that saves multiplications.
 
-    None unless the coefficients are numbers and A is well conditioned. Heavy balls, averages, Nesterov and AggMo
-    take fewer multiplications this way, the form in which they were published.
+    Heavy balls, averages, Nesterov and AggMo take fewer multiplications this way, the form in which they were
+    published. None if nothing is saved or A is ill conditioned; where a coefficient is not a number, also unless the
+    update is known to be a new velocity.
     """
-    if not rule.is_constant or rule.order == 0:
+    if not rule.is_constant:
+        row = _row_of_update(rule)
+        return None if row is None else (1.0, row, 0.0)
+    if rule.order == 0:
         return None
     A, B, C, D = rule.matrices()
     if not np.linalg.cond(A) < 1e3:
@@ -40,9 +44,9 @@ def velocity_only_readout(rule: "Filter") -> tuple[float, ...] | None:
     None if there are no such numbers. They are found where the coefficients are numbers, and where C and D equal a row
     of A and its entry of B, as in `heavy_ball` and `ema`, schedules included.
     """
-    for i, row in enumerate(rule.A):
-        if _same(rule.D, rule.B[i]) and all(map(_same, rule.C, row)):
-            return tuple(float(j == i) for j in range(rule.order))
+    row = _row_of_update(rule)
+    if row is not None:
+        return row
     if not rule.is_constant or rule.order == 0:
         return None
     A, B, C, D = rule.matrices()
@@ -50,6 +54,14 @@ def velocity_only_readout(rule: "Filter") -> tuple[float, ...] | None:
     p = np.linalg.lstsq(system, target, rcond=None)[0]
     fits = np.all(abs(system @ p - target) <= 1e-12 * max(1.0, abs(target).max()))
     return tuple(_snap(float(x)) for x in p) if fits else None
+
+
+def _row_of_update(rule: "Filter") -> tuple[float, ...] | None:
+    """The unit vector p with $C = p A$ and $D = p B$ at every step; None unless some row is known to be that of C."""
+    for i, row in enumerate(rule.A):
+        if _same(rule.D, rule.B[i]) and all(map(_same, rule.C, row)):
+            return tuple(float(j == i) for j in range(rule.order))
+    return None
 
 
 def _snap(x: float) -> float:

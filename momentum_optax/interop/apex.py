@@ -1,5 +1,7 @@
 """NVIDIA Apex's `FusedSGD`."""
 
+__all__ = ["apex_sgd"]
+
 from .. import _checks
 from ..filters.coefficients import Coefficient, Scalar, is_zero, lift
 from ..storage._by_leaf import AnyStorage

@@ -1,5 +1,7 @@
 """Live velocities of one rule as those of another with the same updates."""
 
+__all__ = ["change_basis"]
+
 from collections.abc import Sequence
 
 import jax

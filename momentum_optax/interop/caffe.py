@@ -1,5 +1,7 @@
 """Caffe's `SGD` solver."""
 
+__all__ = ["caffe_sgd"]
+
 from typing import TYPE_CHECKING
 
 from .. import _checks

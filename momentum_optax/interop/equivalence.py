@@ -1,5 +1,7 @@
 """Hyperparameters from one dialect to another: the same steps in other numbers, or the reason why there are none."""
 
+__all__ = ["Equivalence", "equivalent_hyperparameters"]
+
 import dataclasses
 from collections.abc import Mapping
 

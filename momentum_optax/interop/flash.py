@@ -1,5 +1,7 @@
 """FlashOptim's `FlashSGD`."""
 
+__all__ = ["flash_sgd"]
+
 from ..filters.coefficients import Scalar
 from ..storage._by_leaf import AnyStorage
 from .constant_form import ConstantForm

@@ -1,5 +1,7 @@
 """HeavyBall's `SGD`."""
 
+__all__ = ["heavyball_sgd"]
+
 from .. import _checks
 from ..filters import Filter
 from ..filters.coefficients import Scalar

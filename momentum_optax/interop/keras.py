@@ -1,5 +1,7 @@
 """Keras' `SGD`."""
 
+__all__ = ["keras_sgd"]
+
 from typing import TYPE_CHECKING
 
 from .. import _checks

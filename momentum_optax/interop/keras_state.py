@@ -1,5 +1,7 @@
 """Live velocities to and from the variables of Keras' optimizers; nothing here imports Keras."""
 
+__all__ = ["from_keras", "to_keras"]
+
 from collections.abc import Iterable, Mapping
 from typing import cast
 

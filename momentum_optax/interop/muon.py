@@ -1,5 +1,7 @@
 """The two momenta that implementations of Muon orthogonalise."""
 
+__all__ = ["muon_average", "muon_sum"]
+
 from .. import _checks, rules
 from ..filters import Filter
 from ..filters.coefficients import Scalar, is_zero, lift

@@ -1,5 +1,7 @@
 """Live velocities to and from the states of Optax' own transformations."""
 
+__all__ = ["from_optax", "to_optax"]
+
 from typing import TypeAlias
 
 import jax
@@ -8,12 +10,13 @@ import numpy as np
 import optax
 
 from .. import _checks
+from .._paths import slash_path
 from .._tree import reboxed, unboxed
 from .._typing import KeyPath, PyTree
 from ..filters import Filter
 from ..transform import MomentumState
 from .entries import as_array, check_same_paths, checked_steps
-from .velocities import ParameterVelocity, by_path, only_state, read_one, slash_path, write
+from .velocities import ParameterVelocity, by_path, only_state, read_one, write
 
 # Optax's states with a velocity, and its field.
 VelocityState: TypeAlias = optax.TraceState | optax.EmaState | optax.ScaleByLionState | optax.ScaleByAdamState

@@ -1,5 +1,7 @@
 """PyTorch's `SGD` and timm's `SGDW`: their own argument names, defaults and errors."""
 
+__all__ = ["timm_sgdw", "torch_sgd"]
+
 from collections.abc import Callable
 
 from .. import _checks

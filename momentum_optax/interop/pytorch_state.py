@@ -3,6 +3,8 @@
 Nothing here imports PyTorch: plain dictionaries of arrays, or of its tensors on any device, suffice.
 """
 
+__all__ = ["from_torch", "to_torch"]
+
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias, cast
 

@@ -1,5 +1,7 @@
 """qhoptim's `QHM`."""
 
+__all__ = ["qhoptim_qhm"]
+
 from .. import _checks, rules
 from ..filters.coefficients import Scalar
 from ..storage._by_leaf import AnyStorage

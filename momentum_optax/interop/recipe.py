@@ -1,5 +1,7 @@
 """`Recipe`: a dialect with its hyperparameters."""
 
+__all__ = ["Recipe"]
+
 from typing import cast
 
 import optax

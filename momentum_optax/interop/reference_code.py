@@ -1,5 +1,7 @@
 """The reference implementations of AggMo, accelerated SGD and MaSS."""
 
+__all__ = ["accsgd", "aggmo", "mass"]
+
 from .. import _checks, rules
 from ..filters.coefficients import Scalar
 from ..storage._by_leaf import AnyStorage

@@ -1,5 +1,7 @@
 """Lion and Signum, as timm and pytorch_optimizer have them."""
 
+__all__ = ["lion", "signum"]
+
 from .. import _checks, rules
 from ..filters import Filter
 from ..filters.coefficients import Scalar, is_zero, lift

@@ -1,5 +1,7 @@
 """TensorFlow 1's `MomentumOptimizer`."""
 
+__all__ = ["tf1_momentum"]
+
 from .. import _checks
 from ..filters import Filter
 from ..filters.coefficients import Scalar, is_zero, lift

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from .. import _checks
+from .._paths import slash_path
 from .._tree import absent, find_all, reboxed, unboxed
 from .._typing import KeyPath, PyTree
 from ..state.velocity import velocity
@@ -154,11 +155,6 @@ def by_path(tree: PyTree) -> dict[str, PyTree]:
     if len(set(paths)) < len(paths):
         raise ValueError(f"opt_state must have a different path for each parameter, got {listed(paths)}")
     return {path: leaf for path, (_, leaf) in zip(paths, pairs, strict=True)}
-
-
-def slash_path(path: KeyPath) -> str:
-    """The keys of a path, joined by slashes."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _mapped(tree: PyTree, function: Callable[[str, jax.Array], jax.Array]) -> PyTree:

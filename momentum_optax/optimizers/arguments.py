@@ -1,4 +1,4 @@
-"""Arguments that finished optimizers share: a decay or a rule, a dtype or a storage, a weight decay and its mask."""
+"""Arguments that finished optimizers share: learning rate, decay or rule, storage, weight decay and its mask."""
 
 from collections.abc import Callable
 from typing import TypeAlias
@@ -14,9 +14,18 @@ from ..filters.coefficients import Scalar, is_zero
 from ..storage import Storage, bfloat16, resolve
 from ..storage._by_leaf import AnyStorage, ByLeaf
 from ..storage._float32 import Float32
+from .gradient_dtype import in_gradient_dtype
 
 # A tree of bools, or a function from the parameters to one.
 Mask: TypeAlias = PyTree | Callable[[optax.Params], PyTree]
+
+
+def descent(
+    learning_rate: optax.ScalarOrSchedule, *transformations: optax.GradientTransformation
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer that chains these transformations and steps down by the learning rate, in the gradients' dtypes."""
+    _checks.within("learning_rate", learning_rate, "[0, inf)")
+    return in_gradient_dtype(optax.chain(*transformations, optax.scale_by_learning_rate(learning_rate)))
 
 
 def rule_of(momentum: "Scalar | Filter", make: Callable[[Scalar], Filter]) -> Filter:

@@ -3,15 +3,13 @@
 import jax
 import optax
 
-from .. import _checks
 from ..filters import Filter
 from ..filters.coefficients import Scalar
 from ..rules.mixes import muon_mix
 from ..storage._by_leaf import AnyStorage
 from ..transform import scale_by_momentum
 from ..wrappers.directions import orthogonalize
-from .arguments import Mask, rule_of, weight_decay_of
-from .gradient_dtype import in_gradient_dtype
+from .arguments import Mask, descent, rule_of, weight_decay_of
 
 
 def muon(
@@ -40,7 +38,7 @@ def muon(
       steps: Newton-Schulz iterations, at least 1, known now; None for the reference code's 5.
       weight_decay: lambda in [0, inf), decoupled; `update` then needs `params`. None for no decay.
       mask: Which parameters decay, see `sgd`.
-      storage: How the velocity is kept, see `scale_by_momentum`.
+      storage: The storage of the velocity, see `scale_by_momentum`.
 
     Raises:
       ValueError: If a number is out of range; for `mask` without `weight_decay`; at `init` if a leaf is not a matrix;
@@ -50,15 +48,12 @@ def muon(
     Reference:
       Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024.
     """
-    _checks.within("learning_rate", learning_rate, "[0, inf)")
-    return in_gradient_dtype(
-        optax.chain(
-            scale_by_momentum(rule_of(momentum, muon_mix), storage=storage),
-            orthogonalize(steps),
-            optax.stateless(_scaled_by_shape),
-            weight_decay_of(weight_decay, mask),
-            optax.scale_by_learning_rate(learning_rate),
-        )
+    return descent(
+        learning_rate,
+        scale_by_momentum(rule_of(momentum, muon_mix), storage=storage),
+        orthogonalize(steps),
+        optax.stateless(_scaled_by_shape),
+        weight_decay_of(weight_decay, mask),
     )
 
 

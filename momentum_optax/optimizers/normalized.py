@@ -2,7 +2,6 @@
 
 import optax
 
-from .. import _checks
 from ..filters import Filter
 from ..filters.coefficients import Scalar
 from ..rules.sums_and_averages import ema
@@ -10,8 +9,7 @@ from ..storage._by_leaf import AnyStorage
 from ..transform import scale_by_momentum
 from ..wrappers.directions import scale_to_unit_norm
 from ..wrappers.leaves import Scope
-from .arguments import rule_of
-from .gradient_dtype import in_gradient_dtype
+from .arguments import descent, rule_of
 
 
 def normalized_sgd(
@@ -29,7 +27,7 @@ def normalized_sgd(
       learning_rate: eta, the length of a step (of each leaf's, by leaf).
       momentum: beta in [0, 1), or a rule.
       scope: `"tree"`, the paper's, or `"leaf"`, see `scale_to_unit_norm`.
-      storage: How the velocity is kept, see `scale_by_momentum`.
+      storage: The storage of the velocity, see `scale_by_momentum`.
 
     Raises:
       ValueError: If a number is out of range or there is no such scope.
@@ -38,11 +36,8 @@ def normalized_sgd(
     Reference:
       Cutkosky and Mehta, "Momentum improves normalized SGD", ICML 2020, arXiv:2002.03305.
     """
-    _checks.within("learning_rate", learning_rate, "[0, inf)")
-    return in_gradient_dtype(
-        optax.chain(
-            scale_by_momentum(rule_of(momentum, ema), storage=storage),
-            scale_to_unit_norm(scope),
-            optax.scale_by_learning_rate(learning_rate),
-        )
+    return descent(
+        learning_rate,
+        scale_by_momentum(rule_of(momentum, ema), storage=storage),
+        scale_to_unit_norm(scope),
     )

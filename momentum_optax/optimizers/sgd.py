@@ -16,8 +16,7 @@ from ..state.mismatch import without_momentum
 from ..storage._by_leaf import AnyStorage
 from ..storage._float32 import Float32
 from ..transform import scale_by_momentum
-from .arguments import Mask, storage_of, weight_decay_of
-from .gradient_dtype import in_gradient_dtype
+from .arguments import Mask, descent, storage_of, weight_decay_of
 
 
 def sgd(
@@ -56,7 +55,7 @@ def sgd(
       mask: Which parameters decay: a tree of bools, or a function from the parameters to one, as in
         `optax.add_decayed_weights`.
       maximize: Ascend. As in PyTorch the gradient is negated before the weight decay is added, which still shrinks.
-      storage: How the velocity is kept, see `scale_by_momentum`.
+      storage: The storage of the velocity, see `scale_by_momentum`.
 
     Raises:
       ValueError: If a number is out of range; if `dampening` or a `storage` is given without a momentum to act on, or
@@ -67,19 +66,16 @@ def sgd(
     Reference:
       `torch.optim.SGD`, `optax.sgd`; Sutskever et al., ICML 2013.
     """
-    _checks.within("learning_rate", learning_rate, "[0, inf)")
     _checks.flag("maximize", maximize)
     rule = _sgd_rule(momentum, nesterov, dampening)
     velocity_storage = storage_of(storage, "accumulator_dtype", accumulator_dtype)
     if rule is None and not isinstance(velocity_storage, Float32) and accumulator_dtype is None:
         raise ValueError(f"storage needs a momentum to keep, got {storage!r} and momentum {momentum!r}")
-    return in_gradient_dtype(
-        optax.chain(
-            optax.scale(-1.0) if maximize else optax.identity(),
-            weight_decay_of(weight_decay, mask),
-            without_momentum() if rule is None else scale_by_momentum(rule, storage=velocity_storage),
-            optax.scale_by_learning_rate(learning_rate),
-        )
+    return descent(
+        learning_rate,
+        optax.scale(-1.0) if maximize else optax.identity(),
+        weight_decay_of(weight_decay, mask),
+        without_momentum() if rule is None else scale_by_momentum(rule, storage=velocity_storage),
     )
 
 
@@ -99,7 +95,7 @@ def srsgd(
       learning_rate: eta.
       restarts: The number of steps from one restart to the next, or the increasing steps at which to restart; numbers
         or an integer array.
-      storage: How the velocity is kept, see `scale_by_momentum`.
+      storage: The storage of the velocity, see `scale_by_momentum`.
 
     Raises:
       ValueError: If an argument is out of range.
@@ -109,12 +105,9 @@ def srsgd(
       Wang et al., "Scheduled restart momentum for accelerated stochastic gradient descent", SIAM J. Imaging Sci. 2022,
       arXiv:2002.10583.
     """
-    _checks.within("learning_rate", learning_rate, "[0, inf)")
-    return in_gradient_dtype(
-        optax.chain(
-            scale_by_momentum(nesterov(restarted(nesterov_convex(), restarts)), storage=storage),
-            optax.scale_by_learning_rate(learning_rate),
-        )
+    return descent(
+        learning_rate,
+        scale_by_momentum(nesterov(restarted(nesterov_convex(), restarts)), storage=storage),
     )
 
 

@@ -9,8 +9,7 @@ from ..rules.mixes import lion_mix
 from ..rules.sums_and_averages import ema
 from ..storage._by_leaf import AnyStorage
 from ..transform import scale_by_momentum
-from .arguments import Mask, storage_of, weight_decay_of
-from .gradient_dtype import in_gradient_dtype
+from .arguments import Mask, descent, storage_of, weight_decay_of
 
 
 def lion(  # noqa: PLR0917  the order of `optax.lion`
@@ -35,7 +34,7 @@ def lion(  # noqa: PLR0917  the order of `optax.lion`
       mu_dtype: Optax's name for `storage`, see `accumulator_dtype` of `sgd`.
       weight_decay: lambda in [0, inf), Optax's default; `update` then needs `params`. None for no decay.
       mask: Which parameters decay, see `sgd`.
-      storage: How the velocity is kept, see `scale_by_momentum`.
+      storage: The storage of the velocity, see `scale_by_momentum`.
 
     Raises:
       ValueError: If a number is out of range; for `mask` without `weight_decay`, or `storage` with `mu_dtype`; at
@@ -45,14 +44,11 @@ def lion(  # noqa: PLR0917  the order of `optax.lion`
     Reference:
       Chen et al., "Symbolic discovery of optimization algorithms", NeurIPS 2023, arXiv:2302.06675.
     """
-    _checks.within("learning_rate", learning_rate, "[0, inf)")
-    return in_gradient_dtype(
-        optax.chain(
-            scale_by_momentum(lion_mix(b1, b2), storage=storage_of(storage, "mu_dtype", mu_dtype)),
-            optax.scale_by_sign(),
-            weight_decay_of(weight_decay, mask),
-            optax.scale_by_learning_rate(learning_rate),
-        )
+    return descent(
+        learning_rate,
+        scale_by_momentum(lion_mix(b1, b2), storage=storage_of(storage, "mu_dtype", mu_dtype)),
+        optax.scale_by_sign(),
+        weight_decay_of(weight_decay, mask),
     )
 
 
@@ -75,7 +71,7 @@ def signum(
       accumulator_dtype: Optax's name for `storage`, see `sgd`.
       weight_decay: lambda in [0, inf); `update` then needs `params`. None for no decay, as in Optax.
       mask: Which parameters decay, see `sgd`.
-      storage: How the velocity is kept, see `scale_by_momentum`.
+      storage: The storage of the velocity, see `scale_by_momentum`.
 
     Raises:
       ValueError: If a number is out of range; for `mask` without `weight_decay`, or `storage` with
@@ -85,14 +81,11 @@ def signum(
     Reference:
       Bernstein et al., "signSGD: compressed optimisation for non-convex problems", ICML 2018, arXiv:1802.04434.
     """
-    _checks.within("learning_rate", learning_rate, "[0, inf)")
     # The rule calls its decay so, and Optax beta.
     _checks.within("beta", beta, "[0, 1)")
-    return in_gradient_dtype(
-        optax.chain(
-            scale_by_momentum(ema(beta), storage=storage_of(storage, "accumulator_dtype", accumulator_dtype)),
-            optax.scale_by_sign(),
-            weight_decay_of(weight_decay, mask),
-            optax.scale_by_learning_rate(learning_rate),
-        )
+    return descent(
+        learning_rate,
+        scale_by_momentum(ema(beta), storage=storage_of(storage, "accumulator_dtype", accumulator_dtype)),
+        optax.scale_by_sign(),
+        weight_decay_of(weight_decay, mask),
     )

@@ -12,28 +12,10 @@ forgotten. The decay of an average may not: the gradient would have weight 0. Ve
 updates the gradients' dtypes; arithmetic is in float32, or wider where the leaf is (see `scale_by_momentum`).
 """
 
-from .games import complex_heavy_ball as complex_heavy_ball
-from .games import optimistic as optimistic
-from .look_ahead import nadam_mix as nadam_mix
-from .look_ahead import nesterov as nesterov
-from .look_ahead import schedule_free as schedule_free
-from .look_ahead import torch_nesterov as torch_nesterov
-from .mixes import grokfast as grokfast
-from .mixes import lion_mix as lion_mix
-from .mixes import mars_mix as mars_mix
-from .mixes import muon_mix as muon_mix
-from .several_velocities import adan_mix as adan_mix
-from .several_velocities import ademamix_mix as ademamix_mix
-from .several_velocities import aggregated as aggregated
-from .several_velocities import aggregated_exponential as aggregated_exponential
-from .several_velocities import pid as pid
-from .sums_and_averages import ema as ema
-from .sums_and_averages import heavy_ball as heavy_ball
-from .sums_and_averages import quasi_hyperbolic as quasi_hyperbolic
-from .sums_and_averages import simplified_ademamix as simplified_ademamix
-from .tuned import accelerated as accelerated
-from .tuned import chebyshev as chebyshev
-from .tuned import mass as mass
-from .tuned import robust_momentum as robust_momentum
-from .tuned import synthesized_nesterov as synthesized_nesterov
-from .tuned import triple_momentum as triple_momentum
+from .after_optimizer import *
+from .games import *
+from .look_ahead import *
+from .mixes import *
+from .several_velocities import *
+from .sums_and_averages import *
+from .tuned import *

@@ -1,5 +1,7 @@
 """Rules for games: saddle points and minimax problems."""
 
+__all__ = ["complex_heavy_ball", "optimistic"]
+
 import math
 
 from .. import _checks

@@ -1,11 +1,18 @@
-"""Look-ahead rules: Nesterov's method in its published forms, schedule-free averaging, NAdam's numerator."""
+"""Look-ahead rules: Nesterov's method in its published forms and OGM, schedule-free averaging, NAdam's numerator."""
 
+__all__ = ["nadam_mix", "nesterov", "optimized_gradient", "overshoot", "schedule_free", "torch_nesterov"]
+
+import itertools
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import _checks
 from ..filters import Filter
-from ..filters.coefficients import Scalar, is_zero, lift, on_first_step, shifted, table_lookup
+from ..filters.coefficients import Scalar, is_zero, lift, on_first_step, table_lookup
+from .after_optimizer import primal_averaging
 from .arguments import AGE, checked_decay, step_number
+from .tuned import synthesized_nesterov
 
 if TYPE_CHECKING:
     from .._typing import Count
@@ -113,32 +120,105 @@ def nadam_mix(decay: Scalar = 0.9, psi: float = 0.004) -> Filter:
     )
 
 
-def schedule_free(beta: Scalar = 0.9) -> Filter:
-    r"""Schedule-free SGD at a constant learning rate.
+def schedule_free(beta: Scalar = 0.9, *, warmup_steps: int = 0, weight_power: float = 2.0) -> Filter:
+    r"""Schedule-free SGD, with the weights of its average under a warm-up of the learning rate.
 
-    $$ z' = z - \eta g(y), \quad x' = (1 - c) x + c z', \quad y = (1-\beta) z + \beta x, \quad c = \tfrac{1}{t+1} $$
+    $$ z' = z - \eta g(y), \quad x' = (1 - c_t) x + c_t z', \quad y = (1-\beta) z + \beta x, \quad
+       c_t = \frac{w_t}{\sum_{s \le t} w_s}, \quad w_t = \min\big(\tfrac{t+1}{T}, 1\big)^p $$
 
-    t counts the steps from 0. With $v = (x - z)/\eta$: $v' = (1-c)(v + g)$, $u = g + \beta v - \beta^+ v'$, where plus
-    marks the next step's value. The stored parameters are y; `eval_params` gives x. Exact at a constant learning rate;
-    `optax.contrib.schedule_free` weights the average by a learning rate that changes.
+    t counts the steps from 0; without a warm-up c_t = 1/(t+1). It is `primal_averaging(1 - c_t, beta)`: the stored
+    parameters are y, $v = (x - z)/\eta$, and `eval_params` gives x. Exact before a constant learning rate, and behind
+    any, `optax.chain(optax.scale_by_learning_rate(schedule), scale_by_momentum(rule))`. The code weights by the largest
+    learning rate so far: after a linear warm-up of T steps these are its weights, whatever follows.
 
     Args:
       beta: Interpolation in [0, 1]; 0 is Polyak-Ruppert averaging, 1 primal averaging.
+      warmup_steps: T, a whole number of at least 0.
+      weight_power: p, a number in [0, inf); 0 weights all steps alike. Without a warm-up it is not read.
 
     Raises:
-      ValueError: If `beta` is a number out of range.
+      ValueError: If a number is out of range.
+      TypeError: If `warmup_steps` is not a whole number, or `weight_power` not a number.
 
     Reference:
-      Defazio et al., "The road less scheduled", NeurIPS 2024, arXiv:2405.15682.
+      Defazio et al., "The road less scheduled", NeurIPS 2024, arXiv:2405.15682; the weights of
+      `optax.contrib.schedule_free_sgd`.
     """
     _checks.within("beta", beta, "[0, 1]")
-    # 1.0: an integer divided by an integer is float32 in JAX, whatever the leaf.
-    keep = lift(lambda t: 1 - 1.0 / (t + 1), step_number)
-    ahead = shifted(beta)
-    return Filter(
-        A=keep,
-        B=keep,
-        C=lift(lambda b, n, k: b - n * k, beta, ahead, keep),
-        D=lift(lambda n, k: 1 - n * k, ahead, keep),
-        lookahead=lift(lambda n: 1 - n, ahead),
-    )
+    _checks.integer("warmup_steps", warmup_steps, 0)
+    _checks.number("weight_power", weight_power, "[0, inf)")
+    T = int(warmup_steps)
+    weights = [((t + 1) / T) ** weight_power for t in range(T)]
+    sums = list(itertools.accumulate(weights)) or [0.0]
+    kept = [1 - w / total for w, total in zip(weights, sums, strict=False)] or [0.0]
+
+    def keep(step: "Count") -> Any:
+        # 1.0: an integer divided by an integer is float32 in JAX, whatever the leaf.
+        late = 1 - 1.0 / (sums[-1] + 1 + (step - T) * (step >= T))
+        return late if T == 0 else (step >= T) * late + (step < T) * table_lookup(kept, step)
+
+    return primal_averaging(keep, beta)
+
+
+def overshoot(decay: Scalar = 0.9, overshoot: Scalar = 5.0) -> Filter:
+    r"""Overshoot: gradients at parameters beyond the heavy ball's, by gamma times its last step.
+
+    $$ m' = \mu m + g(y), \qquad \theta' = \theta - \eta m', \qquad y' = \theta' - \gamma^+ \eta m' $$
+
+    The stored parameters are y, and `eval_params` gives theta. It is `synthesized_nesterov(decay, overshoot)`, and at
+    gamma = mu Nesterov's method. Normal form: (1/(1-mu), mu, 1 - gamma (1-mu)/mu).
+
+    Args:
+      decay: mu in (-1, 1].
+      overshoot: gamma, finite; plus marks the next step's value. The example of the code takes 5.
+
+    Raises:
+      ValueError: If a number is out of range.
+
+    Reference:
+      Kopal, Gregor, de Leon-Martinez and Simko, "Overshoot: taking advantage of future gradients in momentum-based
+      stochastic optimization", 2025, arXiv:2501.09556, and its code, kinit-sk/overshoot.
+    """
+    _checks.finite("overshoot", overshoot)
+    return synthesized_nesterov(decay, overshoot)
+
+
+def optimized_gradient(steps: int) -> Filter:
+    r"""The optimized gradient method (OGM), for a number of steps N that is known; learning rate 1/L.
+
+    $$ x' = y - \eta g(y), \qquad
+       y' = x' + \frac{\theta_t - 1}{\theta_{t+1}} (x' - x) + \frac{\theta_t}{\theta_{t+1}} (x' - y) $$
+
+    $\theta_0 = 1$, $\theta_{t+1} = (1 + \sqrt{1 + 4\theta_t^2})/2$, $\theta_N = (1 + \sqrt{1 + 8\theta_{N-1}^2})/2$.
+    The stored parameters are y, and the bound is theirs: after N steps the loss of a convex function is within
+    $L \|y_0 - y^*\|^2/(2\theta_N^2)$ of the least, half of Nesterov's bound, and no method of gradients has a better
+    one. The velocity is $(x - y)/\eta$, so that `eval_params` gives x. Coefficients depend on the global step; after
+    step N they are those of $\theta_N$, under which directions of curvature L no longer contract.
+
+    Args:
+      steps: N, a whole number of at least 1; the rule holds a table of as many numbers.
+
+    Raises:
+      ValueError: If `steps` is below 1.
+      TypeError: If `steps` is not a whole number.
+
+    Reference:
+      Kim and Fessler, "Optimized first-order methods for smooth convex minimization", Mathematical Programming 2016,
+      arXiv:1406.5468; Drori, 2017, arXiv:1606.01424, for the lower bound.
+    """
+    _checks.integer("steps", steps, 1)
+    theta = [1.0]
+    for t in range(int(steps)):
+        theta.append((1 + math.sqrt(1 + (4 if t < steps - 1 else 8) * theta[-1] ** 2)) / 2)
+    pairs = [*itertools.pairwise(theta), (theta[-1], theta[-1])]
+    return _two_momenta([(now - 1) / later for now, later in pairs], [now / later for now, later in pairs])
+
+
+def _two_momenta(along: Sequence[float], back: Sequence[float]) -> Filter:
+    """$x' = y - g$, $y' = x' + a (x' - x) + b (x' - y)$ at learning rate 1: tables of a and b, whose last entries stay.
+
+    The velocity is x - y.
+    """
+    a = lift(lambda t: table_lookup(along, t), step_number)
+    both = lift(lambda a, t: a + table_lookup(back, t), a, step_number)
+    return Filter(A=a, B=both, C=a, D=lift(lambda s: 1 + s, both), lookahead=1.0)

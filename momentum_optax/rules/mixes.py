@@ -1,5 +1,7 @@
 """Mixes of average and gradient, to be followed by a sign, an orthogonalisation or another optimizer."""
 
+__all__ = ["grokfast", "lion_mix", "mars_mix", "muon_mix"]
+
 from .. import _checks
 from ..filters import Filter
 from ..filters.coefficients import Scalar, lift, on_first_step, shifted

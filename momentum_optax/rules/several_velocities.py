@@ -1,5 +1,7 @@
 """Rules with several velocities per parameter."""
 
+__all__ = ["adan_mix", "ademamix_mix", "aggregated", "aggregated_exponential", "pid", "positive_negative"]
+
 from .. import _checks
 from ..filters import Filter
 from ..filters.coefficients import Scalar, lift, on_first_step, shifted
@@ -146,4 +148,38 @@ def adan_mix(b1: Scalar = 0.98, b2: Scalar = 0.92) -> Filter:
         B=(a1, on_first_step(lift(lambda n: n - 1, ahead), lift(lambda b, n: n * (1 - b) + n - 1, b2, ahead))),
         C=(b1, b2),
         D=on_first_step(a1, lift(lambda a, b: a + b * (1 - b), a1, b2)),
+    )
+
+
+def positive_negative(decay: Scalar = 0.9, beta0: Scalar = 1.0) -> Filter:
+    r"""Positive-negative momentum (PNM): the newest average, less a share of the one before, which raises the noise.
+
+    $$ m_t = \beta_1^2 m_{t-2} + (1 - \beta_1^2) g_t, \qquad
+       u_t = \frac{(1 + \beta_0) m_t - \beta_0 m_{t-1}}{\sqrt{(1 + \beta_0)^2 + \beta_0^2}} $$
+
+    Two velocities, the averages of the even and of the odd steps in turn. The gain at zero frequency is
+    $1/\sqrt{(1+\beta_0)^2+\beta_0^2}$, .447 for beta_0 = 1.
+
+    Args:
+      decay: beta_1 in [0, 1).
+      beta0: beta_0 in [0, inf); 0 is an average with every other gradient.
+
+    Raises:
+      ValueError: If a number is out of range.
+
+    Reference:
+      Xie et al., "Positive-negative momentum: manipulating stochastic gradient noise to improve generalization", ICML
+      2021, arXiv:2103.17182; the form of the code in pytorch_optimizer.
+    """
+    checked_decay("decay", decay)
+    _checks.within("beta0", beta0, "[0, inf)")
+    kept = lift(lambda b: b * b, decay)
+    size = lift(lambda n: ((1 + n) ** 2 + n * n) ** 0.5, beta0)
+    newest = lift(lambda n, c: (1 + n) / c, beta0, size)
+    intake = lift(lambda k: 1 - k, kept)
+    return Filter(
+        A=((0.0, kept), (1.0, 0.0)),
+        B=(intake, 0.0),
+        C=(lift(lambda n, c: -n / c, beta0, size), lift(lambda w, k: w * k, newest, kept)),
+        D=lift(lambda w, i: w * i, newest, intake),
     )

@@ -1,5 +1,7 @@
 """Sums and averages: the heavy ball, the exponential moving average and their mixtures with the plain gradient."""
 
+__all__ = ["ema", "heavy_ball", "quasi_hyperbolic", "simplified_ademamix"]
+
 from .. import _checks
 from ..filters import Filter
 from ..filters.coefficients import Coefficient, Scalar, is_zero, lift, on_first_step

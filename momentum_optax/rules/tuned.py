@@ -1,5 +1,7 @@
 """Rules whose coefficients follow from curvatures."""
 
+__all__ = ["accelerated", "chebyshev", "mass", "robust_momentum", "synthesized_nesterov", "triple_momentum"]
+
 import math
 
 from .. import _checks

@@ -38,7 +38,7 @@ def convert(
 
     * a step that the state lacks is taken from `like`, 0 from `init`: schedules and noise begin there. So are the
       counters of learning-rate schedules, of `guarded`, `monitor` and restarts, and injected hyperparameters. The
-      memory of a monitor (`gain`, `mean_lag`) then covers only the gradients to come;
+      memory of a monitor (`gain`, `mean_lag`) then covers later gradients only;
     * the ages that a first step or dampening reads: for a leaf that holds a velocity, the first step is over. Its age
       is the number of steps counted so far, or 1 if none were; a leaf whose velocities are all zero has age 0;
     * the gains of `debias=True` can be left out, but not added: they depend on the rule and on every step so far;
@@ -54,7 +54,7 @@ def convert(
       storage: As for `scale_by_momentum`; or a mapping from fields of `compress`, and "velocity" for the velocities of
         `scale_by_momentum`, to one each. Other fields keep their storage. A mapping whose keys are all identifiers is
         from fields, any other one from patterns; `storage.by_leaf` makes patterns of either.
-      like: What `init` of the new optimizer returns; the result has its structure, shapes and dtypes. A
+      like: The state that `init` of the new optimizer returns; the result has its structure, shapes and dtypes. A
         `ShapeDtypeStruct` is enough where no value is taken from it.
       second_moments: The names of fields of `compress` that hold squares, as given to it.
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import _checks
-from .._tree import flatten_with_path, reboxed, unboxed
+from .._tree import reboxed, unboxed
 from .._typing import KeyPath, Number, PyTree
 from ..storage.mixed import depth_of
 from ..storage.protocol import times
@@ -32,7 +32,7 @@ def reset(opt_state: optax.OptState, fresh: optax.OptState, select: "Select | No
 
     Args:
       opt_state: The optimizer's state.
-      fresh: What `init` of the same optimizer returns.
+      fresh: The state that `init` of the same optimizer returns.
       select: Which parameters, a function of a path such as "dense/kernel" that returns True or False, or a traced
         bool. Then steps, which all parameters share, stay.
 
@@ -93,12 +93,16 @@ def rescale(
     _checks.state("opt_state", opt_state)
     selection, bare = Selection(select), unboxed(opt_state)
     factors = factors_of(bare, factor)
-    pairs, treedef = flatten_with_path(bare, is_momentum_or_field)
-    found = {name_of(path, x) for path, x in pairs} & factors.keys()
-    nodes = [_rescaled(path, x, factors, selection) if name_of(path, x) in found else x for path, x in pairs]
-    result = treedef.unflatten(nodes)
-    if factors.keys() - found:
-        raise ValueError(f"factor must name fields of floats in opt_state, got {listed(factors.keys() - found)}")
+    missing = set(factors)
+
+    def scale(path: KeyPath, x: PyTree) -> PyTree:
+        name = name_of(path, x)
+        missing.discard(name)
+        return _rescaled(path, x, factors, selection) if name in factors else x
+
+    result = jax.tree_util.tree_map_with_path(scale, bare, is_leaf=is_momentum_or_field)
+    if missing:
+        raise ValueError(f"factor must name fields of floats in opt_state, got {listed(missing)}")
     selection.check_found("velocities of scale_by_momentum or compress, or factor name a field of floats,")
     return reboxed(result, opt_state)
 
@@ -126,6 +130,7 @@ def _renewed(old: PyTree, new: PyTree, selection: Selection) -> PyTree:
             old.step,
             selection.pick_leaves(old.age, new.age, 0),
             selection.pick_leaves(old.gain, new.gain, 1),
+            old.lookahead,
         )
     fields = [x for x in jax.tree.leaves(old.inner, is_leaf=is_momentum_or_field) if isinstance(x, CompressedField)]
     parameters = {path for x in fields for path, _ in jax.tree_util.tree_leaves_with_path(x.plain)}

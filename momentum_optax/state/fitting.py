@@ -10,12 +10,13 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from .._typing import Count, PyTree, TreeDef
+from .._tree import map_children
+from .._typing import Count, Leaf, PyTree
 from ..storage.mixed import class_names, order_of
 from ..transform import MomentumState
 from ..wrappers.fields import is_compressed
 from .casting import STRUCTURE, cast, forms
-from .parts import ARRAY, RESTARTING, check_counts, children_of, is_inner, is_part, part_name, parts_of
+from .parts import ARRAY, RESTARTING, check_counts, is_inner, is_part, part_name, parts_of
 from .velocity import velocity
 
 # `field(owner, name, old, new)` gives the field `old` of the state of class `owner` in the form of `new`.
@@ -27,7 +28,7 @@ def fitted(state: PyTree, like: PyTree, field: Field) -> PyTree:
 
     Args:
       state: A state whose velocities are in their new storage already.
-      like: What `init` of the new optimizer returns.
+      like: The state that `init` of the new optimizer returns.
       field: For fields of which the old or the new one is compressed.
 
     Raises:
@@ -60,8 +61,7 @@ class _Fit:
         if name == ARRAY:
             return cast(old, like, "an array")
         if not is_part(like):
-            children, treedef = children_of(like)
-            return treedef.unflatten([self.of(child) for child in children])
+            return map_children(lambda _, child: self.of(child), like)
         if isinstance(like, MomentumState):
             return like if old is None else _momentum(old, like)
         pairs = zip(like._fields, like, strict=True)
@@ -84,11 +84,16 @@ class _Fit:
             return self._field(owner, name, old, new)
         if owner in RESTARTING and forms(old) != forms(new):
             return new
+        if owner == "AverageState" and name == "codes" and forms(old) != forms(new):
+            raise ValueError(
+                "like must keep averages of weights in the same storage and for the same weights: without the weights "
+                "their codes cannot be read. Give average_params its old storage, or begin a new average with start="
+            )
         return cast(old, new, f"{owner}.{name}")
 
 
 def _momentum(old: MomentumState, like: MomentumState) -> MomentumState:
-    """The velocities of `old`, with step, ages and gains as `like` has them."""
+    """The velocities of `old`, with step, ages, gains and look-ahead as `like` has them."""
     names, wanted_names = class_names(old.velocity), class_names(like.velocity)
     if names != wanted_names:
         stored, wanted = " and ".join(names), " and ".join(wanted_names)
@@ -110,9 +115,17 @@ def _momentum(old: MomentumState, like: MomentumState) -> MomentumState:
         "step": like.step if old.step is None else old.step,
         "age": ages,
         "gain": old.gain,
+        "lookahead": _lookahead(old, like),
     }
     pairs = {name: (x, getattr(like, name)) for name, x in found.items()}
     return MomentumState(**{name: None if new is None else cast(x, new, name) for name, (x, new) in pairs.items()})
+
+
+def _lookahead(old: MomentumState, like: MomentumState) -> PyTree:
+    """The old one: the rule that made the last step says where the point to evaluate is. Without one it is stored."""
+    if old.lookahead is not None or like.lookahead is None:
+        return old.lookahead
+    return tuple(jnp.zeros(x.shape, x.dtype) for x in like.lookahead)
 
 
 def _ages(state: MomentumState, like: PyTree) -> PyTree:
@@ -120,14 +133,13 @@ def _ages(state: MomentumState, like: PyTree) -> PyTree:
     trees = velocity(state)
     if not trees:
         return like
-    treedef: TreeDef = jax.tree.structure(trees[0])
-    begun = [
-        jnp.stack([jnp.any(v != 0) for v in row]).any() for row in zip(*map(treedef.flatten_up_to, trees), strict=True)
-    ]
     count = 1 if state.step is None else jnp.maximum(state.step, 1)
-    places = treedef.flatten_up_to(like)
-    ages = [jnp.where(some, count, 0).astype(x.dtype).reshape(x.shape) for some, x in zip(begun, places, strict=True)]
-    return treedef.unflatten(ages)
+
+    def age(x: Leaf, *velocities: jax.Array) -> jax.Array:
+        begun = jnp.stack([jnp.any(v != 0) for v in velocities]).any()
+        return jnp.where(begun, count, 0).astype(x.dtype).reshape(x.shape)
+
+    return jax.tree.map(age, like, *trees)
 
 
 def _begin_cycles(state: PyTree, steps: Count) -> PyTree:

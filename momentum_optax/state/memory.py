@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import _checks
+from .._paths import slash_path
 from .._typing import KeyPath
 from ..distributed.sharding import Shardings, state_shardings
 from .stored import up_to_field
@@ -71,7 +72,7 @@ def state_bytes(
 
 def _field(path: KeyPath) -> str:
     """The path up to the last field of a NamedTuple; what follows are velocities and parameters."""
-    return jax.tree_util.keystr(up_to_field(path), simple=True, separator="/")
+    return slash_path(up_to_field(path))
 
 
 def _bits(dtype: jnp.dtype) -> int:

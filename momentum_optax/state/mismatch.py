@@ -26,12 +26,14 @@ _OPTAX = (optax.TraceState, optax.EmaState, optax.ScaleByLionState, optax.ScaleB
 _MISSING = {
     "step": "counts no steps, which a schedule or the rounding of a storage reads",
     "age": "has no ages of leaves, which a special first step reads",
+    "lookahead": "has no look-ahead, and this rule keeps one for eval_params",
 }
 
 
 _SURPLUS = {
     "age": "has ages of leaves, for a special first step, which this rule does not have",
     "gain": "has the gains of debias=True, and this optimizer has debias=False",
+    "lookahead": "has the look-ahead of another rule, and this one has none",
 }
 
 
@@ -67,7 +69,7 @@ def check_state(state: PyTree, expected: PyTree, remedy: str | None = None) -> N
     """Raise `StateMismatchError` at the first difference that `find_mismatch` finds.
 
     Args:
-      state: What `update` was given.
+      state: The state that was passed to `update`.
       expected: As for `find_mismatch`.
       remedy: For a state that `convert` cannot make, the way out to name in its place.
     """
@@ -85,7 +87,7 @@ def find_mismatch(state: PyTree, expected: PyTree) -> Mismatch | None:
     """The first difference between a state and the one that is expected, or None.
 
     Args:
-      state: What `update` was given.
+      state: The state that was passed to `update`.
       expected: Of the structure that `init` gives, for any parameters; `ANYTHING` is not compared. Classes
         and which entries are None are compared; leaves are not, except for the kind of a NumPy scalar's dtype. A step
         that nothing reads is accepted.
@@ -253,7 +255,7 @@ def _is_count(x: object) -> bool:
 
 def _is_momentum(x: PyTree) -> bool:
     # By its fields: the class is in `transform`, which checks its states here.
-    return _is_named(x) and x._fields == ("velocity", "step", "age", "gain")
+    return _is_named(x) and x._fields == ("velocity", "step", "age", "gain", "lookahead")
 
 
 def _kind(state: PyTree) -> str:

@@ -5,7 +5,8 @@ from collections import defaultdict
 import jax
 import jax.numpy as jnp
 
-from .._typing import PyTree, TreeDef
+from .._tree import children
+from .._typing import PyTree
 from ..transform import MomentumState
 from ..wrappers.fields import is_compressed
 from .casting import STRUCTURE
@@ -51,13 +52,6 @@ def is_inner(name: str, value: PyTree) -> bool:
     return named or any(map(is_momentum_or_compressed, leaves))
 
 
-def children_of(node: PyTree) -> tuple[list[PyTree], TreeDef]:
-    """The nodes right below; none below a leaf."""
-    treedef: TreeDef
-    children, treedef = jax.tree.flatten(node, is_leaf=lambda x: x is not node)
-    return ([], treedef) if jax.tree_util.treedef_is_leaf(treedef) else (children, treedef)
-
-
 def check_counts(parts: defaultdict[str, list[PyTree]], wanted: defaultdict[str, list[PyTree]]) -> None:
     """Raise unless each part has a counterpart, or is one that can be added or left out."""
     for name in sorted(parts.keys() | wanted.keys()):
@@ -83,7 +77,7 @@ def _collect(node: PyTree, parts: dict[str, list[PyTree]]) -> None:
     if name:
         parts[name].append(node)
     if not is_part(node):
-        for child in children_of(node)[0]:
+        for _, child in children(node):
             _collect(child, parts)
     elif not isinstance(node, MomentumState):
         for field, value in zip(node._fields, node, strict=True):

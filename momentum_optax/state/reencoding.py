@@ -8,25 +8,29 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .._tree import boxes_of, find_all, flatten_with_path, in_box, reboxed, to_leaf_states, to_trees, unboxed
+from .._tree import LEAF, Place, boxes_of, find_all, in_box, map_numbered, map_states, reboxed, unboxed
 from .._typing import PyTree
 from ..storage import resolve
 from ..storage._by_leaf import AnyStorage, ByLeaf, chooser_of
-from ..storage.mixed import codes_of, form_of, stored_velocity, with_stored
+from ..storage.mixed import codes_of, leaf_treedef_of, order_of, stored_velocity, with_stored
 from ..transform import MomentumState
 from ..wrappers.compress import CompressedState
 from ..wrappers.fields import (
     CompressedField,
     compress_field,
+    compressed_leaves,
     decompress_field,
     is_compressed,
-    is_uncompressed,
-    leaf_states,
+    map_field,
 )
 from ..wrappers.initial import encode_initial
 from ..wrappers.selection import check_fit
 from .casting import cast, forms
-from .stored import VELOCITY, holds_squares, is_momentum_or_compressed, name_of, owner_of
+from .stored import VELOCITY, holds_squares, name_of, owner_of
+from .velocity import decoded
+
+# What is kept in a storage, or holds something that is.
+_CONVERTIBLE = (MomentumState, CompressedState, CompressedField)
 
 
 class Targets:
@@ -74,11 +78,8 @@ class Targets:
 def fields_of(state: PyTree) -> set[str]:
     """The names of what could be converted."""
     names: set[str] = set()
-    for path, x in flatten_with_path(state, _is_convertible)[0]:
-        if isinstance(x, CompressedState):
-            names |= fields_of(x.inner)
-        elif _is_convertible(x):
-            names.add(name_of(path, x))
+    for path, x in find_all(state, *_CONVERTIBLE):
+        names |= fields_of(x.inner) if isinstance(x, CompressedState) else {name_of(path, x)}
     return names
 
 
@@ -96,19 +97,18 @@ def check_storages(state: PyTree, targets: Targets) -> None:
 
 def reencoded(state: PyTree, targets: Targets) -> PyTree:
     """`state` with every velocity in its storage of `targets`, which notes what was found."""
-    pairs, treedef = flatten_with_path(state, _is_convertible)
-    new: list[PyTree] = []
-    for i, (path, x) in enumerate(pairs):
+
+    def reencode(place: Place, x: PyTree) -> PyTree:
+        path, i = place
         if isinstance(x, CompressedState):
-            new.append(_compressed(x, targets))
-            continue
-        storages = targets.of(name_of(path, x)) if _is_convertible(x) else None
+            return _compressed(x, targets)
+        storages = targets.of(name_of(path, x)) if isinstance(x, _CONVERTIBLE) else None
         if storages is None:
-            new.append(x)
-            continue
+            return x
         targets.found.add(name_of(path, x))
-        new.append(_momentum(x, storages, i) if isinstance(x, MomentumState) else _field(x, storages, i))
-    return treedef.unflatten(new)
+        return _momentum(x, storages, i) if isinstance(x, MomentumState) else _field(x, storages, i)
+
+    return map_numbered(reencode, state, is_leaf=lambda x: isinstance(x, _CONVERTIBLE))
 
 
 def refitted(targets: Targets, owner: str, name: str, old: PyTree, new: PyTree) -> PyTree:
@@ -118,7 +118,7 @@ def refitted(targets: Targets, owner: str, name: str, old: PyTree, new: PyTree) 
         return cast(tree, new, name)
     if is_compressed(old) and forms(old) == forms(new):
         return old
-    chosen = [not is_uncompressed(slot) for slot in leaf_states(new)[0]]
+    chosen = compressed_leaves(new)
     targets.found.add(name)
     if not any(chosen):
         return CompressedField(new.parts, cast(tree, new.plain, name))
@@ -129,37 +129,30 @@ def refitted(targets: Targets, owner: str, name: str, old: PyTree, new: PyTree) 
     return cast(compress_field(storages, tree, chosen, len(targets.found)), new, name)
 
 
-def _is_convertible(x: object) -> bool:
-    return is_momentum_or_compressed(x) or is_compressed(x)
-
-
 def _momentum(state: MomentumState, storages: ByLeaf, number: int) -> MomentumState:
     """The state of `scale_by_momentum` with its velocities in `storages`."""
-    codes = codes_of(state.velocity)
-    storages = storages.of_order(len(codes))
+    order = order_of(state.velocity)
+    storages = storages.of_order(order)
     step = jnp.zeros([], jnp.int32) if state.step is None and storages.reads_step else state.step
-    velocity = _written(storages, state.velocity, number) if codes else storages.layout((), 0).form
+    velocity = _written(storages, state.velocity, number) if order else storages.layout((), 0).form
     return state._replace(velocity=velocity, step=step)
 
 
 def _written(storages: ByLeaf, velocity: PyTree, number: int) -> PyTree:
     """The velocities in `storages`. Those that are in their storage already are not rounded again."""
-    codes, bare = codes_of(velocity), unboxed(velocity)
-    paths, treedef = flatten_with_path(unboxed(codes[0]))
-    slots = to_leaf_states(bare, treedef, jax.tree.structure(form_of(velocity)))
-    decoded = [slot.decode(slot) for slot in slots]
-    layout = storages.layout(treedef.unflatten([values[0] for values in decoded]), len(codes))
-    written = []
-    for i, ((path, _), slot, values) in enumerate(zip(paths, slots, decoded, strict=True)):
+    trees = decoded(velocity)
+    boxes, layout = boxes_of(codes_of(velocity)[0]), storages.layout(trees[0], len(trees))
+
+    def written(place: Place, slot: PyTree, *values: jax.Array) -> PyTree:
+        path, i = place
         storage, old = storages.at(path, values[0]), stored_velocity(slot)
-        fresh = jax.eval_shape(lambda storage=storage, values=values: storage.init(values[0], len(values)))
+        fresh = jax.eval_shape(lambda: storage.init(values[0], len(values)))
         new = old if forms(old) == forms(fresh) else encode_initial(storage, values, number, i)
-        written.append(layout.holding(new, jnp.ndim(values[0])))
-    if forms(bare) == forms(jax.eval_shape(lambda: to_trees(written, treedef, jax.tree.structure(layout.form)))):
-        # Nothing was written, so that boxes stay as they are too.
-        return velocity
-    boxed = [in_box(box, parts) for box, parts in zip(boxes_of(codes[0]), written, strict=True)]
-    return to_trees(boxed, treedef, jax.tree.structure(layout.form))
+        return in_box(boxes[i], layout.holding(new, jnp.ndim(values[0])))
+
+    new = map_states(written, velocity, leaf_treedef_of(velocity), *trees, to=jax.tree.structure(layout.form))
+    # Where nothing was written boxes stay as they are too.
+    return velocity if forms(unboxed(new)) == forms(unboxed(velocity)) else new
 
 
 def _compressed(state: CompressedState, targets: Targets) -> CompressedState:
@@ -175,18 +168,19 @@ def _compressed(state: CompressedState, targets: Targets) -> CompressedState:
 
 
 def _field(field: CompressedField, storages: ByLeaf, number: int) -> CompressedField:
-    """A field of `compress` in `storages`."""
-    old = leaf_states(field).leaves
-    chosen = [not is_uncompressed(slot) for slot in old]
+    """A field of `compress` in `storages`. Leaves that are in their storage already are not rounded again."""
+    chosen = compressed_leaves(field)
     new = compress_field(storages, decompress_field(field), chosen, number)
-    states = leaf_states(new)
-    for i, (slot, before, after) in enumerate(zip(chosen, old, states.leaves, strict=True)):
-        stored, fresh = stored_velocity(before.parts), stored_velocity(after.parts)
-        if slot and forms(stored) == forms(fresh):
-            # Not rounded again.
-            states.leaves[i] = before._replace(parts=with_stored(after.parts, stored))
-    kept: CompressedField = reboxed(states.joined(), new)
-    return kept
+
+    def kept(place: Place, fresh: CompressedField, old: CompressedField) -> CompressedField:
+        _, i = place
+        if not chosen[i] or forms(stored_velocity(old.parts)) != forms(stored_velocity(fresh.parts)):
+            return fresh
+        return old._replace(parts=with_stored(fresh.parts, stored_velocity(old.parts)))
+
+    each: PyTree = map_field(lambda _, leaf: leaf, field, to=LEAF)
+    same: CompressedField = reboxed(map_field(kept, new, each), new)
+    return same
 
 
 def _is_by_field(storage: object) -> TypeGuard[Mapping[str, AnyStorage]]:

@@ -2,55 +2,49 @@
 
 from collections.abc import Callable, Mapping
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from .. import _checks
-from .._tree import flatten_with_path, to_leaf_states, to_trees
+from .._tree import Place, find_all, map_states
 from .._typing import Number, PyTree
-from ..storage.mixed import codes_of, form_of, stored_velocity
+from ..storage.mixed import leaf_treedef_of, stored_velocity
 from ..storage.protocol import times
-from ..wrappers.fields import CompressedField, is_uncompressed, leaf_states
+from ..transform import MomentumState
+from ..wrappers.fields import CompressedField, is_uncompressed, map_field
 from ..wrappers.selection import SECOND_MOMENTS
 from .selection import Selection, listed
-from .stored import holds_squares, is_momentum_or_field, name_of, owner_of
+from .stored import holds_squares, name_of, owner_of
 
 
 def rescaled_velocity(velocity: PyTree, factor: Number, selection: Selection) -> PyTree:
     """The stored velocities of a `MomentumState` times a number."""
-    codes = codes_of(velocity)
-    if not codes:
-        return velocity
-    layout = jax.tree.structure(form_of(velocity))
-    pairs, treedef = flatten_with_path(codes[0], None)
-    slots = to_leaf_states(velocity, treedef, layout)
-    for i, (path, _) in enumerate(pairs):
-        by = selection.factor(path, factor)
-        slots[i] = slots[i] if by is None else _rescale_of(slots[i])(slots[i], by)
-    return to_trees(slots, treedef, layout)
+
+    def scaled(place: Place, parts: PyTree) -> PyTree:
+        by = selection.factor(place[0], factor)
+        return parts if by is None else _rescale_of(parts)(parts, by)
+
+    return map_states(scaled, velocity, leaf_treedef_of(velocity))
 
 
 def rescaled_field(field: CompressedField, factor: Number, selection: Selection) -> PyTree:
     """A field of `compress` times a number."""
-    slots, layout, treedef = leaf_states(field)
-    paths = [path for path, _ in flatten_with_path(field.plain, None)[0]]
-    for i, (path, slot) in enumerate(zip(paths, slots, strict=True)):
-        by = selection.factor(path, factor)
+
+    def scaled(place: Place, leaf: CompressedField) -> CompressedField:
+        by = selection.factor(place[0], factor)
         if by is None:
-            continue
-        if not is_uncompressed(slot):
-            slots[i] = slot._replace(parts=_rescale_of(slot.parts)(slot.parts, by))
-        elif jnp.issubdtype(slot.plain.dtype, jnp.inexact):
-            slots[i] = slot._replace(plain=times(slot.plain, by))
-    return to_trees(slots, treedef, layout)
+            return leaf
+        if not is_uncompressed(leaf):
+            return leaf._replace(parts=_rescale_of(leaf.parts)(leaf.parts, by))
+        return leaf._replace(plain=times(leaf.plain, by)) if jnp.issubdtype(leaf.plain.dtype, jnp.inexact) else leaf
+
+    return map_field(scaled, field)
 
 
 def factors_of(opt_state: PyTree, factor: "Number | Mapping[str, Number]") -> dict[str, Number]:
     """The factor of each field, checked."""
-    pairs, _ = flatten_with_path(opt_state, is_momentum_or_field)
-    names = {name_of(path, x) for path, x in pairs if is_momentum_or_field(x)}
+    names = {name_of(path, x) for path, x in find_all(opt_state, MomentumState, CompressedField)}
     squares = {name for name in names & SECOND_MOMENTS if _is_squares(opt_state, name)}
     if squares and not isinstance(factor, Mapping):
         raise ValueError(

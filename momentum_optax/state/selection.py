@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import _checks
-from .._tree import slash_path
+from .._paths import slash_path
 from .._typing import KeyPath, Number, PyTree
 
 # True, False or a traced bool for the path of a parameter, such as "dense/kernel".
@@ -16,7 +16,7 @@ Select: TypeAlias = "Callable[[str], bool | jax.Array]"
 
 
 class Selection:
-    """The parameters that `select` is true of; all of them without `select`. Counts the states that were changed."""
+    """The parameters for which `select` is true, all of them if it is None. Counts the states that were changed."""
 
     def __init__(self, select: "Select | None") -> None:
         self._select = select

@@ -4,9 +4,9 @@ import jax
 import optax
 
 from .. import _checks
-from .._tree import find_all, plain, reboxed, to_leaf_states, unboxed
-from .._typing import PyTree, TreeDef
-from ..storage.mixed import codes_of, form_of
+from .._tree import find_all, map_states, plain, reboxed
+from .._typing import PyTree
+from ..storage.mixed import codes_of, leaf_treedef_of, order_of
 from ..transform import MomentumState
 
 
@@ -28,19 +28,13 @@ def velocity(opt_state: optax.OptState) -> tuple[PyTree, ...]:
     return tuple(tree for _, state in find_all(plain(opt_state), MomentumState) for tree in read_velocity(state))
 
 
-def decoded(state: MomentumState) -> list[PyTree]:
-    """The velocities of one bare state as trees."""
-    codes = codes_of(state.velocity)
-    if not codes:
-        return []
-    layout: TreeDef = jax.tree.structure(form_of(state.velocity))
-    treedef: TreeDef = jax.tree.structure(codes[0])
-    decoded = map(type(state.velocity).decode, to_leaf_states(state.velocity, treedef, layout))
-    columns = zip(*decoded, strict=True) if treedef.num_leaves else [()] * len(codes)
-    return [treedef.unflatten(column) for column in columns]
+def decoded(stored: PyTree) -> tuple[PyTree, ...]:
+    """Stored velocities as bare trees."""
+    each = jax.tree.structure((0,) * order_of(stored))
+    return map_states(lambda _, leaf: type(stored).decode(leaf), stored, leaf_treedef_of(stored), to=each)
 
 
 def read_velocity(state: MomentumState) -> list[PyTree]:
     """The velocities of one state as trees, in boxes where the state has them."""
-    trees = decoded(unboxed(state))
+    trees = decoded(state.velocity)
     return [reboxed(tree, codes) for tree, codes in zip(trees, codes_of(state.velocity), strict=True)]

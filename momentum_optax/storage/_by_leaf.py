@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import _checks, _tree
+from .._paths import compiled, first_match, slash_path
 from .._typing import KeyPath, Leaf, PyTree
 from ._float32 import float32
 from .mixed import Layout
@@ -115,15 +116,7 @@ class _ByPattern(ByLeaf):
 
     def at(self, path: KeyPath, leaf: Leaf) -> Storage:
         """The storage of the first pattern that matches."""
-        name = _tree.slash_path(path)
-        for pattern, storage in self.patterns:
-            if pattern.fullmatch(name):
-                return storage
-        tried = _checks.shown([pattern.pattern for pattern, _ in self.patterns])
-        raise ValueError(
-            f"storage must have a pattern that matches the whole of the path {name!r}, got {tried}: add '.*' as the "
-            "last pattern, for all other leaves"
-        )
+        return self.patterns[first_match("storage", (pattern for pattern, _ in self.patterns), path)][1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +132,7 @@ class _ByFunction(ByLeaf):
 
     def at(self, path: KeyPath, leaf: Leaf) -> Storage:
         """The storage that the function returns for the path and the shape and dtype of the leaf."""
-        name = _tree.slash_path(path)
+        name = slash_path(path)
         chosen = self.function(name, jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)))
         try:
             return named(chosen)
@@ -183,7 +176,7 @@ def by_leaf(choice: Patterns | Choose) -> ByLeaf:
         return _ByFunction(choice)
     if not choice:
         raise ValueError("storage must have at least one pattern, such as '.*', got none")
-    return _ByPattern(tuple((_compiled(pattern), named(storage)) for pattern, storage in choice.items()))
+    return _ByPattern(tuple((compiled("storage", pattern), named(storage)) for pattern, storage in choice.items()))
 
 
 def chooser_of(storage: Storage | ByLeaf) -> ByLeaf:
@@ -210,12 +203,3 @@ def layouts_replayed(layouts: Mapping[ByLeaf, list[Layout]]) -> Iterator[None]:
         yield
     finally:
         _REPLAYED.reset(token)
-
-
-def _compiled(pattern: object) -> re.Pattern[str]:
-    if not isinstance(pattern, str):
-        raise TypeError(f"storage must map patterns, regular expressions as strings, got {_checks.shown(pattern)}")
-    try:
-        return re.compile(pattern)
-    except re.error as problem:
-        raise ValueError(f"storage must map regular expressions, got {pattern!r}: {problem}") from None

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from .. import _tree
 from .._export import serializable
-from .._typing import Leaf, Number, PyTree
+from .._typing import Leaf, Number, PyTree, TreeDef
 from .protocol import Storage
 
 
@@ -120,6 +120,11 @@ def form_of(velocity: PyTree) -> PyTree:
     if isinstance(velocity, VelocityByLeaf):
         return VelocityByLeaf({name: form_of(stored) for name, stored in velocity.stored.items()})
     return type(velocity)._make((0,) * len(part) for part in velocity)
+
+
+def leaf_treedef_of(velocity: PyTree) -> TreeDef:
+    """The structure of one leaf of the stored velocities of a tree."""
+    return jax.tree.structure(form_of(velocity))
 
 
 def depth_of(velocity: PyTree) -> int:

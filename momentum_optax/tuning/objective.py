@@ -12,9 +12,8 @@ from .. import _checks
 from .quadratics import Tuning
 
 if TYPE_CHECKING:
-    from .._typing import KeyPath, PyTree, TreeDef
+    from .._typing import KeyPath, PyTree
 
-Array: TypeAlias = "np.ndarray | jax.Array"
 Pair: TypeAlias = tuple[jax.Array, jax.Array]
 # From parameters and batch to a real scalar.
 Loss: TypeAlias = "Callable[[PyTree, PyTree], jax.Array]"
@@ -30,8 +29,7 @@ class Objective:
     def __init__(self, loss: Loss, params: "PyTree", batch: "PyTree") -> None:
         if not callable(loss):
             raise TypeError(f"loss must be a function of params and batch, got {_checks.shown(loss)}")
-        leaves, treedef = cast("tuple[list[PyTree], TreeDef]", jax.tree.flatten(batch))
-        if any(isinstance(x, jax.core.Tracer) for x in (*jax.tree.leaves(params), *leaves)):
+        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((params, batch))):
             raise TypeError("params and batch must have values that are known now, got traced ones")
         self.start, unravel = ravel_pytree(jax.tree_util.tree_map_with_path(_wide, params))
         if self.start.size == 0:
@@ -39,11 +37,11 @@ class Objective:
         if not np.all(np.isfinite(self.start)):
             raise ValueError("params must be finite, got a NaN or an infinity")
         # Numbers and strings may select what the loss computes, so only arrays are arguments of the compiled program.
-        self._arrays = [x if isinstance(x, np.ndarray | jax.Array) else None for x in leaves]
+        self._arrays = jax.tree.map(lambda x: x if isinstance(x, np.ndarray | jax.Array) else None, batch)
 
-        def flat(x: jax.Array, arrays: "list[Array | None]") -> jax.Array:
-            filled = [leaf if array is None else array for leaf, array in zip(leaves, arrays, strict=True)]
-            return loss(unravel(x), treedef.unflatten(filled))
+        def flat(x: jax.Array, arrays: "PyTree") -> jax.Array:
+            filled = jax.tree.map(lambda leaf, array: leaf if array is None else array, batch, arrays)
+            return loss(unravel(x), filled)
 
         out = jax.eval_shape(flat, self.start, self._arrays)
         if not hasattr(out, "dtype") or not jnp.issubdtype(out.dtype, jnp.floating):
@@ -51,7 +49,7 @@ class Objective:
         if out.shape != ():
             raise ValueError(f"loss must give a scalar, got shape {out.shape}")
 
-        def run(x: jax.Array, v: jax.Array, arrays: "list[Array | None]", numbers: Pair, steps: int) -> Pair:
+        def run(x: jax.Array, v: jax.Array, arrays: "PyTree", numbers: Pair, steps: int) -> Pair:
             learning_rate, decay = numbers
 
             def step(_: jax.Array, state: Pair) -> Pair:

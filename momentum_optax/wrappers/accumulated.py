@@ -9,7 +9,7 @@ import optax
 
 from .. import _checks
 from .._export import serializable
-from .._tree import absent
+from .._tree import Leaves, absent
 from .._typing import Count, Number, PyTree
 from ..filters import Filter, velocity_only_readout
 from ..filters.coefficients import Coefficient, PerLeafSchedule, Scalar, is_zero, value_at
@@ -17,7 +17,7 @@ from ..state.mismatch import check_kind
 from ..storage import resolve
 from ..storage._by_leaf import AnyStorage, ByLeaf, chooser_of
 from ..transform import MomentumState, filter_transformation, relative_scales, scale_by_momentum
-from .leaves import Leaves, checked_transformation, where
+from .leaves import checked_transformation, where
 
 
 @serializable
@@ -28,7 +28,7 @@ class AccumulatedState(NamedTuple):
       mini_step: int32 scalar, the number of micro-batches of this cycle so far, as in `optax.MultiSteps`.
       gradient_step: int32 scalar, the number of cycles finished: the step that schedules read.
       momentum: The velocities, with the micro-gradients so far. Its `age` is, for each leaf, twice the number of cycles
-        that the leaf has finished, plus 1 while it holds gradients of a cycle that it has not.
+        that the leaf has finished, plus 1 while it holds gradients of an unfinished cycle.
       rest: The state of `inner`.
     """
 
@@ -46,12 +46,12 @@ def accumulated(
     storage: AnyStorage = "float32",
     debias: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""One step of the optimizer for every k micro-batches, as `optax.MultiSteps`, without its buffer of gradients.
+    r"""One step of the optimizer for every k micro-batches, like `optax.MultiSteps` but without its gradient buffer.
 
     $$ v \leftarrow A v + B g_1 / k, \qquad v \leftarrow v + B g_j / k \quad (j = 2, \ldots, k), \qquad u = p v $$
 
-    After k micro-batches v is the rule's velocity for their mean gradient; before that the update is zero. The numbers
-    are those of MultiSteps up to rounding, with a state smaller by 4 bytes per parameter:
+    After k micro-batches v is the rule's velocity for their mean gradient; before that the update is zero. Updates
+    equal those of MultiSteps up to rounding, with a state smaller by 4 bytes per parameter:
 
         optax.MultiSteps(optax.chain(mo.scale_by_momentum(rule), inner), k)
         mo.accumulated(rule, k, inner)
@@ -75,7 +75,7 @@ def accumulated(
       every_k: k, a whole number of at least 1, a scalar array (traced too) or a schedule of `gradient_step`. It must
         not change within a cycle.
       inner: The transformation that follows the rule in the chain; the identity if None.
-      storage: How velocities are kept, see `scale_by_momentum`.
+      storage: The storage of the velocities, see `scale_by_momentum`.
       debias: As in `scale_by_momentum`.
 
     Returns:
@@ -88,8 +88,8 @@ def accumulated(
 
     Reference:
       Zhang et al., "Adam Accumulation to reduce memory footprints of both activations and gradients for large-scale
-      DNN training", 2023, arXiv:2305.19982, for Adam, whose second moment it makes another one; here the result is the
-      same. `optax.MultiSteps`.
+      DNN training", 2023, arXiv:2305.19982, for Adam, whose second moment then becomes a different one; here the
+      result is the same. `optax.MultiSteps`.
     """
     scale_by_momentum(rule, storage=storage, debias=debias)  # checks the arguments
     if not _checks.is_schedule(every_k) and not _checks.is_scalar_array(every_k):

@@ -9,13 +9,14 @@ import optax
 
 from .. import _checks
 from .._export import serializable
-from .._tree import absent, flatten_with_path, unboxed
-from .._typing import KeyPath, PyTree, TreeDef
+from .._tree import LEAF, Place, absent, find_all, map_children, map_numbered, unboxed
+from .._typing import KeyPath, PyTree
 from ..state.mismatch import ANYTHING, check_state
 from ..storage import resolve
 from ..storage._by_leaf import AnyStorage, chooser_of
 from ..storage.zeros import made_of_zeros
 from .fields import (
+    CompressedField,
     compress_field,
     decompress_field,
     field_name,
@@ -68,7 +69,7 @@ def compress(
       select: Names of fields; or a mapping from names to storages, one for each field or for each leaf of it, see
         `storage.by_leaf`; or a predicate `(path, leaf)`, asked at `init` of each leaf that can be kept, with its key
         path in the state of `tx`.
-      storage: How the chosen fields are kept, as for `scale_by_momentum`. Not used with a mapping from names.
+      storage: The storage of the chosen fields, as for `scale_by_momentum`; ignored if `select` is a mapping.
       second_moments: The names of fields that hold squares. They need relative accuracy, so that a storage must be
         fit for them (its `nonnegative` is true). Adan's `v`, which has either sign, is not among them.
 
@@ -98,20 +99,24 @@ def compress(
         updates: optax.Updates, state: CompressedState, params: optax.Params | None = None, **extra: PyTree
     ) -> tuple[optax.Updates, CompressedState]:
         check_state(state, CompressedState(ANYTHING if chosen.reads_step else None, ANYTHING))
-        pairs, treedef = flatten_with_path(state.inner, is_compressed)
-        chosen.check_state(pairs)
-        decompressed = treedef.unflatten([decompress_field(x) if is_compressed(x) else x for _, x in pairs])
-        out, inner = run.update(updates, decompressed, params, **extra)
-        news = [
-            recompress_field(chosen.storages_at(path), old, new, state.step, i)
-            if is_compressed(old)
-            else in_dtype_of(old, new)
-            for i, ((path, old), new) in enumerate(zip(pairs, treedef.flatten_up_to(inner), strict=True))
-        ]
+        chosen.check_state(find_all(state.inner, CompressedField))
+        out, inner = run.update(updates, _decompressed(state.inner), params, **extra)
+
+        def recompress(place: Place, old: PyTree, new: PyTree) -> PyTree:
+            path, i = place
+            if not is_compressed(old):
+                return in_dtype_of(old, new)
+            return recompress_field(chosen.storages_at(path), old, new, state.step, i)
+
         step = None if state.step is None else optax.safe_increment(state.step)
-        return out, CompressedState(step, treedef.unflatten(news))
+        return out, CompressedState(step, map_numbered(recompress, state.inner, inner, is_leaf=is_compressed))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _decompressed(inner: optax.OptState) -> optax.OptState:
+    """The state of an optimizer as it knows it."""
+    return jax.tree.map(lambda x: decompress_field(x) if is_compressed(x) else x, inner, is_leaf=is_compressed)
 
 
 class _Candidate(NamedTuple):
@@ -155,24 +160,21 @@ def _map_fields(function: Callable[[_Candidate], PyTree], node: _Candidate, para
         raise ValueError("tx must not be compressed already: give select a mapping for fields in several storages")
     if _is_like(node.tree, params):
         return function(node)
-    pairs, treedef = flatten_with_path(node.tree, lambda x: x is not node.tree)
-    if jax.tree_util.treedef_is_leaf(treedef):
-        return node.tree
     is_named = isinstance(node.tree, tuple) and hasattr(node.tree, "_fields")
     owner = type(node.tree).__name__ if is_named else node.owner
-    children = (_Candidate((*node.path, *key), owner, child) for key, child in pairs)
-    return treedef.unflatten([_map_fields(function, child, params) for child in children])
+    return map_children(
+        lambda key, child: _map_fields(function, _Candidate((*node.path, *key), owner, child), params), node.tree
+    )
 
 
 def _is_like(node: PyTree, params: PyTree) -> bool:
     """Whether `node` has the structure of the bare `params`, where leaves and subtrees may be masked."""
-    treedef: TreeDef = jax.tree.structure(unboxed(node), is_leaf=absent)
-    leaf: TreeDef = jax.tree.structure(0)
-    if treedef == leaf:
+    bare = unboxed(node)
+    if jax.tree.structure(bare, is_leaf=absent) == LEAF:
         # A lone leaf fits any tree.
-        return not absent(node) and bool(leaf == jax.tree.structure(params, is_leaf=absent))
+        return not absent(node) and bool(jax.tree.structure(params, is_leaf=absent) == LEAF)
     try:
-        treedef.flatten_up_to(params)
+        jax.tree.map(lambda *_: 0, bare, params, is_leaf=absent)
     except (ValueError, TypeError):
         return False
     return True

@@ -104,16 +104,18 @@ def _check_matrices(tree: PyTree) -> None:
 
 def by_norm(function: ByNorm, updates: optax.Updates, scope: Scope) -> optax.Updates:
     """`function(leaf, largest, root)` for each leaf, where largest times root is the norm of the tree or the leaf."""
-    leaves, treedef = jax.tree.flatten(updates)
-    groups = [leaves] if scope == "tree" else [[x] for x in leaves]
-    out = []
-    for group in groups:
-        wide = [x.astype(arithmetic_dtype(x.dtype)) for x in group]
-        tops = [jnp.max(jnp.abs(x), initial=0.0) for x in wide]
-        top = jnp.max(jnp.stack(tops)) if tops else jnp.float32(0)
-        # Squares of numbers of at most 1 do not overflow, and the largest of them is 1.
-        largest = jnp.where(top > 0, top, 1)
-        squares = sum((jnp.sum(jnp.square(jnp.abs(x / largest))) for x in wide), jnp.zeros([], largest.dtype))
-        root = jnp.sqrt(jnp.where(top > 0, squares, 1))
-        out += [function(w, largest, root).astype(x.dtype) for w, x in zip(wide, group, strict=True)]
-    return jax.tree.unflatten(treedef, out)
+    wide = jax.tree.map(lambda x: x.astype(arithmetic_dtype(x.dtype)), updates)
+    if scope == "tree":
+        norm = _norm(jax.tree.leaves(wide))
+        return jax.tree.map(lambda w, x: function(w, *norm).astype(x.dtype), wide, updates)
+    return jax.tree.map(lambda w, x: function(w, *_norm([w])).astype(x.dtype), wide, updates)
+
+
+def _norm(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """The norm of these leaves as their largest absolute value times the rest."""
+    tops = [jnp.max(jnp.abs(x), initial=0.0) for x in leaves]
+    top = jnp.max(jnp.stack(tops)) if tops else jnp.float32(0)
+    # Squares of numbers of at most 1 do not overflow, and the largest of them is 1.
+    largest = jnp.where(top > 0, top, 1)
+    squares = sum((jnp.sum(jnp.square(jnp.abs(x / largest))) for x in leaves), jnp.zeros([], largest.dtype))
+    return largest, jnp.sqrt(jnp.where(top > 0, squares, 1))

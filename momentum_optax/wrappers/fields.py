@@ -1,13 +1,13 @@
-"""Fields of an optimizer's state in compressed form: `CompressedField`, and the ways into it and out of it."""
+"""`CompressedField`: fields of an optimizer's state in compressed form, their encoding and decoding."""
 
-from collections.abc import Collection
-from typing import NamedTuple, TypeGuard
+from collections.abc import Callable, Collection
+from typing import NamedTuple, TypeGuard, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from .._export import serializable
-from .._tree import boxes_of, flatten_with_path, in_box, path_name, reboxed, to_leaf_states, to_trees, unboxed
+from .._tree import LEAF, Place, boxes_of, in_box, init_leaves, map_states, path_name, reboxed
 from .._typing import Count, Entry, KeyPath, PyTree, TreeDef
 from ..state.mismatch import StateMismatchError, check_leaf
 from ..storage import Storage
@@ -16,6 +16,8 @@ from ..storage.mixed import class_names, codes_of, form_of, places, stored_veloc
 from ..storage.protocol import EncodeContext, encode_context
 from ..storage.slopes import marked, unmarked
 from .initial import encode_initial
+
+New = TypeVar("New")
 
 
 @serializable
@@ -33,31 +35,14 @@ class CompressedField(NamedTuple):
     plain: PyTree
 
 
-class _LeafStates(NamedTuple):
-    """The leaves of a `CompressedField`, each a `CompressedField` of arrays, and the structures that join them.
-
-    Attributes:
-      leaves: One `CompressedField` of arrays for each leaf.
-      leaf_treedef: The structure of each of them.
-      treedef: The structure of the field.
-    """
-
-    leaves: list[CompressedField]
-    leaf_treedef: TreeDef
-    treedef: TreeDef
-
-    def joined(self) -> CompressedField:
-        """The inverse of `leaf_states`, without boxes."""
-        field: CompressedField = to_trees(self.leaves, self.treedef, self.leaf_treedef)
-        return field
+def map_field(function: Callable[..., New], field: CompressedField, *rest: PyTree, to: TreeDef | None = None) -> New:
+    """`_tree.map_states` of a field: its leaves are `CompressedField`s of arrays."""
+    return map_states(function, field, _leaf_treedef(field.parts), *rest, to=to)
 
 
-def leaf_states(field: CompressedField) -> _LeafStates:
-    """The leaves of a field, boxed or not; without boxes."""
-    field = unboxed(field)
-    leaf_treedef: TreeDef = jax.tree.structure(CompressedField(form_of(field.parts), 0))
-    treedef: TreeDef = jax.tree.structure(field.plain)
-    return _LeafStates(to_leaf_states(field, treedef, leaf_treedef), leaf_treedef, treedef)
+def _leaf_treedef(parts: PyTree) -> TreeDef:
+    """The structure of one leaf of a field with these parts."""
+    return jax.tree.structure(CompressedField(form_of(parts), 0))
 
 
 def is_compressed(x: object) -> TypeGuard[CompressedField]:
@@ -66,8 +51,13 @@ def is_compressed(x: object) -> TypeGuard[CompressedField]:
 
 
 def is_uncompressed(leaf: CompressedField) -> bool:
-    """Whether a leaf of a field, one of `leaf_states`, is not compressed."""
+    """Whether a leaf of a field, as `map_field` gives it, is not compressed."""
     return not any(places(leaf.parts))
+
+
+def compressed_leaves(field: CompressedField) -> list[bool]:
+    """For each leaf of a field whether it is compressed."""
+    return jax.tree.leaves(map_field(lambda _, leaf: not is_uncompressed(leaf), field, to=LEAF))
 
 
 def field_name(path: KeyPath) -> str | None:
@@ -82,38 +72,37 @@ def compress_field(
     """The compressed form of the field `tree`.
 
     Args:
-      storages: How its leaves are kept.
+      storages: The storages of its leaves.
       tree: The field.
       chosen: For each leaf whether it is compressed.
       number: Tells the fields of a state apart, for the noise of stochastic rounding.
       zeros: The ids of leaves that are known to be zeros; no program is compiled to encode these.
     """
     layout = storages.layout(tree, 1)
-    paths, treedef = flatten_with_path(unboxed(tree))
-    leaves = []
-    for i, (box, (path, leaf), keep) in enumerate(zip(boxes_of(tree), paths, chosen, strict=True)):
+
+    def init_leaf(place: Place, leaf: jax.Array) -> CompressedField:
+        path, i = place
         one = (1,) * jnp.ndim(leaf)
         # Each array is made separately: two that shared a buffer could not be donated.
-        if keep:
-            storage = storages.at(path, leaf)
-            encoded = storage.init(leaf, 1) if id(leaf) in zeros else encode_initial(storage, (leaf,), number, i)
-            state = CompressedField(layout.holding(encoded, len(one)), jnp.zeros(one, leaf.dtype))
-        else:
-            state = CompressedField(layout.holding(None, len(one)), leaf)
-        leaves.append(in_box(box, state))
-    return _LeafStates(leaves, jax.tree.structure(CompressedField(layout.form, 0)), treedef).joined()
+        if not chosen[i]:
+            return CompressedField(layout.holding(None, len(one)), leaf)
+        storage = storages.at(path, leaf)
+        encoded = storage.init(leaf, 1) if id(leaf) in zeros else encode_initial(storage, (leaf,), number, i)
+        return CompressedField(layout.holding(encoded, len(one)), jnp.zeros(one, leaf.dtype))
+
+    return init_leaves(init_leaf, tree, _leaf_treedef(layout.form))
 
 
 def decompress_field(field: CompressedField) -> PyTree:
     """The field as its optimizer knows it."""
-    leaves, _, treedef = leaf_states(field)
-    boxes = zip(boxes_of(field.plain), boxes_of(codes_of(field.parts)[0]), strict=True)
-    return treedef.unflatten(
-        [
-            in_box(plain, leaf.plain) if is_uncompressed(leaf) else in_box(codes, _decoded(leaf))
-            for leaf, (plain, codes) in zip(leaves, boxes, strict=True)
-        ]
-    )
+    # Where the leaf is in full, so are the names of its box.
+    plain, codes = boxes_of(field.plain), boxes_of(codes_of(field.parts)[0])
+
+    def decompress(place: Place, leaf: CompressedField) -> PyTree:
+        _, i = place
+        return in_box(plain[i], leaf.plain) if is_uncompressed(leaf) else in_box(codes[i], _decoded(leaf))
+
+    return map_field(decompress, field, to=LEAF)
 
 
 def recompress_field(
@@ -121,19 +110,18 @@ def recompress_field(
 ) -> CompressedField:
     """The compressed form of the field `tree`, which replaces `old`; `number` as for `compress_field`."""
     _check_classes(storages, old)
-    states = leaf_states(old)
-    leaves, paths = states.leaves, flatten_with_path(unboxed(old.plain))[0]
-    news = states.treedef.flatten_up_to(unboxed(tree))
-    for i, (leaf, (path, _), new) in enumerate(zip(leaves, paths, news, strict=True)):
+
+    def recompress(place: Place, leaf: CompressedField, new: Entry) -> CompressedField:
+        path, i = place
         if new is None:
-            continue
+            return leaf
         if is_uncompressed(leaf):
-            leaves[i] = leaf._replace(plain=in_dtype_of(leaf.plain, new))
-            continue
+            return leaf._replace(plain=in_dtype_of(leaf.plain, new))
         storage = storages.at(path, new)
         check_leaf(path_name(path), stored_velocity(leaf.parts), storage.state_type)
-        leaves[i] = _encoded(storage, leaf, new, encode_context(storage, new, (step, number, i), (1.0,)))
-    field: CompressedField = reboxed(states.joined(), old)
+        return _encoded(storage, leaf, new, encode_context(storage, new, (step, number, i), (1.0,)))
+
+    field: CompressedField = reboxed(map_field(recompress, old, tree), old)
     return field
 
 

@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from .._export import serializable
-from .._tree import absent, unboxed
-from .._typing import Entry
+from .._tree import Leaves, absent
 from ..storage.protocol import arithmetic_dtype
 from ..storage.rows import row_axes
-from .observed import decoded_velocities, flat, in_full_precision, stored_velocities
+from .observed import decoded_velocities, in_full_precision, stored_velocities
 
 # At most twice this number of elements are summed one by one.
 _LONGEST = 4096
@@ -60,12 +59,7 @@ def measure(step: Step, updates: optax.Updates, state: optax.OptState) -> tuple[
     """The figures of a step from `state`, and whether all velocities were zero before it."""
     out, after = step(state, updates)
     _, exact = step(in_full_precision(state), updates)
-    gradients, treedef = flat(updates)
-
-    def leaves_of(tree: optax.Updates) -> list[Entry]:
-        leaves: list[Entry] = treedef.flatten_up_to(unboxed(tree))
-        return leaves
-
+    gradients = Leaves(updates)
     read = [decoded_velocities(x) for x in (state, after, exact)]
     *codes, wide = ([v.tree for v in stored_velocities(x)] for x in (state, after, exact))
     if [x.dtype for x in jax.tree.leaves(wide)] != [x.dtype for x in jax.tree.leaves(read[0])]:
@@ -73,9 +67,9 @@ def measure(step: Step, updates: optax.Updates, state: optax.OptState) -> tuple[
             "the storage must keep velocities in full where the first of the parts to replace holds them so"
         )
     # For each velocity the leaves of the five trees of `_LeafVelocity`.
-    columns = [tuple(map(leaves_of, trees)) for trees in zip(*read, *codes, strict=True)]
+    columns = [tuple(map(gradients.of, trees)) for trees in zip(*read, *codes, strict=True)]
     rows = []
-    for i, (g, u) in enumerate(zip(gradients, leaves_of(out), strict=True)):
+    for i, (g, u) in enumerate(zip(gradients.values, gradients.of(out), strict=True)):
         if not absent(g):
             rows.append(_leaf_sums(g, u, [_LeafVelocity(*(column[i] for column in leaves)) for leaves in columns]))
     (gg, uu), *each = (sum(row[1:], row[0]) for row in zip(*rows, strict=True))

@@ -8,10 +8,20 @@ import optax
 
 from .. import _checks
 from .._export import serializable
-from .._tree import absent
+from .._tree import Leaves, absent
 from .._typing import Condition, Count, Entry, Number, PyTree
 from ..state.mismatch import check_kind
-from .leaves import SCOPES, Leaves, Scope, check_scope, checked_transformation, counted, flags, where
+from .leaves import (
+    SCOPES,
+    Scope,
+    broadcast,
+    check_scope,
+    checked_transformation,
+    counted,
+    flags,
+    select,
+    where,
+)
 from .spikes import DEFAULTS, Limits, Spikes, all_of, checked_limits, judge_leaves, judge_tree, no_spikes
 
 
@@ -65,7 +75,7 @@ def guarded(
 
     Old and new state are selected elementwise, without the branches of a `lax.cond`, so that it works under `vmap` and
     can be fused with the step. XLA's CPU backend still makes temporary copies of what the selection reads and replaces.
-    Unlike `optax.apply_if_finite` it never gives up on NaN.
+    Unlike `optax.apply_if_finite` it never accepts a non-finite step, however many occur in a row.
 
     Under float16 loss scaling, put it around the part of the chain that receives the unscaled gradients, and halve the
     scale where `finite` of the state is False: infinity divided by a finite scale is still infinite. Only the guarded
@@ -146,9 +156,9 @@ def _guarded(
         if scope == "leaf":
             updates = leaves.to_tree(_zero_unless(each, leaves.values), updates)
         out, inner = tx.update(updates, state.inner, params, **extra)
-        kept = leaves.select(each, shared, inner, state.inner)
+        kept = select(leaves, each, shared, inner, state.inner)
         out = leaves.to_tree(_zero_unless(each, leaves.of(out)), out)
-        taken = shared if scope == "tree" else leaves.broadcast(each, state.finite)
+        taken = shared if scope == "tree" else broadcast(leaves, each, state.finite)
         skipped = jax.tree.map(lambda n, ok: counted(n, ~ok), state.skipped, taken)
         return out, state._replace(inner=kept, skipped=skipped, **news)
 
@@ -165,7 +175,7 @@ def _judged(
     """Whether each leaf takes the step, and the new fields `finite` and `spikes` of the state."""
     finite: list[Condition] = [True if absent(g) else jnp.all(jnp.isfinite(g)) for g in leaves.values]
     whole = all_of(finite)
-    news: dict[str, PyTree] = {"finite": whole if scope == "tree" else leaves.broadcast(finite, state.finite)}
+    news: dict[str, PyTree] = {"finite": whole if scope == "tree" else broadcast(leaves, finite, state.finite)}
     if limits is None or not isinstance(state, SpikeGuardedState):
         return ([whole] * len(finite) if scope == "tree" else finite), news
     if scope == "tree":

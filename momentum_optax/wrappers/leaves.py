@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from .. import _checks
-from .._tree import absent, boxes_of, content, in_box, reboxed, unboxed
-from .._typing import Condition, DType, Entry, KeyPath, Leaf, Number, PyTree, TreeDef
+from .._tree import LEAF, Leaves, absent, init_leaves, reboxed, unboxed
+from .._typing import Condition, DType, Entry, KeyPath, Leaf, Number, PyTree
 from ..state.mismatch import StateMismatchError
 from ..storage.protocol import arithmetic_dtype
 from .figures import Figures
@@ -19,67 +19,38 @@ Scope: TypeAlias = Literal["tree", "leaf"]
 SCOPES = ("tree", "leaf")
 
 
-class Leaves:
-    """The leaves of a tree of gradients, None and masked ones among them, and the parts of states that belong to them.
+def broadcast(leaves: Leaves, each: list[Condition], like: PyTree) -> PyTree:
+    """The entries of `each`, one for each leaf, in the shapes of the tree `like`; absent entries stay absent."""
+    pairs = zip(each, leaves.of(like), strict=True)
+    return leaves.to_tree([x if absent(x) else jnp.broadcast_to(e, x.shape) for e, x in pairs], like)
 
-    Attributes:
-      values: The leaves, without boxes.
-      treedef: The structure of the bare tree.
+
+def select(
+    leaves: Leaves, each: list[Condition], shared: Condition, new: optax.OptState, old: optax.OptState
+) -> optax.OptState:
+    """The state `new` where the condition of a leaf holds, else `old`, with all that belongs to the leaf.
+
+    A subtree of the parameters' structure belongs to the leaves, everything else to `shared`, as the measurements of
+    `monitor` do. A condition that is True or False when traced reads no value.
     """
 
-    def __init__(self, updates: optax.Updates) -> None:
-        treedef: TreeDef
-        self.values: list[Entry]
-        self.values, treedef = jax.tree.flatten(unboxed(updates), is_leaf=absent)
-        self.treedef = treedef
+    def pick(path: KeyPath, a: PyTree, b: PyTree) -> PyTree:
+        if leaves.fit(a):
+            rows = zip(each, leaves.of(b), leaves.of(a), strict=True)
+            return leaves.to_tree([x if absent(x) else where(ok, y, x) for ok, y, x in rows], a)
+        if isinstance(a, Figures | Memory):
+            return jax.tree.map(lambda x, y: where(shared, y, x), a, b)
+        if isinstance(shared, bool) and jnp.ndim(a) > 0:
+            raise ValueError(
+                f"scope must be 'tree' for a state with arrays that belong to no single leaf, got 'leaf' and "
+                f"state{jax.tree_util.keystr(path)} of shape {jnp.shape(a)}"
+            )
+        return where(shared, b, a)
 
-    def of(self, tree: PyTree) -> list[Entry]:
-        """The leaves of a tree of the same structure, boxed or not."""
-        found: list[Entry] = self.treedef.flatten_up_to(unboxed(tree))
-        return found
-
-    def to_tree(self, each: list[Entry], like: PyTree) -> PyTree:
-        """The tree with these leaves, in the boxes of `like`."""
-        return reboxed(self.treedef.unflatten(each), like)
-
-    def without_none(self) -> PyTree:
-        """The gradients with a scalar for each None, so that `init` makes a state for every leaf."""
-        return self.treedef.unflatten([jnp.zeros([]) if g is None else g for g in self.values])
-
-    def broadcast(self, each: list[Condition], like: PyTree) -> PyTree:
-        """The entries of `each` in the shapes of the tree `like`; absent entries stay absent."""
-        pairs = zip(each, self.of(like), strict=True)
-        return self.to_tree([x if absent(x) else jnp.broadcast_to(e, x.shape) for e, x in pairs], like)
-
-    def select(
-        self, each: list[Condition], shared: Condition, new: optax.OptState, old: optax.OptState
-    ) -> optax.OptState:
-        """The state `new` where the condition of a leaf holds, else `old`, with all that belongs to the leaf.
-
-        A subtree of the parameters' structure belongs to the leaves, everything else to `shared`, as the measurements
-        of `monitor` do. A condition that is True or False when traced reads no value.
-        """
-
-        def pick(path: KeyPath, a: PyTree, b: PyTree) -> PyTree:
-            if self._is_ours(a):
-                rows = zip(each, self.of(b), self.of(a), strict=True)
-                return self.treedef.unflatten([x if absent(x) else where(ok, y, x) for ok, y, x in rows])
-            if isinstance(a, Figures | Memory):
-                return jax.tree.map(lambda x, y: where(shared, y, x), a, b)
-            if isinstance(shared, bool) and jnp.ndim(a) > 0:
-                raise ValueError(
-                    f"scope must be 'tree' for a state with arrays that belong to no single leaf, got 'leaf' and "
-                    f"state{jax.tree_util.keystr(path)} of shape {jnp.shape(a)}"
-                )
-            return where(shared, b, a)
-
-        picked = jax.tree_util.tree_map_with_path(
-            pick, unboxed(old), unboxed(new), is_leaf=lambda x: isinstance(x, Figures | Memory) or self._is_ours(x)
-        )
-        return reboxed(picked, old)
-
-    def _is_ours(self, node: PyTree) -> bool:
-        return bool(jax.tree.structure(node, is_leaf=absent) == self.treedef)
+    picked = jax.tree_util.tree_map_with_path(
+        pick, unboxed(old), unboxed(new), is_leaf=lambda x: isinstance(x, Figures | Memory) or leaves.fit(x)
+    )
+    return reboxed(picked, old)
 
 
 def where(condition: Condition, new: jax.Array, old: jax.Array) -> jax.Array:
@@ -99,18 +70,17 @@ def flags(scope: Scope, params: optax.Params, value: Number, dtype: DType) -> Py
 
 def one_per_leaf(params: optax.Params, make: Callable[[Leaf], jax.Array]) -> PyTree:
     """A tree like the parameters of what `make` makes of each, in boxes that fit."""
-    treedef: TreeDef = jax.tree.structure(unboxed(params))
-    return treedef.unflatten([in_box(box, make(content(box))) for box in boxes_of(params)])
+    return init_leaves(lambda _, leaf: make(leaf), params, LEAF)
 
 
 def check_scope(scope: Scope, counts: PyTree, leaves: Leaves) -> None:
     """Raise unless the counts of a state have the form that `flags` gives them."""
-    wanted = leaves.treedef if scope == "leaf" else jax.tree.structure(0)
+    wanted = leaves.treedef if scope == "leaf" else LEAF
     if jax.tree.structure(counts, is_leaf=absent) != wanted:
         has = "one count for each leaf" if scope == "tree" else "one count for all leaves"
         raise StateMismatchError(
             f"the state has {has}, and this optimizer scope={scope!r}: mo.convert(opt_state, storage, "
-            "like=tx.init(params)) begins to count anew"
+            "like=tx.init(params)) restarts the counts"
         )
 
 

@@ -8,13 +8,13 @@ import optax
 
 from .. import _checks
 from .._export import serializable
-from .._tree import absent
+from .._tree import Leaves, absent
 from .._typing import PyTree
 from ..filters import Filter
 from ..filters.fingerprints import difference, fingerprint, noted
 from ..state.mismatch import ANYTHING, check_state
 from .figures import Figures, Step, measure, no_figures
-from .observed import check_observable, flat, only_momentum, stored_velocities
+from .observed import check_observable, only_momentum, stored_velocities
 from .rule_memory import Memory, advance, no_memory
 
 
@@ -129,7 +129,7 @@ def _monitor(
             return out, after
 
         inner, figures, memory = state.inner, state.figures, state.memory
-        if any(not absent(g) for g in flat(updates)[0]):
+        if any(not absent(g) for g in Leaves(updates).values):
             figures, empty = _measured_when_due(step, updates, state, every)
             if rule is not None and memory is not None:
                 memory = advance(rule, memory, empty, only_momentum(inner), state.step)

@@ -10,7 +10,7 @@ import optax
 
 from .. import _checks
 from .._export import serializable
-from .._tree import absent
+from .._tree import Leaves, absent, unboxed
 from .._typing import Condition, Entry, Number, PyTree
 from ..filters import Filter
 from ..filters.coefficients import is_zero, value_at
@@ -22,13 +22,14 @@ from ..storage.protocol import arithmetic_dtype
 from ..transform import MomentumState, scale_by_momentum
 from .leaves import (
     SCOPES,
-    Leaves,
     Scope,
+    broadcast,
     check_scope,
     checked_transformation,
     counted,
     flags,
     scalar_loss,
+    select,
     where,
 )
 
@@ -72,17 +73,17 @@ def adaptive_restart(
       test: `"gradient"` or `"function"`.
       scope: `"tree"`: one test for all parameters. `"leaf"`, for the gradient test: each leaf has its own and restarts
         alone; the step that schedules read is shared and not reset.
-      storage: How velocities are kept, see `scale_by_momentum`. In few bits it learns its scale again after a restart,
-        as at the start.
+      storage: The storage of the velocities, see `scale_by_momentum`. A low-bit storage learns its scale again
+        after a restart, as at the start.
 
     Returns:
       A transformation whose state is a `RestartState`. A leaf whose gradient is None takes no part and keeps its
-      velocity. A test of NaN is not met.
+      velocity. A test that evaluates to NaN does not trigger a restart.
 
     Raises:
-      TypeError: If `rule` is no `Filter`; at `update` if the function test gets no `value`.
-      ValueError: If there is no such test, scope or storage, or the function test is asked of a leaf; at `update` if
-        `value` has axes.
+      TypeError: If `rule` is not a `Filter`; at `update` if the function test gets no `value`.
+      ValueError: If there is no such test, scope or storage, or the function test is combined with `scope="leaf"`; at
+        `update` if `value` has axes.
 
     Reference:
       O'Donoghue and Candes, "Adaptive restart for accelerated gradient schemes", Found. Comput. Math. 2015,
@@ -128,8 +129,8 @@ def scheduled_restart(
         check_state(state, RestartState(ANYTHING, ANYTHING, np.int32(0)))
         begin = jnp.logical_and(value_at(age, state.last) == 0, state.last > 0)
         leaves = Leaves(updates)
-        fresh = tx.init(leaves.without_none() if params is None else params)
-        inner = leaves.select([False if absent(g) else begin for g in leaves.values], begin, fresh, state.inner)
+        fresh = tx.init(_without_none(updates) if params is None else params)
+        inner = select(leaves, [False if absent(g) else begin for g in leaves.values], begin, fresh, state.inner)
         out, inner = run.update(updates, inner, params, **extra)
         return out, RestartState(inner, counted(state.restarts, begin), optax.safe_increment(state.last))
 
@@ -155,7 +156,7 @@ def _function_restart(tx: optax.GradientTransformationExtraArgs) -> optax.Gradie
         uphill = loss > state.last
         leaves = Leaves(updates)
         each = [False if absent(g) else uphill for g in leaves.values]
-        inner = leaves.select(each, uphill, tx.init(leaves.without_none()), state.inner)
+        inner = select(leaves, each, uphill, tx.init(_without_none(updates)), state.inner)
         out, inner = tx.update(updates, inner, params, value=value, **extra)
         return out, RestartState(inner, counted(state.restarts, uphill), loss)
 
@@ -190,13 +191,18 @@ def _gradient_restart(
             slopes = [None if x is None else total for x in slopes]
         uphill = [False if x is None else x < 0 for x in slopes]
         shared = _any(uphill) if scope == "tree" or len(uphill) == 1 else False
-        inner = leaves.select(uphill, shared, tx.init(leaves.without_none()), inner)
+        inner = select(leaves, uphill, shared, tx.init(_without_none(updates)), inner)
         pairs = zip(leaves.of(out), landed, uphill, strict=True)
         out = leaves.to_tree([u if d is None else where(up, d, u) for u, d, up in pairs], out)
-        fired = shared if scope == "tree" else leaves.broadcast(uphill, state.restarts)
+        fired = shared if scope == "tree" else broadcast(leaves, uphill, state.restarts)
         return out, RestartState(inner, jax.tree.map(counted, state.restarts, fired), None)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _without_none(updates: optax.Updates) -> optax.Updates:
+    """The bare gradients with a scalar for each None, so that `init` makes a state for every leaf."""
+    return jax.tree.map(lambda g: jnp.zeros([]) if g is None else g, unboxed(updates), is_leaf=absent)
 
 
 def _displacements(rule: Filter, leaves: Leaves, state: MomentumState) -> list[Entry | float]:

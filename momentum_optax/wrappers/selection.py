@@ -40,7 +40,7 @@ class Selection:
     Attributes:
       by_field: The storages of each selected field; None with a predicate.
       predicate: Selects leaves; None with names of fields.
-      storages: Those of the leaves that the predicate selects.
+      storages: The storages of the leaves that the predicate selects.
       second_moments: Names of fields that hold squares.
     """
 

@@ -9,10 +9,10 @@ import optax
 
 from .. import _checks
 from .._export import serializable
-from .._tree import absent
+from .._tree import Leaves, absent
 from .._typing import Condition, Count, DType, Leaf, Number, PyTree
 from ..storage.protocol import arithmetic_dtype
-from .leaves import Leaves, Scope, counted, flags, one_per_leaf, scalar_loss, squared_norm
+from .leaves import Scope, counted, flags, one_per_leaf, scalar_loss, squared_norm
 
 
 @serializable
@@ -132,16 +132,16 @@ def _judged(limits: Limits, size: jax.Array, finite: Condition, old: Spikes) -> 
     compared = (old.accepted >= warmup) & (old.mean > 0)
     # Negated, so that a size that is not finite is a spike.
     spike = finite & compared & ~(size <= ratio * old.mean)
-    anew = spike & (old.consecutive >= most)
-    skip = spike & ~anew
+    new_level = spike & (old.consecutive >= most)
+    skip = spike & ~new_level
     taken = finite & ~skip
     enters = taken & jnp.isfinite(size)
-    weight = decay * jnp.where(anew, 0, old.weight) + (1 - decay)
-    mean = jnp.where(anew, size, old.mean + (1 - decay) / weight * (size - old.mean))
+    weight = decay * jnp.where(new_level, 0, old.weight) + (1 - decay)
+    mean = jnp.where(new_level, size, old.mean + (1 - decay) / weight * (size - old.mean))
     return taken, Spikes(
         count=counted(old.count, skip),
         consecutive=jnp.where(taken, 0, counted(old.consecutive, skip)),
-        accepted=jnp.where(enters, optax.safe_increment(jnp.where(anew, 0, old.accepted)), old.accepted),
+        accepted=jnp.where(enters, optax.safe_increment(jnp.where(new_level, 0, old.accepted)), old.accepted),
         weight=jnp.where(enters, weight, old.weight),
         mean=jnp.where(enters, mean, old.mean),
     )

@@ -9,11 +9,11 @@ import numpy as np
 import optax
 
 from .. import _checks
-from .._tree import absent, find_all, unboxed
+from .._tree import Leaves, absent, find_all, unboxed
 from .._typing import DType
 from .figures import Figures
 from .monitor import MonitorState
-from .observed import Codes, flat, stored_velocities
+from .observed import Codes, stored_velocities
 
 
 def telemetry(opt_state: optax.OptState) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def _numbers(state: MonitorState) -> dict[str, Any]:
 def _sizes(state: optax.OptState, velocities: list[Codes]) -> dict[str, float]:
     """The bytes of a state, and over the number of its parameters with a velocity, if there are any."""
     total = sum(x.size * _bits(x.dtype) / 8 for x in jax.tree.leaves(state))
-    sizes = zip(*([0 if absent(x) else x.size for x in flat(v.tree)[0]] for v in velocities), strict=True)
+    sizes = zip(*([0 if absent(x) else x.size for x in Leaves(v.tree).values] for v in velocities), strict=True)
     parameters = sum(map(max, sizes))
     return {"bytes": total} | ({"bytes_per_parameter": total / parameters} if parameters else {})
 

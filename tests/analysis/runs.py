@@ -20,7 +20,7 @@ def run(rule, rate, gradient, start, steps):
         x, state = carry
         u, state = tx.update(gradient(x, t), state, x)
         x = mo.apply_updates(x, -rate * u)
-        return (x, state), (x, mo.eval_params(rule, state, x, rate))
+        return (x, state), (x, x if state.lookahead is None else mo.eval_params(state, x, rate))
 
     _, points = jax.jit(lambda x: jax.lax.scan(step, (x, tx.init(x)), jnp.arange(steps)))(start)
     return [np.concatenate([np.asarray(start)[None], np.asarray(p)]) for p in points]

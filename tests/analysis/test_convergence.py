@@ -18,7 +18,7 @@ KAPPAS = (10.0, 100.0, 1e4)
 UNSETTLED = {"nadam_mix", "schedule_free"}
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @every_rule
 def test_predicted_and_measured_contraction_agree_within_one_percent(rule, x64):
     r = RULES[rule]()
@@ -41,7 +41,7 @@ def test_predicted_and_measured_contraction_agree_within_one_percent(rule, x64):
     assert measured == pytest.approx(predicted, rel=0.01)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @every_rule
 def test_the_run_converges_below_the_stability_limit_and_diverges_above(rule, x64):
     r = RULES[rule]()
@@ -147,6 +147,7 @@ def test_the_worst_contraction_over_a_spectrum_is_the_theorys(name, kappa):
     assert tuned.contraction == pytest.approx(expected(kappa), rel=1e-12)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", TUNED)
 def test_the_worst_contraction_is_that_of_a_run(name, x64):
     tune, expected = TUNED[name]

@@ -35,10 +35,48 @@ def test_scheduled_rules_and_those_of_many_velocities_have_a_plot(rule, tmp_path
     assert (tmp_path / "rule.png").stat().st_size > 5000
 
 
+def test_several_rules_are_drawn_over_each_other_each_with_its_rate():
+    pytest.importorskip("matplotlib")
+    known = {"ball": rules.heavy_ball(0.9), "Nesterov": rules.nesterov(0.8), "Lookahead": rules.lookahead(5, 0.5)}
+    rates = {"ball": 0.1, "Nesterov": 0.3, "Lookahead": 0.5}
+    figure = analysis.plot(known, learning_rate=rates, L=2.0, mu=0.02, steps=50)
+    impulse, passed, rate, run_axes = figure.axes
+    for one, line in zip(known, impulse.lines, strict=True):
+        assert line.get_label() == one
+        np.testing.assert_allclose(line.get_ydata(), analysis.impulse_response(known[one], len(line.get_xdata())))
+    for one, line in zip(("ball", "Nesterov"), rate.lines, strict=False):
+        x, y = line.get_data()
+        np.testing.assert_allclose(y, analysis.spectral_radius(known[one], rates[one], x))
+    for one, line in zip(known, run_axes.lines, strict=True):
+        errors = abs(analysis.error_curve(known[one], rates[one], np.array([0.02, 0.2, 2.0]), 50))
+        np.testing.assert_allclose(line.get_ydata(), errors.max(1), rtol=1e-9)
+    assert len(passed.lines) == 2
+    assert len({line.get_color() for line in run_axes.lines}) == 3
+    notes = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert notes == ["Lookahead depends on the step"] * 2
+
+
 BALL = rules.heavy_ball(0.9)
 
 
 ERRORS = [
+    (lambda: analysis.plot({}, learning_rate=0.1, L=1.0, mu=0.1), ValueError, "mapping of up to 6, got 0"),
+    (
+        lambda: analysis.plot(dict.fromkeys("abcdefg", BALL), learning_rate=0.1, L=1.0, mu=0.1),
+        ValueError,
+        "mapping of up to 6, got 7",
+    ),
+    (
+        lambda: analysis.plot({"a": BALL}, learning_rate={"b": 0.1}, L=1.0, mu=0.1),
+        ValueError,
+        r"names of the rules, \['a'\], got \['b'\]",
+    ),
+    (
+        lambda: analysis.plot({"a": BALL}, learning_rate={"a": 0.0}, L=1.0, mu=0.1),
+        ValueError,
+        r"learning_rate\['a'\] must be in \(0, inf\), got 0.0",
+    ),
+    (lambda: analysis.plot({"a": 0.9}, learning_rate=0.1, L=1.0, mu=0.1), TypeError, "rule must be a Filter"),
     (lambda: analysis.plot(BALL, learning_rate=0.1, L=1.0, mu=2.0), ValueError, r"mu must be in \(0, 1.0\]"),
     (lambda: analysis.plot(BALL, learning_rate=0.1, L=1.0, mu=0.1, steps=0), ValueError, "steps must be at least 1"),
 ]

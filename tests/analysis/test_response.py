@@ -48,7 +48,7 @@ def test_half_lives_that_are_often_quoted():
 SETTLING = [name for name in RULES if name not in ("chebyshev", "schedule_free", "nadam_mix")]
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("rule", SETTLING)
 def test_the_filters_numbers_are_those_of_the_transformation(rule, x64):
     r = RULES[rule]()

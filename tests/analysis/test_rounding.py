@@ -26,6 +26,7 @@ def test_where_an_average_stalls(decay, velocity):
     assert float(mo.velocity(state)[0]) == pytest.approx(velocity, abs=6e-4)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("rule", [rules.ema(0.9), rules.nesterov(0.99), rules.aggregated((0.0, 0.9, 0.99))])
 def test_the_noise_of_rounding_is_at_most_what_is_predicted(rule):
     # Spacings are between half of the widest and the widest, for evenly spread logarithms 0.74 of it in the mean.

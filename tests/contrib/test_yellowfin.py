@@ -312,6 +312,7 @@ def test_a_compiled_step_keeps_types_compiles_once_resumes_and_donates(storage):
     assert step._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_every_argument_acts_and_may_be_traced_where_it_is_a_number():
     signal = jax.tree.map(lambda g: g[:12], STACKED)
     run = jax.jit(jax.vmap(lambda decay: scanned(mo.contrib.scale_by_yellowfin(decay, 5), signal)[1][0]["b"][-1]))

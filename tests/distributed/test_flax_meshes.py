@@ -52,7 +52,7 @@ def same_split(a, b):
     return a.sharding.is_equivalent_to(b.sharding, a.ndim)
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "tx",
     [

@@ -88,7 +88,7 @@ def assert_bit_equal(a, b):
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
 
 
-@pytest.mark.one_in(8)
+@pytest.mark.one_in(16)
 @every_layout
 @every_optimizer
 def test_a_split_state_is_that_of_one_device_bit_for_bit(name, layout):

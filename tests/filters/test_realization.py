@@ -36,6 +36,16 @@ def test_an_update_is_read_from_the_new_velocities_where_that_saves_multiplicati
         np.testing.assert_allclose(found[0] * (found[1] @ B + found[2]), D, rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [mo.heavy_ball(lambda t: 0.9), mo.heavy_ball(0.9, dampening=0.1, first_step="gradient"), mo.ema(jnp.array(0.9))],
+)
+def test_an_update_that_is_known_to_be_a_new_velocity_is_read_from_it(rule):
+    assert post_write_form(rule) == (1.0, (1.0,), 0.0)
+    assert post_write_form(rule.at(3)) == (1.0, (1.0,), 0.0)
+
+
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("off", [1e-6, -1e-6, 1e-9])
 def test_a_coefficient_that_is_nearly_one_is_not_taken_for_one(off, x64):
     signal = np.random.default_rng(0).normal(size=20)

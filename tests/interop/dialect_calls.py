@@ -1,4 +1,4 @@
-"""Runs of a dialect by given gradients, and the arguments that the table of `dialects.py` leaves out."""
+"""Runs of a dialect by given gradients."""
 
 import inspect
 
@@ -13,14 +13,6 @@ STEPS = 40
 
 
 START = np.array([1.0, -0.7, 1.9, 0.4])
-
-
-# One allowed value only: everything else is refused.
-FIXED = {("caffe_sgd", "regularization_type")}
-
-
-# How PyTorch computes: arguments that change no number, there or here.
-IGNORED = {"foreach", "differentiable", "fused", "capturable"}
 
 
 every = pytest.mark.parametrize("name", CALLS)

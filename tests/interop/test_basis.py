@@ -22,7 +22,7 @@ def constant_rules():
             yield name
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("name", list(constant_rules()))
 def test_a_rule_goes_on_in_other_velocities(name, x64):
     rule = RULES[name]().pruned()
@@ -74,7 +74,7 @@ RECIPES = [
 ]
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(("source", "target"), list(itertools.permutations(RECIPES, 2)), ids=lambda r: r.dialect)
 def test_dialects_take_over_from_each_other(source, target):
     one, two = source.transformation(), target.transformation()

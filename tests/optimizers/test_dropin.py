@@ -60,7 +60,7 @@ GRID = [
 ]
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(("rate", "momentum", "nesterov", "dtype"), GRID)
 def test_sgd_is_optax_s_over_its_whole_option_grid(rate, momentum, nesterov, dtype):
     arguments = (rate, momentum, nesterov, dtype)

@@ -174,7 +174,7 @@ def test_defaults_are_traced_and_need_no_parameters(name):
     assert avals(after) == avals(state)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @thinned
 def test_the_steps_at_injected_defaults_are_those_at_defaults(name, x64):
     required = {key: ROWS[name].numbers[key] for key in ROWS[name].required}
@@ -186,7 +186,7 @@ def test_the_steps_at_injected_defaults_are_those_at_defaults(name, x64):
     assert set(state.hyperparams) <= set(ROWS[name].numbers)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @every
 def test_numbers_are_injected_and_act_when_they_change(name, x64):
     numbers = ROWS[name].numbers
@@ -221,6 +221,7 @@ def test_schedules_are_injected_as_the_optimizer_itself_takes_them(name, x64):
     assert set(state.hyperparams) == set(row.numbers)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", RULES)
 def test_a_rule_as_momentum_stays_a_rule(name, x64):
     _, gradients = signal()

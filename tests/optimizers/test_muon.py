@@ -29,6 +29,7 @@ def newton_schulz_rounding(rows, columns):
     return error
 
 
+@pytest.mark.slow
 def test_muon_with_optax_s_debiasing_is_optax_s_over_a_hundred_steps(x64):
     params = jax.tree.map(lambda x: jnp.ones(x.shape, jnp.float64), MATRICES)
     ours = final(mo.muon(0.02, mo.nadam_mix(0.9, psi=1e6), weight_decay=0.1), params)

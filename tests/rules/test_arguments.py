@@ -75,7 +75,18 @@ def test_a_string_is_no_number(rule, name):
         BY_RULE[rule].make(**{name: "0.9"})
 
 
-@pytest.mark.parametrize(("rule", "name"), [("aggregated_exponential", "count"), ("grokfast_average", "window")])
+@pytest.mark.parametrize(
+    ("rule", "name"),
+    [
+        ("aggregated_exponential", "count"),
+        ("grokfast_average", "window"),
+        ("lookahead", "period"),
+        ("outer_nesterov", "period"),
+        ("optimized_gradient", "steps"),
+        ("optimized_gradient_norm", "steps"),
+        ("schedule_free", "warmup_steps"),
+    ],
+)
 def test_a_fraction_is_no_whole_number(rule, name):
     for value in (2.5, math.nan, lambda step: 3):
         with pytest.raises(TypeError, match=name):

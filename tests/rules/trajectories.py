@@ -43,7 +43,7 @@ def closed_loop(rule, rate, steps, *, evaluate=False):
     def step(x, state, g):
         u, state = tx.update(g, state)
         x = x - rate * u
-        return x, state, mo.eval_params(rule, state, x, rate) if evaluate else None
+        return x, state, mo.eval_params(state, x, rate) if evaluate else None
 
     x, state = START, tx.init(jnp.asarray(START))
     stored, evaluated = [], []

@@ -37,7 +37,7 @@ WRAPPED = {
 }
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", WRAPPED)
 def test_velocities_are_found_in_any_state(name):
     tx = WRAPPED[name]()

@@ -90,7 +90,7 @@ def test_debiasing_can_be_left_out_and_not_added():
         mo.convert(state, "float32", like=debiased.init(PARAMS))
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", ["guarded", "monitor", "monitor_rule", "restart_steps", "injected", "masked"])
 def test_what_is_put_around_or_taken_off_changes_nothing(name):
     plain, wrapped = made("float32")[0], made(name)[0]

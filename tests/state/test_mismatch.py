@@ -10,7 +10,7 @@ import momentum_optax as mo
 from momentum_optax.state.mismatch import StateMismatchError
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("new", FAST)
 def test_each_state_is_taken_or_refused_in_a_sentence_and_goes_on_once_converted(new):
     for old in FAST:
@@ -32,7 +32,7 @@ def test_what_optax_wraps_goes_on_once_converted(new):
         assert outcome(tx, converted) is None, old
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("new", [*APART, "float32", "guarded", "accumulated", "storm"])
 def test_what_cannot_become_the_other_is_refused_twice_in_a_sentence(new):
     tx = made(new)[0]
@@ -51,7 +51,7 @@ def test_what_cannot_become_the_other_is_refused_twice_in_a_sentence(new):
         assert len(str(error.value)) < 300
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", ["optax_sgd", "optax_ema", "optax_lion", "adam"])
 @pytest.mark.parametrize("ours", ["float32", "ema", "lion", "storm", "guarded", "restart", "monitor"])
 def test_optax_states_name_the_function_that_takes_their_velocity(name, ours):
@@ -70,7 +70,7 @@ def without_names(state):
     return {k: without_names(x) for k, x in state.items()} if isinstance(state, dict) else state
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", sorted(ONE_VELOCITY.keys() - {"no_momentum"}))
 def test_a_state_restored_without_its_classes_names_the_call_that_gives_them_back(name):
     tx, state = made(name)
@@ -101,7 +101,7 @@ OTHER_TABLES = {
 }
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("call", ["read", "update", "flush"])
 @pytest.mark.parametrize("name", OTHER_TABLES)
 def test_a_table_refuses_the_state_of_another_optimizer_in_a_sentence(name, call):

@@ -12,6 +12,7 @@ import momentum_optax as mo
 
 
 # int4 shares its layout with int8, which takes seconds.
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     "storage", [pytest.param(name, marks=pytest.mark.slow) if name == "int8" else name for name in STORAGES]
 )

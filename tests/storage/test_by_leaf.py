@@ -22,7 +22,7 @@ NEAREST = mo.storage.bfloat16("nearest")
 # The leaves of the parameters with the storage of each; in the order of their paths.
 STORAGES = {"embed/table": NEAREST, "head": "float32", "layers/0/kernel": INT8, "layers/1/kernel": INT8}
 PARAMS = {
-    "embed": {"table": jnp.ones((8, 128))},
+    "embed": {"table": jnp.ones((4, 128))},
     "head": jnp.ones((4, 128)),
     "layers": [{"kernel": jnp.ones((2, 128))}, {"kernel": jnp.ones((2, 128))}],
 }
@@ -97,6 +97,7 @@ def test_each_leaf_is_kept_as_if_all_were_in_its_storage(make, choice):
     ]
 
 
+@pytest.mark.slow
 def test_the_noise_of_two_leaves_with_equal_gradients_differs():
     tx = heavy_ball({"layers/0/.*": "bfloat16", "layers/1/.*": mo.storage.bfloat16(), ".*": "float32"})
     g = jax.tree.map(lambda p: jnp.broadcast_to(jnp.linspace(0.1, 1, 128) / 3, p.shape), PARAMS)
@@ -204,13 +205,13 @@ def test_what_is_wrong_raises_before_the_first_step(choice, error, message):
 
 def test_a_leaf_in_another_storage_raises_with_its_path():
     for make in (heavy_ball, compressed):
-        state = make({"head": "bfloat16", ".*": "float32"}).init(PARAMS)
+        state = jax.eval_shape(make({"head": "bfloat16", ".*": "float32"}).init, PARAMS)
         for other in ({"embed/.*": "bfloat16", ".*": "float32"}, lambda path, leaf: FLOATS_OF[path != "embed/table"]):
             with pytest.raises(ValueError, match=r"params\['embed'\]\['table'\] in a Float32Velocity") as caught:
-                make(other).update(PARAMS, state, PARAMS)
+                jax.eval_shape(make(other).update, PARAMS, state, PARAMS)
             assert len(str(caught.value)) < 300 or make is compressed
         with pytest.raises(ValueError, match=r"Bfloat16Velocity and (a )?Float32Velocity"):
-            make("float32").update(PARAMS, state, PARAMS)
+            jax.eval_shape(make("float32").update, PARAMS, state, PARAMS)
 
 
 def test_squares_need_a_storage_for_squares_in_every_leaf():
@@ -252,7 +253,7 @@ def test_states_are_placed_read_and_edited_on_every_route(make, choice):
     placed = mo.sharding.state_shardings(tx, PARAMS, split)
     assert jax.tree.structure(placed) == jax.tree.structure(state)
     for x, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(placed), strict=True):
-        assert any(sharding.spec) == (x.shape in {(2, 128), (4, 128), (8, 128)})
+        assert any(sharding.spec) == (x.shape in {(2, 128), (4, 128)})
         assert sharding.spec in (jax.P(None, "x"), jax.P(*[None] * x.ndim), jax.P())
     mo.checkpoint.check(mo.checkpoint.describe(state), state)
     assert mo.state_bytes(tx, PARAMS).total == sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
@@ -308,6 +309,7 @@ def is_field(x):
     return isinstance(x, CompressedField)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [heavy_ball, compressed])
 def test_a_state_is_converted_leaf_by_leaf_and_back(make):
     floats = {"head": "float32", ".*": NEAREST}
@@ -336,6 +338,7 @@ def test_bytes_in_other_storages_keep_their_bits_when_a_state_is_converted():
     assert new.velocity.stored["Bfloat16Velocity"].values[0]["head"].dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 def test_velocities_are_rescaled_in_every_storage():
     _, state = patterned()
     half = mo.rescale(state, 0.5, lambda path: path != "layers/1/kernel")
@@ -344,6 +347,7 @@ def test_velocities_are_rescaled_in_every_storage():
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a / 2, b), old, new)
 
 
+@pytest.mark.slow
 def test_a_monitor_measures_every_storage():
     tx = mo.monitor(mo.scale_by_momentum(mo.heavy_ball(0.9), storage={"head": "float32", ".*": NEAREST}))
     _, state = run(tx, (0, 1))

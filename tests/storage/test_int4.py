@@ -74,6 +74,7 @@ def test_zeros_stay_zeros_and_signs_stay_signs():
         assert np.all(kept * np.asarray(values) >= 0)
 
 
+@pytest.mark.slow
 def test_the_error_at_decay_09_is_the_stated_one_and_the_limit_is_real():
     signal = normal(400, *SHAPE, seed=1)
     errors = {}
@@ -118,6 +119,7 @@ def test_a_converted_float32_velocity_keeps_its_first_step():
     assert np.linalg.norm(mo.velocity(state)[0] - exact) < 0.6 * np.linalg.norm(exact)
 
 
+@pytest.mark.slow
 def test_what_is_converted_has_no_bias_and_is_as_exact_as_in_a_run():
     from momentum_optax.wrappers.initial import encode_initial
 
@@ -184,6 +186,7 @@ def test_a_row_that_was_silent_wakes_up_within_a_few_steps():
     assert np.all(error[3:] < 0.6)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
 def test_a_non_finite_gradient_restarts_its_element_and_touches_no_other(bad):
     signal = normal(30, *SHAPE, seed=4)

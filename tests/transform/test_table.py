@@ -173,7 +173,7 @@ def test_every_argument_of_sgd_changes_the_trajectory(change):
     assert (np.asarray(base) != np.asarray(new)).all()
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @every_rule
 def test_storage_and_debiasing_change_the_trajectory(rule):
     signal = list(normal((5, 3)))

@@ -49,7 +49,7 @@ def test_a_missing_gradient_keeps_its_leaf_to_the_bit_and_moves_the_others(rule,
         assert_bit_equal(slot(state, "a"), slot(only, "a"))
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("change", "match"),
     [
@@ -102,7 +102,7 @@ def test_apply_updates_skips_none_and_keeps_dtypes():
     assert new["b"] is params["b"]
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @every_rule
 def test_a_nan_spoils_its_own_element_and_no_other(rule):
     tx = runner(rule, debias=rule not in NOT_DEBIASABLE)

@@ -23,7 +23,7 @@ from flax import nnx
 import momentum_optax as mo
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(12)
 @every_optimizer
 def test_float32_is_the_optimizer_itself_to_the_bit(name):
     tx, fields = OPTIMIZERS[name]
@@ -33,7 +33,7 @@ def test_float32_is_the_optimizer_itself_to_the_bit(name):
     assert_bit_equal(opened(state), expected)
 
 
-@pytest.mark.one_in(6)
+@pytest.mark.one_in(12)
 @pytest.mark.parametrize(
     ("name", "storage"), [*((name, "int8") for name in OPTIMIZERS), ("adam", "bfloat16"), ("adam", "float32")]
 )
@@ -118,6 +118,7 @@ def test_what_cannot_be_kept_stays_as_it_is():
     assert distance(trace["w"], 3 * np.ones((8, 8))) < 0.1  # the first write, without a scale, is coarse
 
 
+@pytest.mark.one_in(2)
 @every_storage
 def test_donation_of_parameters_and_state(storage):
     tx = mo.compress(optax.adamw(1e-2), {"mu"}, storage)
@@ -196,6 +197,7 @@ def test_weak_types_of_the_parameters_do_not_cost_a_second_compilation():
     assert avals(state) == avals(tx.init(params))
 
 
+@pytest.mark.slow
 def test_inside_optax_wrappers():
     inner = mo.compress(optax.adam(1e-2), {"mu"}, "float32")
     for wrap in (

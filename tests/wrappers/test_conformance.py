@@ -5,6 +5,7 @@ place of one.
 """
 
 import inspect
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +38,12 @@ THIN = [
     ("cautious by count", "float32", "ademamix_mix"),
     ("cautious by mean", "float32", "grokfast_average"),
     ("cautious by sign bit", "float32", "lion_mix"),
+    ("with momentum", "float32", "quasi_hyperbolic"),
     ("monitor", "float32", "nesterov"),
 ]
+# And of a wrapper or storage that is in its table alone.
+THIN += [(name, "float32", "heavy_ball") for name in WRAPPERS if name not in {row[0] for row in THIN}]
+THIN += [("monitor", name, "heavy_ball") for name in STORAGES if name not in {row[1] for row in THIN}]
 thin = pytest.mark.parametrize(("wrapper", "storage", "rule"), THIN, ids=[w for w, _, _ in THIN])
 
 whole = pytest.mark.parametrize(
@@ -64,6 +69,17 @@ def test_every_public_wrapper_has_a_row():
     assert {s for _, s, _ in THIN} == set(STORAGES)
     orders = {name: build().pruned().order for name, build in RULES.items()}
     assert {orders[name] for _, _, name in THIN} == set(orders.values())
+
+
+@pytest.mark.parametrize("name", sorted(name for name, thing in vars(mo).items() if is_wrapper(thing)))
+def test_a_wrapper_has_a_file_of_tests_and_a_page_that_says_when_to_take_it(name):
+    root = pathlib.Path(__file__).parents[2]
+    module = getattr(mo, name).__module__.split(".")[1:]
+    path = root.joinpath("tests", *module[:-1], f"test_{module[-1]}.py")
+    if name != "scale_by_momentum":  # whose tests are a folder
+        assert f"mo.{name}(" in path.read_text(), f"test {name} in {path.relative_to(root)}"
+    pages = [page.read_text() for page in (root / "docs").rglob("*.md") if page.parent.name != "api"]
+    assert any(f"mo.{name}" in page for page in pages), f"say in docs/guide.md when to take {name}"
 
 
 def bundle(wrapper, storage, rules):
@@ -175,7 +191,7 @@ def test_types_stay_for_some_rules(wrapper, storage, rule):
     check_types(wrapper, storage, [rule])
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @pytest.mark.rare_storages
 @thin
 def test_runs_are_replayed_donated_batched_and_skipped_for_some_rules(wrapper, storage, rule):

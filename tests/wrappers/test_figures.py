@@ -15,6 +15,7 @@ from momentum_optax._tree import flatten_with_path
 from momentum_optax.wrappers.fields import decompress_field, is_compressed
 
 
+@pytest.mark.one_in(2)
 @every_storage
 def test_figures_are_their_formulas_for_every_storage(storage):
     init, step = compiled(storage)

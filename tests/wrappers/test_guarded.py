@@ -23,6 +23,7 @@ ROWS = [(rule, "float32") for rule in ("adan_mix", "chebyshev")] + [
 ]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.rare_storages
 @pytest.mark.parametrize(("rule", "storage"), ROWS)
 def test_a_guarded_run_is_the_run_without_the_bad_steps(rule, storage):

@@ -63,7 +63,7 @@ TABLE = [
 TABLE += [pytest.param(make, id=name) for name, make in WHOLE.items()]
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("make", TABLE)
 def test_a_nesting_runs_skips_a_nan_and_keeps_its_types(make):
     tx = make()

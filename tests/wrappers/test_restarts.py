@@ -24,9 +24,9 @@ def iterations(tx, rule, with_value=False):
 
     def step(carry, _):
         y, state = carry
-        value = f(mo.eval_params(rule, state, y, 1.0))
+        value = f(mo.eval_params(state, y, 1.0))
         u, state = tx.update(curvature * y, state, value=value) if with_value else tx.update(curvature * y, state)
-        return (y - u, state), f(mo.eval_params(rule, state, y - u, 1.0))
+        return (y - u, state), f(mo.eval_params(state, y - u, 1.0))
 
     (_, state), losses = jax.jit(lambda: jax.lax.scan(step, (start, tx.init(start)), length=7000))()
     return int(np.argmax(np.asarray(losses) <= 1e-10 * f(start))) + 1, state
@@ -87,6 +87,7 @@ def heavy_ball_restart(mu, signal):
     return moves, restarts
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("scope", ["tree", "leaf"])
 @pytest.mark.parametrize(
     ("rule", "loop"),

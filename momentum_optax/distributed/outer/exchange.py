@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..._tree import to_trees
-from ..._typing import AxisName, Number, PyTree, TreeDef
+from ..._tree import LEAF, Place, update_leaves
+from ..._typing import AxisName, Number, PyTree
 from ...storage.protocol import arithmetic_dtype
 
 
@@ -29,12 +29,10 @@ def exact_mean(progress: PyTree, share: jax.Array, axis_name: AxisName) -> PyTre
 def byte_mean(progress: PyTree, residual: PyTree, share: jax.Array, axis_name: AxisName) -> tuple[PyTree, PyTree]:
     """The weighted mean of what all workers send in bytes, and the residual that this one sends later."""
 
-    def exchanged(d: jax.Array | None, r: jax.Array) -> tuple[jax.Array | None, jax.Array]:
-        if d is None:
-            return None, r
+    def exchanged(_: Place, d: jax.Array, r: jax.Array) -> tuple[jax.Array, jax.Array]:
         wanted = d + r
         codes, scale = _encoded(wanted)
-        # Bytes and scales travel; each receiver decodes.
+        # Codes and scales are sent; each receiver decodes them.
         all_codes, all_scales = (_gathered(x, axis_name) for x in (codes, scale))
         shares = _gathered(share, axis_name).reshape(-1, *(1,) * d.ndim)
         mean = (all_codes.astype(jnp.float32) * (all_scales * shares).astype(jnp.float32)).sum(0).astype(d.dtype)
@@ -42,10 +40,7 @@ def byte_mean(progress: PyTree, residual: PyTree, share: jax.Array, axis_name: A
         # A missing worker has sent nothing.
         return mean, jnp.where(share > 0, wanted - sent, r)
 
-    treedef: TreeDef = jax.tree.structure(residual)
-    pairs = list(map(exchanged, treedef.flatten_up_to(progress), jax.tree.leaves(residual)))
-    means, residuals = to_trees(pairs, treedef, jax.tree.structure((0, 0)))
-    return means, residuals
+    return update_leaves(exchanged, progress, residual, LEAF)
 
 
 def _gathered(x: jax.Array, axis_name: AxisName) -> jax.Array:

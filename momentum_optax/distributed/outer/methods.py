@@ -41,7 +41,7 @@ def diloco(
     Args:
       learning_rate: The outer learning rate, a number, scalar array or schedule of the number of exchanges.
       momentum: The decay of Nesterov's momentum, likewise.
-      storage: How the outer velocity is kept.
+      storage: The storage of the outer velocity, see `scale_by_momentum`.
       exchange: As for `outer_momentum`.
 
     Reference:
@@ -65,7 +65,7 @@ def bmuf(
       block_rate: $\zeta$.
       momentum: $\eta$; None means $1 - 1/N$.
       nesterov: Whether the workers start from $x' - \eta v'$ instead, the paper's Nesterov form.
-      storage: How the outer velocity is kept.
+      storage: The storage of the outer velocity, see `scale_by_momentum`.
 
     Raises:
       ValueError: If a number is out of range.
@@ -87,7 +87,7 @@ def slowmo(momentum: Scalar = 0.5, slow_rate: float = 1.0, *, storage: AnyStorag
     Args:
       momentum: $\beta$.
       slow_rate: $\alpha$.
-      storage: How the outer velocity is kept.
+      storage: The storage of the outer velocity, see `scale_by_momentum`.
 
     Reference:
       Wang et al., ICLR 2020, arXiv:1910.00643.

@@ -23,8 +23,8 @@ class OuterState(NamedTuple):
     Attributes:
       anchor: The common point, a tree like the parameters; the same on every worker.
       momentum: The state of the optimizer of pseudo-gradients; the same on every worker.
-      residual: A tree like the parameters, different on each worker: what rounding has kept back so far. None where
-        exchanges are exact.
+      residual: A tree like the parameters, different on each worker: the rounding error that has not been sent yet.
+        None where exchanges are exact.
     """
 
     anchor: optax.Params
@@ -79,7 +79,7 @@ def outer_momentum(tx: optax.GradientTransformation, *, exchange: str = "exact")
 
     Raises:
       TypeError: If `tx` is not an optimizer.
-      ValueError: If `exchange` is another word.
+      ValueError: If `exchange` is neither of these.
       StateMismatchError: At `exchange`, a `ValueError`, if the state is of another kind of exchange or optimizer.
 
     Reference:

@@ -25,7 +25,7 @@ def _compiled(function: _Function) -> _Function:
     return cast(_Function, jax.jit(function))
 
 
-# The dtype in a description of Python's whole numbers beyond 64 bits.
+# The dtype that a description gives for Python integers of more than 64 bits.
 WHOLE = "int"
 
 

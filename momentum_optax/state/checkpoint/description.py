@@ -55,7 +55,7 @@ def check(description: JSON, target: PyTree, *, version: int = 0, rules: JSON | 
     here and were given to `describe`.
 
     Args:
-      description: What `describe` returned when the checkpoint was saved.
+      description: The dictionary that `describe` returned when the checkpoint was saved.
       target: The state that is wanted, or that was restored: where it holds arrays, checksums are compared too.
       version: As for `describe`.
       rules: Those of the optimizer that continues, as for `describe`. A coefficient that is unknown on one side agrees

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from ... import _checks
-from ..._typing import JSON, KeyPath, Leaf, PyTree, TreeDef
+from ..._paths import slash_path
+from ..._tree import children
+from ..._typing import JSON, KeyPath, Leaf, PyTree
 from .checksums import checksum, dtype_name, has_checksum
 
 # Characters of a value in a message.
@@ -33,9 +35,10 @@ def fields(state: PyTree) -> dict[str, Leaf]:
     """
     found: dict[str, Leaf] = {}
     for path, x in jax.tree_util.tree_leaves_with_path(state):
-        if _name(path) in found:
-            raise ValueError(f"state must have a different path for each leaf, got two at {_name(path)}")
-        found[_name(path)] = x
+        name = field_path(path)
+        if name in found:
+            raise ValueError(f"state must have a different path for each leaf, got two at {name}")
+        found[name] = x
     return found
 
 
@@ -95,16 +98,13 @@ def _text(entry: Mapping[str, JSON]) -> str:
 def _nodes(node: PyTree, path: KeyPath = ()) -> Iterator[tuple[str, PyTree]]:
     """Paths with the leaves of a tree, and with the classes of its NamedTuples, in the order of the tree."""
     if isinstance(node, tuple) and hasattr(node, "_fields"):
-        yield _name(path), type(node)
-    treedef: TreeDef
-    pairs, treedef = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
-    if jax.tree_util.treedef_is_leaf(treedef):
-        if treedef.num_leaves:
-            yield _name(path), node
-        return
-    for key, child in pairs:
+        yield field_path(path), type(node)
+    if jax.tree_util.all_leaves([node]):
+        yield field_path(path), node
+    for key, child in children(node):
         yield from _nodes(child, (*path, *key))
 
 
-def _name(path: KeyPath) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/") or "."
+def field_path(path: KeyPath) -> str:
+    """The path of a leaf as `fields` and descriptions name it."""
+    return slash_path(path) or "."

@@ -1,5 +1,6 @@
 """States of older versions and of other optimizers in the form of the one that is wanted."""
 
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -7,7 +8,7 @@ import jax
 from ... import _checks
 from ..._typing import JSON, Leaf, PyTree
 from . import formats
-from .entries import CheckpointError, clipped, compare, described, entry_of, fields
+from .entries import CheckpointError, clipped, compare, described, entry_of, field_path, fields
 from .formats import Migration
 from .validation import checked_fields, is_whole
 
@@ -28,8 +29,9 @@ def from_fields(leaves: Mapping[str, Leaf], target: PyTree) -> PyTree:
     """
     expected = fields(target)
     compare(*({path: entry_of(path, x) for path, x in each.items()} for each in (leaves, expected)))
-    placed = [_placed(leaves[path], getattr(x, "sharding", None)) for path, x in expected.items()]
-    return jax.tree.unflatten(jax.tree.structure(target), placed)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: _placed(leaves[field_path(path)], getattr(x, "sharding", None)), target
+    )
 
 
 def migrate(
@@ -46,9 +48,13 @@ def migrate(
     functions of `migrations` from the version of the checkpoint upwards; the result is checked against `target`. A
     function may build states in between: `fields(mo.convert(from_fields(leaves, old), "int8", like=target))`.
 
+    Format 1 did not keep the look-ahead of a rule, which `eval_params` reads. It is taken from `target` where that
+    holds arrays, of the same step if steps are counted; else it is unknown, which `eval_params` says, until the next
+    update.
+
     Args:
       saved: The restored state, also one without its NamedTuples, as Orbax returns it without a target.
-      description: What `describe` returned when it was saved.
+      description: The dictionary that `describe` returned when it was saved.
       target: The state that is wanted; arrays or `ShapeDtypeStruct`, with a sharding where one is wanted.
       migrations: For each older version the function from there to the next: it takes what `fields` returns, and
         returns the same for the next version. The newest version is the greatest key plus one.
@@ -66,7 +72,9 @@ def migrate(
     found = described(saved)
     steps = _checked_migrations(migrations)
     compare(arrays, {path: found[path] for path in leaves})
-    leaves = _chained(leaves, "format", description["format"], formats.FORMAT, formats.UPGRADES)
+    wanted = fields(target)
+    upgrades = {number: functools.partial(step, wanted) for number, step in formats.UPGRADES.items()}
+    leaves = _chained(leaves, "format", description["format"], formats.FORMAT, upgrades)
     newest = max(steps) + 1 if steps else description["version"]
     leaves = _chained(leaves, "version", description["version"], newest, steps)
     return from_fields(leaves, target)

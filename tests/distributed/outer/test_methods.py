@@ -1,5 +1,9 @@
 """Published outer methods against NumPy loops from the papers' forms."""
 
+import pathlib
+import re
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +12,17 @@ from distributed.outer.workers import RATE, WORKERS, Velocity, assert_follows, e
 
 import momentum_optax as mo
 from momentum_optax.distributed import outer
+
+
+def test_every_method_is_compared_with_a_loop_and_measured():
+    text, root = pathlib.Path(__file__).read_text(), pathlib.Path(__file__).parents[3]
+    methods = [name for name, f in vars(outer.methods).items() if isinstance(f, types.FunctionType) and name[0] != "_"]
+    methods = [name for name in methods if getattr(outer.methods, name).__module__ == outer.methods.__name__]
+    assert len(methods) >= 4
+    for name in methods:
+        assert getattr(outer, name, None) is getattr(outer.methods, name), f"outer/__init__.py must export {name}"
+        assert re.search(rf"(assert_follows|rounds)\(outer\.{name}\(", text), f"compare {name} with a loop here"
+        assert f"mo.outer.{name}(" in (root / "benchmarks" / "outer_quality.py").read_text(), name
 
 
 def test_averaging_is_the_mean_and_with_one_step_each_the_synchronous_gradient_step(x64):
@@ -42,6 +57,7 @@ def test_slowmo_divides_by_the_inner_rate_of_each_round(x64):
     np.testing.assert_allclose(found, loop(move), rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("momentum", "nesterov"), [(None, False), (None, True), (0.6, False), (0.6, True), (0.0, False)]
 )
@@ -70,6 +86,7 @@ def test_slowmo_of_workers_whose_rate_is_zero_decays():
     np.testing.assert_allclose(mo.velocity(after.momentum)[0]["w"], 0.5 * v, rtol=1e-6)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8", "int4"])
 def test_the_outer_velocity_in_any_storage(storage):
     keep = storage if storage in ("float32", "bfloat16") else getattr(mo.storage, storage)(min_size=1)

@@ -34,7 +34,7 @@ def test_the_outer_optimizer_sees_the_anchor_as_its_parameters():
     np.testing.assert_allclose(go({"w": jnp.full((WORKERS, 3), 3.0)}, state).anchor["w"], 3 - 0.5 * 2, rtol=1e-6)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("fragments", [1, 2, 3])
 @pytest.mark.parametrize("delay", [0, 2])
 def test_fragments_that_arrive_late(fragments, delay, x64):
@@ -90,7 +90,7 @@ def test_workers_on_a_mesh_are_those_under_vmap():
     np.testing.assert_allclose(state.anchor, found[-1], rtol=2e-6, atol=1e-6)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("exchange", ["exact", "int8"])
 @pytest.mark.parametrize("mask", [None, {"a": True, "b": False}])
 def test_one_worker_needs_no_axis(exchange, mask):

@@ -32,6 +32,7 @@ def test_the_cnn_learns_the_digits_in_three_epochs(history):
     assert history.accuracy[-1] > 0.82
 
 
+@pytest.mark.slow
 def test_the_cnn_falls_short_of_that_when_the_velocity_is_ignored(monkeypatch):
     scale_by_momentum = mo.scale_by_momentum
     monkeypatch.setattr(mo, "scale_by_momentum", lambda rule: scale_by_momentum(RULES["sgd"]))
@@ -43,6 +44,7 @@ def test_the_same_seed_gives_the_identical_history(history):
     assert train_on_digits() == history
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_history(history):
     assert train_on_digits(seed=1).loss[0] != history.loss[0]
 

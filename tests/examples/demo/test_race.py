@@ -20,6 +20,7 @@ def test_every_rule_races_with_as_many_rates_of_its_own(results):
         assert np.unique(result.validation[1:]).size == 4
 
 
+@pytest.mark.slow
 def test_errors_are_finite_and_a_run_that_diverges_gets_the_worst_and_is_not_chosen(results):
     for result in results:
         assert (result.validation[0] == 64).all()

@@ -156,7 +156,13 @@ def test_any_worker_may_be_killed(victim, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_default_run_shows_what_the_readme_says(tmp_path):
     pytest.importorskip("mlxtend")
-    done = subprocess.run(command(tmp_path), check=False, env=environment(tmp_path), capture_output=True, timeout=650)
+    done = subprocess.run(
+        command(tmp_path, "--timeout", "1800"),
+        check=False,
+        env=environment(tmp_path),
+        capture_output=True,
+        timeout=1900,
+    )
     assert done.returncode == 0, done.stderr.decode()
     printed = done.stdout.decode()
     print(printed)  # shown where the test fails

@@ -26,6 +26,7 @@ def job(tmp_path, monkeypatch):
     return Job(settings, str(tmp_path), 0, 0, "local steps", "whole", None)
 
 
+@pytest.mark.slow
 def test_a_worker_goes_on_from_a_checkpoint_to_the_same_bits(job, tmp_path):
     whole = strategies.LocalSteps(job)
     ends = [whole.round(round_) for round_ in range(2)]

@@ -87,6 +87,7 @@ def compiled():
     )
 
 
+@pytest.mark.slow
 def test_a_step_on_all_devices_is_one_on_all_images():
     programs = compiled()
     params, inner, *_, images, labels = start()

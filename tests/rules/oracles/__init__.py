@@ -8,9 +8,18 @@ comments name the form. The gradient is evaluated once per step.
 
 import numpy as np
 
-from tests.rules.oracles import contrib, games, look_ahead, mixes, several_velocities, sums_and_averages, tuned
+from tests.rules.oracles import (
+    after_optimizer,
+    contrib,
+    games,
+    look_ahead,
+    mixes,
+    several_velocities,
+    sums_and_averages,
+    tuned,
+)
 
-FAMILIES = (sums_and_averages, look_ahead, mixes, several_velocities, tuned, games, contrib)
+FAMILIES = (sums_and_averages, look_ahead, after_optimizer, mixes, several_velocities, tuned, games, contrib)
 TABLE = [row for family in FAMILIES for row in family.ROWS]
 INTERVALS = {rule: intervals for family in FAMILIES for rule, intervals in family.INTERVALS.items()}
 SYMBOLS = {rule: symbols for family in FAMILIES for rule, symbols in family.SYMBOLS.items()}

@@ -1,6 +1,7 @@
 """Oracles of the rules of `contrib`: loops in the papers' forms, hyperparameters, intervals, symbols."""
 
 import collections
+import math
 
 from tests.rules.oracles.row import Row
 from tests.rules.oracles.several_velocities import pid
@@ -39,6 +40,36 @@ def grokfast_average(grad, x, steps, lr, h):
         yield x
 
 
+def implicit_transport(grad, y, steps, lr, h):
+    # torch_igt's MomentumIGT without momentum: true parameters, and transported ones for the next gradient.
+    velocity, true = 0.0, y
+    for t in range(steps):
+        delta, delta_next = h(t)["delta"], h(t + 1)["delta"]
+        gamma, future = t / (t + delta), (t + 1) / (t + 1 + delta_next)
+        velocity = gamma * velocity + (1 - gamma) * grad(y)
+        true = true - lr * velocity
+        y = true - lr * future / (1 - future) * velocity
+        yield y, true
+
+
+def optimized_gradient_norm(grad, x, steps, lr, h):
+    # OGM-G with its thetas counted down from N; plain descent after N steps.
+    N, theta = h(0)["steps"], [1.0]
+    for i in range(N):
+        theta.append((1 + math.sqrt(1 + (8 if i == N - 1 else 4) * theta[i] ** 2)) / 2)
+    theta.reverse()
+    y = x
+    for t in range(steps):
+        before, y = y, x - lr * grad(x)
+        if t < N:
+            now, later = theta[t], theta[t + 1]
+            first = (now - 1) * (2 * later - 1) / (now * (2 * now - 1))
+            x = y + first * (y - before) + (2 * later - 1) / (2 * now - 1) * (y - x)
+        else:
+            x = y
+        yield x, y
+
+
 ROWS = [
     Row(
         "recht_pid",
@@ -49,11 +80,15 @@ ROWS = [
         scheduled_reference=recht_pid_as_qhm,
     ),
     Row("grokfast_average", grokfast_average, {"window": 6, "amplification": 2.0}, {"amplification": (0, 3)}, 0.1),
+    Row("implicit_transport", implicit_transport, {"delta": 1.0}, {"delta": (1.0, 3.0)}, 0.1, evaluates=True),
+    Row("optimized_gradient_norm", optimized_gradient_norm, {"steps": 150}, {}, 0.5, evaluates=True),
 ]
 
 # The allowed interval of every number; "at least n" for whole ones.
 INTERVALS = {
     "recht_pid": {"proportional": "(-inf, 0)", "integral": "(0, inf)", "derivative": "(0, inf)"},
+    "implicit_transport": {"delta": "(0, inf)"},
+    "optimized_gradient_norm": {"steps": "at least 1"},
     "grokfast_average": {"window": "at least 2", "amplification": "[0, inf)"},
 }
 

@@ -1,5 +1,7 @@
 """Oracles of `rules/several_velocities.py`: loops in the papers' forms, hyperparameters, intervals, symbols."""
 
+import math
+
 import momentum_optax as mo
 from tests.rules.oracles.row import AVERAGE_DECAY, FINITE, Row
 
@@ -69,6 +71,18 @@ def adan_mix(grad, x, steps, lr, h):
         yield x
 
 
+def positive_negative(grad, x, steps, lr, h):
+    # The code: two buffers that take the gradients of odd and of even steps.
+    buffers = [0.0, 0.0]
+    for t in range(steps):
+        g, b, n = grad(x), h(t)["decay"], h(t)["beta0"]
+        newest, other = t % 2, 1 - t % 2
+        buffers[newest] = b**2 * buffers[newest] + (1 - b**2) * g
+        noise_norm = math.sqrt((1 + n) ** 2 + n**2)
+        x = x - lr / noise_norm * ((1 + n) * buffers[newest] - n * buffers[other])
+        yield x
+
+
 def _three(b0, b1, b2):
     return mo.aggregated((b0, b1, b2))
 
@@ -97,6 +111,13 @@ ROWS = [
         1.0,
         scheduled_reference=pid_increments,
     ),
+    Row(
+        "positive_negative",
+        positive_negative,
+        {"decay": 0.9, "beta0": 1.0},
+        {"decay": (0.3, 0.95), "beta0": (0.0, 2.0)},
+        0.5,
+    ),
     Row("adan_mix", adan_mix, {"b1": 0.95, "b2": 0.9}, {"b1": (0.5, 0.98), "b2": (0.3, 0.95)}),
 ]
 
@@ -107,6 +128,7 @@ INTERVALS = {
     "ademamix_mix": {"fast": "[0, 1)", "slow": "[0, 1)", "alpha": "[0, inf)"},
     "pid": AVERAGE_DECAY | {"proportional": FINITE, "integral": FINITE, "derivative": FINITE},
     "adan_mix": {"b1": "[0, 1)", "b2": "[0, 1)"},
+    "positive_negative": {"decay": "[0, 1)", "beta0": "[0, inf)"},
 }
 
 SYMBOLS = {}

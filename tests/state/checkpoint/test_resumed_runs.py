@@ -40,6 +40,7 @@ HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parents[2]
 
 
+@pytest.mark.slow
 @every_optimizer
 def test_a_run_goes_on_bit_for_bit_on_another_mesh(name, tmp_path):
     tx = OPTIMIZERS[name]()
