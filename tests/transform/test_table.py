@@ -26,7 +26,7 @@ import momentum_optax as mo
 def test_every_public_rule_and_storage_has_a_row():
     assert set(RULES) == public_rules()
     assert {name for name in public_rules() if not hasattr(mo.contrib, name)} <= set(vars(mo))
-    assert set(STORAGES) | SQUARES == public_storages() == set(mo.storage._BY_NAME)
+    assert set(STORAGES) | SQUARES == public_storages() == set(mo.storage.names._BY_NAME)
     for name, storage in STORAGES.items():
         assert type(mo.storage.resolve(name)) is type(storage())
 
