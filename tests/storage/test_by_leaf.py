@@ -225,7 +225,7 @@ def test_squares_need_a_storage_for_squares_in_every_leaf():
 
 WHOLE = {
     "a finished optimizer": lambda storage: mo.sgd(0.1, 0.9, storage=storage),
-    "compress": lambda storage: mo.compress(optax.adam(0.1), {"mu", "nu"}, storage),
+    "compress": lambda storage: mo.compress(optax.adam(0.1), {"mu": storage, "nu": FLOATS["patterns"]}),
     "a predicate": lambda storage: mo.compress(optax.adam(0.1), lambda path, leaf: "mu" in str(path), storage),
     "accumulated": lambda storage: mo.accumulated(mo.heavy_ball(0.9), 2, storage=storage),
     "guarded by leaf": lambda storage: mo.guarded(heavy_ball(storage), scope="leaf"),
