@@ -1,8 +1,7 @@
 """Dimension numbers of a model: from the kinds of its layers in Flax, and by the names of parameters anywhere."""
 
-import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -10,7 +9,7 @@ import optax
 
 from .. import _checks, _tree
 from .._typing import KeyPath, PyTree
-from .dimensions import Axes, axes_of_leaves
+from .dimensions import axes_of_leaves
 
 # A module of Flax, and the names that lead to it or to a parameter.
 Module: TypeAlias = Any
@@ -51,11 +50,11 @@ def of_model(model: Module, *inputs: PyTree, exclude: Sequence[str] = (), **opti
         numbers = mo.matrices.of_model(model, exclude=("head",))             # NNX
         numbers = mo.matrices.of_model(model, tokens, exclude=("head",))     # Linen, with inputs as for `init`
 
-    | layer | inputs | outputs |
+    | layer, also within others | inputs | outputs |
     |---|---|---|
-    | `Dense`, `Linear`, and within attention, recurrent and other layers that are made of them | the last axis but one | the last |
-    | `DenseGeneral`, `LinearGeneral`: projections of attention | the axes it sums over | the axes that it makes, all heads together |
-    | `Conv`, `ConvTranspose` | the window and the channels of the input | the last axis |
+    | `Dense`, `Linear` | the last axis but one | the last axis |
+    | `DenseGeneral`, `LinearGeneral`, as in attention | the axes that it sums over | the others, all heads together |
+    | `Conv`, `ConvTranspose` | the window and the channels of its input | the last axis |
 
     Axes in front of those, of scanned or vectorized layers, count matrices. Embeddings, norms, biases and parameters of
     other layers are left to `others`. Flax is imported only if the model is of it.
@@ -110,7 +109,9 @@ def _is_named(path: Names, names: Sequence[str]) -> bool:
     return any(name.lower() in key.lower() for key in path for name in names)
 
 
-def _linen(model: Module, inputs: Sequence[PyTree], options: Mapping[str, object]) -> tuple[PyTree, dict[Names, Module]]:
+def _linen(
+    model: Module, inputs: Sequence[PyTree], options: Mapping[str, object]
+) -> tuple[PyTree, dict[Names, Module]]:
     """The shapes of the parameters, and the modules by their path."""
     linen = sys.modules["flax.linen"]
     modules: dict[Names, Module] = {}
@@ -127,7 +128,8 @@ def _linen(model: Module, inputs: Sequence[PyTree], options: Mapping[str, object
 def _nnx(model: Module) -> tuple[PyTree, dict[Names, Module]]:
     nnx = sys.modules["flax.nnx"]
     params = _tree.unboxed(nnx.state(model, nnx.Param))
-    return params, {tuple(map(str, path)): module for path, module in nnx.iter_graph(model) if isinstance(module, nnx.Module)}
+    graph = ((path, node) for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Module))
+    return params, {tuple(map(str, path)): module for path, module in graph}
 
 
 def _numbers(module: Module, rank: int) -> PyTree:
@@ -136,9 +138,8 @@ def _numbers(module: Module, rank: int) -> PyTree:
     if kind in ("Dense", "Linear"):
         inputs, outputs = 1, 1
     elif kind in ("DenseGeneral", "LinearGeneral"):
-        axis = module.axis
+        inputs = _count(module.axis)
         outputs = _count(module.features if kind == "DenseGeneral" else module.out_features)
-        inputs = _count(axis)
     elif kind in ("Conv", "ConvTranspose"):
         inputs, outputs = _count(module.kernel_size) + 1, 1
     else:

@@ -12,7 +12,9 @@ from ..matrices.newton_schulz import Coefficients, Preconditioning
 from ..matrices.placement import AnyMesh
 from ..matrices.scales import Scale, scale_by_neuron, scale_by_shape
 from ..rules.mixes import muon_mix
-from ..storage import Storage
+from ..storage import Storage, resolve
+from ..storage._int4 import Int4
+from ..storage._int8 import Int8
 from ..transform import scale_by_momentum
 from .arguments import Mask, rule_of, weight_decay_of
 from .gradient_dtype import in_gradient_dtype
@@ -72,12 +74,13 @@ def muon(
       dtype: Of the iterations, and of what devices send; None for the gradients' own.
       mesh: The devices, for parameters split over them: matrices are sent to where they are whole, and back.
       specs: How the parameters are split, see `matrices.on_matrices`, which says what it costs.
-      storage: How the velocity of Muon's parameters is kept, see `scale_by_momentum`.
+      storage: How the velocity of Muon's parameters is kept, see `scale_by_momentum`: "float32" or "bfloat16"; "int8"
+        with a warning: the small singular values, which count as much as the large ones, are lost in its rounding.
 
     Raises:
       ValueError: If a number is out of range, there is no such preset or scale; for `mask` without `weight_decay`, or
-        `specs` without `mesh`; at `init` if the dimension numbers do not fit the parameters; at `update` without
-        `params` if there is a weight decay.
+        `specs` without `mesh`; if `storage` is int4; at `init` if the dimension numbers do not fit the parameters; at
+        `update` without `params` if there is a weight decay.
       TypeError: If an argument is of the wrong type.
 
     Reference:
@@ -87,7 +90,7 @@ def muon(
     return in_gradient_dtype(
         partition_matrices(
             optax.chain(
-                scale_by_momentum(rule_of(momentum, muon_mix), storage=storage),
+                scale_by_momentum(rule_of(momentum, muon_mix), storage=_storage_of(storage)),
                 orthogonalize(
                     steps,
                     weight_dimension_numbers,
@@ -155,7 +158,7 @@ def normuon(
       dtype: See `muon`.
       mesh: See `muon`.
       specs: See `matrices.on_matrices`.
-      storage: See `scale_by_momentum`.
+      storage: See `muon`.
 
     Raises:
       ValueError: As `muon` does.
@@ -168,7 +171,7 @@ def normuon(
     return in_gradient_dtype(
         partition_matrices(
             optax.chain(
-                scale_by_momentum(rule_of(momentum, muon_mix), storage=storage),
+                scale_by_momentum(rule_of(momentum, muon_mix), storage=_storage_of(storage)),
                 orthogonalize(
                     steps,
                     weight_dimension_numbers,
@@ -188,3 +191,19 @@ def normuon(
             weight_dimension_numbers,
         )
     )
+
+
+def _storage_of(storage: str | Storage) -> Storage:
+    """The storage, if its roundings leave a direction to orthogonalise; `benchmarks/muon_storages.py` measures it."""
+    kept = resolve(storage)
+    if isinstance(kept, Int4):
+        raise ValueError(
+            "storage must not be int4 here: orthogonalising gives all singular values one size, and four bits keep few "
+            "of them, so that little of the direction is left; take 'bfloat16' or 'int8'"
+        )
+    if isinstance(kept, Int8):
+        _checks.warn(
+            "storage int8 turns the orthogonalised direction where gradients have little noise: singular values below "
+            "its rounding become as large as the others. Take 'bfloat16' unless a short run in int8 trains as well"
+        )
+    return kept

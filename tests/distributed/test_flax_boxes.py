@@ -48,7 +48,7 @@ OPTIMIZERS = {
     "lion": lambda: mo.lion(1e-3, weight_decay=0.01, storage=INT8),
     "cautious": lambda: optax.chain(mo.cautious(mo.scale_by_momentum(BALL, storage=INT8), "mean"), optax.scale(-0.1)),
     "muon": lambda: optax.partition(
-        {"muon": mo.muon(0.02, storage=INT8), "adam": mo.compress(optax.adam(1e-3), {"mu": INT8})},
+        {"muon": mo.muon(0.02, storage="bfloat16"), "adam": mo.compress(optax.adam(1e-3), {"mu": INT8})},
         lambda params: jax.tree.map(lambda p: "muon" if p.ndim == 2 else "adam", params),
     ),
     "masked": lambda: optax.masked(

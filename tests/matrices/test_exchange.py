@@ -1,8 +1,5 @@
 """Matrices in parts on eight devices: the numbers of one, and the bytes and operations that were promised."""
 
-import math
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +8,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import momentum_optax as mo
+from benchmarks._collectives import sent
 
 P, D = PartitionSpec, optax.contrib.MuonDimensionNumbers
 LINE, GRID = ((8,), ("x",)), ((4, 2), ("data", "model"))
@@ -36,23 +34,11 @@ CASES = {
     "heads as inputs": ([HEADS] * 8, GRID, P(None, "data", "model"), D((0, 1), 2), 1.0, 1.0),
 }
 FAST = {"both", "copies over a data axis"}
-COLLECTIVE = re.compile(r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
-WIDTHS = {"f32": 4, "f64": 8, "u16": 2, "bf16": 2}
 
 
 def matrices(shapes):
     rng = np.random.default_rng(0)
     return {str(i): jnp.asarray(rng.normal(size=shape), jnp.float32) for i, shape in enumerate(shapes)}
-
-
-def received(program):
-    """The kinds of collectives of a compiled program, and the bytes of their results on one device."""
-    kinds, total = [], 0
-    for result, kind in COLLECTIVE.findall(program.as_text()):
-        kinds.append(kind)
-        arrays = re.findall(r"(\w+)\[([\d,]*)\]", result)
-        total += sum(WIDTHS[dtype] * math.prod(int(n) for n in dims.split(",") if n) for dtype, dims in arrays)
-    return kinds, total
 
 
 def compiled(tx, tree, out=None):
@@ -69,8 +55,8 @@ def check(name, kind, dtype=None):
     program = compiled(
         mo.orthogonalize(weight_dimension_numbers=numbers, dtype=dtype, **where), placed, NamedSharding(mesh, spec)
     )
-    kinds, total = received(program)
-    assert kinds.count("all-to-all") <= 2 * len({shape for shape in shapes})
+    kinds, total = sent(program)
+    assert kinds.get("all-to-all", 0) <= 2 * len(set(shapes))
     assert set(kinds) <= {"all-to-all", "all-gather"}
     parameters = sum(x.size for x in tree.values())
     assert total / parameters <= (most if dtype is None else most / 2) * 1.001

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 from stepping import HUNDRED, MATRICES, final
 
 import momentum_optax as mo

@@ -128,7 +128,7 @@ def test_a_missing_gradient_keeps_a_matrix_s_velocity_and_parameters_are_needed_
     (old,), (new,) = mo.velocity(state), mo.velocity(after)
     np.testing.assert_array_equal(old["stack"], new["stack"])
     assert jax.tree.structure(after) == jax.tree.structure(state)
-    with pytest.raises(TypeError, match="others must be a transformation with init and update, got 0.1"):
+    with pytest.raises(TypeError, match=r"others must be a transformation with init and update, got 0\.1"):
         mo.muon(0.1, others=0.1)
 
 
