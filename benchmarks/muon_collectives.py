@@ -85,7 +85,7 @@ def main() -> None:
     """Compile every row, print the table and write the file."""
     jax.config.update("jax_num_cpu_devices", 8)
     run = _run.Run("muon_collectives", __doc__, Options)
-    rows = []
+    rows: list[dict[str, Any]] = []
     with tqdm(leave=False) as bar:
         for name_of_target in run.options.targets:
             mesh = mesh_of(name_of_target)

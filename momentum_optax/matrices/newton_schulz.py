@@ -112,12 +112,12 @@ def newton_schulz(x: jax.Array, coefficients: np.ndarray, eps: Number, precondit
             scale = jax.lax.rsqrt(jnp.maximum(_frobenius(gram), eps))
         x, gram = scale * x, scale * gram * jnp.swapaxes(scale, -1, -2)
         x, triples = _polynomial(x, gram, triples[0]), triples[1:]
-    # Not unrolled: one loop of three products compiles in a fifth of the time.
-    return cast(jax.Array, jax.lax.scan(lambda x, abc: (_polynomial(x, _gram(x), abc), None), x, triples)[0])
+    # Not unrolled: three products are compiled, however many iterations there are.
+    return jax.lax.scan(lambda x, abc: (_polynomial(x, _gram(x), abc), None), x, triples)[0]
 
 
 def _frobenius(x: jax.Array) -> jax.Array:
-    return jnp.linalg.norm(x, axis=(-2, -1), keepdims=True)
+    return cast(jax.Array, jnp.linalg.norm(x, axis=(-2, -1), keepdims=True))
 
 
 def _gram(x: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Where the parts of each leaf are: the mesh and the specifications, from arguments, types, arrays or by assumption."""
+"""The mesh and the split of each leaf: from arguments, explicit axes of types, arrays outside jit, or by assumption."""
 
 import math
 from collections.abc import Sequence

@@ -38,10 +38,12 @@ FIRST = {
 }
 
 
-@pytest.mark.parametrize("preconditioning", FIRST)
+@pytest.mark.parametrize(
+    "preconditioning", [pytest.param(name, marks=() if name == "aol" else pytest.mark.slow) for name in FIRST]
+)
 def test_every_preconditioning_is_its_formula_for_each_matrix_of_a_batch(preconditioning, x64):
     x = RNG.normal(size=(3, 4, 7)) * np.array([1.0, 30.0, 1e-2])[:, None, None]
-    got = newton_schulz(jnp.asarray(x), coefficients_of("polar_express", 4), 1e-30, preconditioning)
+    got = jax.jit(lambda x: newton_schulz(x, coefficients_of("polar_express", 4), 1e-30, preconditioning))(x)
     for one, new in zip(x, got, strict=True):
         np.testing.assert_allclose(new, loop(FIRST[preconditioning](one), EXPRESS[:4]), rtol=0, atol=1e-12)
 
@@ -65,11 +67,12 @@ def test_polar_express_converges_to_the_polar_factor_of_badly_conditioned_matric
     u, _, v = np.linalg.svd(RNG.normal(size=(6, 9)), full_matrices=False)
     x = u * np.geomspace(1, 1e-3, 6) @ v
     tx = mo.orthogonalize(10, coefficients="polar_express")
-    got, _ = tx.update({"wide": jnp.asarray(x), "tall": jnp.asarray(x.T)}, optax.EmptyState())
+    got, _ = jax.jit(tx.update)({"wide": jnp.asarray(x), "tall": jnp.asarray(x.T)}, optax.EmptyState())
     np.testing.assert_allclose(got["wide"], u @ v, rtol=0, atol=1e-9)
     np.testing.assert_allclose(got["tall"], (u @ v).T, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_complex_matrices_go_to_their_unitary_factor(x64):
     x = RNG.normal(size=(4, 5)) + 1j * RNG.normal(size=(4, 5))
     u, _, v = np.linalg.svd(x, full_matrices=False)

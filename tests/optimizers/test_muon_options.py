@@ -66,11 +66,16 @@ SAME = {
         },
     ),
 }
-SLOW = set(SAME) - {"aol", "triples", "masked decay"}
+# Fast tests; the others are slow ones.
+FAST = {("masked decay", "dimension numbers"), ("triples", "dimension numbers")}
+ROWS = [
+    pytest.param(name, numbers, id=f"{name}, {kind}", marks=() if (name, kind) in FAST else pytest.mark.slow)
+    for name in SAME
+    for kind, numbers in (("dimension numbers", NUMBERS), ("matrices", None))
+]
 
 
-@pytest.mark.parametrize("numbers", [NUMBERS, None], ids=["dimension numbers", "matrices"])
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in SAME])
+@pytest.mark.parametrize(("name", "numbers"), ROWS)
 def test_every_option_is_optax_s(name, numbers, x64):
     here, there = SAME[name]
     # The debiasing of Optax's default momentum; an average orthogonalises the same with and without.
@@ -81,6 +86,7 @@ def test_every_option_is_optax_s(name, numbers, x64):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * abs(b).max())
 
 
+@pytest.mark.slow
 def test_adaptive_multiplies_each_matrix_by_its_dual_norm(x64):
     rule = mo.nadam_mix(0.95, psi=1e6)
     two = {k: v for k, v in NUMBERS.items() if k != "stack"}
@@ -96,7 +102,11 @@ def test_adaptive_multiplies_each_matrix_by_its_dual_norm(x64):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * abs(b).max())
 
 
-@pytest.mark.parametrize("make", [partial(mo.muon, adaptive=True), mo.normuon], ids=["muon", "normuon"])
+@pytest.mark.parametrize(
+    "make",
+    [pytest.param(partial(mo.muon, adaptive=True), marks=pytest.mark.slow), mo.normuon],
+    ids=["muon", "normuon"],
+)
 def test_a_stack_is_its_layers_one_by_one(make, x64):
     (*_, stacked), _ = steps(
         make(0.1, weight_dimension_numbers={"stack": D(1, 2)}), like=lambda t: {"stack": t["stack"]}
@@ -165,3 +175,16 @@ def test_normuon_is_the_paper_s_loop_and_keeps_a_number_for_each_neuron(x64):
         grads = [matrix(np.asarray(tree(seed)[name])) for seed in range(1, 5)]
         for u, expected in zip(ours, normuon(grads, 0.02, 0.9, 0.8), strict=True):
             np.testing.assert_allclose(matrix(np.asarray(u[name])), expected, rtol=0, atol=1e-8)
+
+
+def test_storages_that_lose_the_direction_are_refused_or_warned_of():
+    for make in (mo.muon, mo.normuon):
+        with pytest.raises(ValueError, match=r"storage must not be int4 here: .*take 'bfloat16' or 'int8'") as caught:
+            make(0.1, storage="int4")
+        assert len(str(caught.value)) < 300
+        with pytest.warns(
+            UserWarning, match=r"storage int8 turns the orthogonalised direction .* Take 'bfloat16'"
+        ) as seen:
+            make(0.1, storage="int8")
+        assert all(len(str(x.message)) < 300 and x.filename == __file__ for x in seen)
+        make(0.1, storage="bfloat16")
