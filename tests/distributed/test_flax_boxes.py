@@ -287,8 +287,6 @@ eager_sharding = pytest.mark.skipif(
 )
 @every_optimizer
 def test_an_nnx_state_is_split_by_the_names_of_its_variables(name, kind):
-    if name == "muon" and kind == AxisType.Explicit:
-        pytest.skip("the matrix products of Optax's Muon do not say how they are split over explicit axes")
     tx, mesh = OPTIMIZERS[name](), mesh_of(kind)
     with jax.set_mesh(mesh):
         split = train_nnx(Partitioned, tx, lambda state, params: check_split(state, params, mesh))

@@ -110,7 +110,10 @@ RULES = tuple(name for name, f in FACTORIES.items() if "Filter" in str(f.__annot
 STEPS = 4
 # Rows whose steps at defaults and under schedules are fast tests; the others are slow ones.
 FAST = {"sgd", "srsgd", "relativistic", "interop.torch_sgd", "interop.keras_sgd", "interop.qhoptim_qhm"}
-every = pytest.mark.parametrize("name", ROWS)
+# NorMuon is Muon with one more part.
+every = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "normuon" else name for name in ROWS]
+)
 thinned = pytest.mark.parametrize(
     "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ROWS]
 )
