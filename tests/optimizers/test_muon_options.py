@@ -66,8 +66,8 @@ SAME = {
         },
     ),
 }
-# Fast tests; the others are slow ones.
-FAST = {("masked decay", "dimension numbers"), ("triples", "dimension numbers")}
+# The fast test; the others are slow ones.
+FAST = {("masked decay", "dimension numbers")}
 ROWS = [
     pytest.param(name, numbers, id=f"{name}, {kind}", marks=() if (name, kind) in FAST else pytest.mark.slow)
     for name in SAME
