@@ -73,6 +73,26 @@ def test_a_direction_over_a_mesh_sends_what_it_must_and_is_that_of_one_device(na
     check(name, AxisType.Auto)
 
 
+FAST_ORDER = {"both", "within heads"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST_ORDER else pytest.mark.slow) for n in CASES])
+def test_matrices_are_whole_and_in_order(name):
+    """An orthogonalisation does not see in which order rows and columns are put together; sums along them do."""
+    shapes, (sizes, names), spec, numbers, *_ = CASES[name]
+    mesh = jax.make_mesh(sizes, names, axis_types=(AxisType.Auto,) * len(names))
+    tree = matrices(shapes)
+
+    def sums(x):
+        return jnp.cumsum(jnp.cumsum(x, axis=-1), axis=-2)
+
+    expected, _ = mo.matrices.on_matrices(sums, numbers).update(tree, optax.EmptyState())
+    tx = mo.matrices.on_matrices(sums, numbers, mesh=mesh, specs=spec)
+    got, _ = tx.update(jax.device_put(tree, NamedSharding(mesh, spec)), optax.EmptyState())
+    for key, x in expected.items():
+        np.testing.assert_allclose(got[key], x, rtol=0, atol=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_types_with_explicit_axes_say_how_parameters_are_split(name):
