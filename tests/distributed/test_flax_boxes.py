@@ -129,8 +129,8 @@ def check_split(state, params, mesh):
     seen = rows = 0
     for path, x in jax.tree_util.tree_leaves_with_path(bare(state)):
         names = keys(path)
-        # The label of a partition comes first.
-        p = known.get(names, known.get(names[1:]))
+        # The labels of partitions come first, Muon's own too.
+        p = next((known[names[i:]] for i in range(3) if names[i:] in known), None)
         if p is None:
             continue
         expected = NamedSharding(mesh, along(x.shape, p.shape, p.sharding.spec))
