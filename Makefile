@@ -61,6 +61,8 @@ bench: $(VENV)/bench.stamp ## Measure cost, time and quality, reproduce known nu
 	$(BIN)/python -m benchmarks.accumulation
 	$(BIN)/python -m benchmarks.row_sparse
 	$(BIN)/python -m benchmarks.weight_averages
+	$(BIN)/python -m benchmarks.muon_collectives
+	$(BIN)/python -m benchmarks.muon_storages
 	$(BIN)/python -m benchmarks.bfloat16_weights
 
 compiled-bytes: compilers ## Count the bytes of a compiled step for TPU and H200, neither of which need be here

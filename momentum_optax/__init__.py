@@ -3,6 +3,7 @@
 from . import analysis as analysis
 from . import contrib as contrib
 from . import interop as interop
+from . import matrices as matrices
 from . import schedules as schedules
 from . import storage as storage
 from . import tuning as tuning
@@ -12,7 +13,9 @@ from .distributed import sharding as sharding
 from .embeddings import row_sparse as row_sparse
 from .filters import Filter as Filter
 from .filters import equivalent as equivalent
+from .matrices.direction import orthogonalize as orthogonalize
 from .optimizers.muon import muon as muon
+from .optimizers.muon import normuon as normuon
 from .optimizers.normalized import normalized_sgd as normalized_sgd
 from .optimizers.sgd import sgd as sgd
 from .optimizers.sgd import srsgd as srsgd
@@ -40,7 +43,6 @@ from .wrappers.by_path import by_path as by_path
 from .wrappers.cautious import add_cautious_weight_decay as add_cautious_weight_decay
 from .wrappers.cautious import cautious as cautious
 from .wrappers.compress import compress as compress
-from .wrappers.directions import orthogonalize as orthogonalize
 from .wrappers.directions import scale_to_unit_norm as scale_to_unit_norm
 from .wrappers.guarded import guarded as guarded
 from .wrappers.monitor import monitor as monitor

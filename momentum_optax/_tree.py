@@ -251,6 +251,28 @@ def _raise_unlike(expected: PyTree, params: PyTree) -> NoReturn:
     raise ValueError(f"params must be the tree that the state was made for: they {what}")
 
 
+def map_together(function: Callable[[list[PyTree]], Sequence[PyTree]], tree: PyTree) -> PyTree:
+    """The tree of `function(leaves)`, a new leaf for each of all leaves of the bare tree; in the boxes of `tree`."""
+    return jax.tree.unflatten(jax.tree.structure(tree), function(jax.tree.leaves(unboxed(tree))))
+
+
+def broadcast(prefix: PyTree, tree: PyTree, is_entry: IsLeaf) -> list[PyTree]:
+    """For each leaf of the bare `tree` the entry of `prefix` that stands for it.
+
+    Args:
+      prefix: A tree like `tree`, or like its upper part, in boxes or not; an entry stands for all that is below it.
+      tree: A bare tree.
+      is_entry: Says what an entry is, beside other leaves.
+
+    Raises:
+      ValueError: If `prefix` is not like `tree`.
+    """
+    entries, treedef = flatten(prefix, is_leaf=lambda x: is_entry(x) or _kind(type(x)) is not _Kind.OTHER)
+    below = treedef.flatten_up_to(tree)
+    pairs = zip(entries, below, strict=True)
+    return [content(entry) for entry, part in pairs for _ in jax.tree.leaves(part)]
+
+
 def _raise_mismatch(expected: PyTree, got: PyTree) -> NoReturn:
     """Say which paths are missing from the gradients, or are too many."""
     there, here = (

@@ -34,6 +34,7 @@ OPTIMIZERS = {
     "lion, schedules": partial(mo.lion, COOLING, FALLING, FALLING, weight_decay=COOLING),
     "signum": partial(mo.signum, 0.1),
     "muon": partial(mo.muon, 0.1, weight_decay=0.1),
+    "normuon": partial(mo.normuon, 0.1, weight_decay=0.1),
     "normalized_sgd": partial(mo.normalized_sgd, 0.1),
     "normalized_sgd, by leaf": partial(mo.normalized_sgd, 0.1, scope="leaf"),
     "srsgd": partial(mo.srsgd, 0.1, 3),

@@ -28,15 +28,21 @@ ALLOWED = {
         *("_checks", "_tree", "filters", "optimizers", "rules", "state.mismatch", "storage", "transform", "wrappers")
     },
     "distributed": {
-        *("_checks", "_tree", "apply", "filters", "optimizers", "rules", "state.mismatch", "storage", "transform")
+        *("_checks", "_tree", "apply", "distributed.specs", "filters", "optimizers", "rules", "state.mismatch"),
+        *("storage", "transform"),
     },
     "embeddings": {"_checks", "filters", "state.mismatch", "storage"},
+    "distributed.specs": set(),
     "filters": {"_checks"},
     "interop": {
         *("_checks", "_paths", "_tree", "filters", "optimizers", "rules", "schedules", "state.velocity"),
         *("storage", "transform"),
     },
-    "optimizers": {*("_checks", "filters", "rules", "schedules", "state.mismatch", "storage", "transform", "wrappers")},
+    "matrices": {"_checks", "_tree", "distributed.specs", "state.mismatch", "storage"},
+    "optimizers": {
+        *("_checks", "_tree", "filters", "matrices", "rules", "schedules", "state.mismatch", "storage", "transform"),
+        "wrappers",
+    },
     "rules": {"_checks", "filters"},
     "schedules": {"_checks", "filters"},
     "state": {
@@ -65,6 +71,7 @@ EXPORTED_MODULES = {
     "checkpoint",
     "contrib",
     "interop",
+    "matrices",
     "outer",
     "schedules",
     "sharding",
@@ -146,6 +153,7 @@ def documented():
         mo.analysis,
         mo.tuning,
         mo.interop,
+        mo.matrices,
         mo.sharding,
         mo.outer,
         mo.checkpoint,

@@ -76,6 +76,8 @@ AVERAGES = {
     "lion": lambda d: mo.lion(0.1, b2=d),
     "signum": lambda d: mo.signum(0.1, d),
     "muon": lambda d: mo.muon(0.1, d),
+    "normuon": lambda d: mo.normuon(0.1, d),
+    "normuon, squares": lambda d: mo.normuon(0.1, b2=d),
     "normalized_sgd": lambda d: mo.normalized_sgd(0.1, d),
     "yellowfin": lambda d: mo.contrib.yellowfin(decay=d),
     "mars_adamw": lambda d: mo.contrib.mars_adamw(0.1, d),

@@ -82,8 +82,8 @@ def test_sizes_that_decide_how_a_leaf_is_kept_must_be_bounded(keep, dims, words)
 
 # NamedTuples that are in no state.
 OTHERS = {
-    *("AnyVelocity", "CodeShapes", "ConstantForm", "EncodeContext", "Layout", "Limits", "NormalForm", "OuterMomentum"),
-    *("ParameterVelocity", "Part", "PostHoc", "RowSparse", "Selection", "StateBytes"),
+    *("AnyVelocity", "Axes", "CodeShapes", "ConstantForm", "EncodeContext", "Layout", "Limits", "NormalForm"),
+    *("OuterMomentum", "ParameterVelocity", "Part", "PostHoc", "RowSparse", "Selection", "Side", "StateBytes"),
 }
 
 

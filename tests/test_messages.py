@@ -264,7 +264,6 @@ SLOW = {
     "accumulated": lambda: mo.accumulated(mo.ema(0.99), 2, storage="int4"),
     "restarts": lambda: mo.adaptive_restart(mo.nesterov(0.99), storage="int4"),
     "signum": lambda: mo.signum(0.1, 0.99, storage="int4"),
-    "muon": lambda: mo.muon(0.1, 0.99, storage="int4"),
     "mars": lambda: mo.contrib.mars_lion(0.1, 0.99, storage="int4"),
     "outer": lambda: mo.outer.diloco(momentum=0.99, storage="int4"),
     "PyTorch": lambda: mo.interop.torch_sgd(lr=0.1, momentum=0.99, storage="int4"),

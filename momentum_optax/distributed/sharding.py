@@ -107,8 +107,8 @@ def zero1(
         """For each parameter its sharding, and the sharding of its share."""
         bare = _tree.unboxed(params)
         wide = jax.tree.map(lambda _: specs, bare) if is_spec(specs) else _tree.unboxed(specs)
-        whole = _mapped(lambda _, spec: NamedSharding(mesh, spec), bare, wide)
-        share = _mapped(lambda p, s: NamedSharding(mesh, spread(p.shape, s.spec, mesh, axis)), bare, whole)
+        shares = zero1_specs(params, mesh, axis, specs)
+        whole, share = (_mapped(lambda _, spec: NamedSharding(mesh, spec), bare, tree) for tree in (wide, shares))
         return whole, share
 
     def place(state: optax.OptState, params: PyTree) -> optax.OptState:
@@ -129,6 +129,26 @@ def zero1(
         return _placed(updates, whole), place(state, like)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def zero1_specs(params: optax.Params, mesh: Mesh, axis: str, specs: PyTree = _WHOLE) -> PyTree:
+    """How `zero1` splits the shares of parameters: what an optimizer within it is given as `specs`.
+
+        shares = mo.sharding.zero1_specs(params, mesh, "data", specs)
+        tx = mo.sharding.zero1(mo.muon(0.02, mesh=mesh, specs=shares), mesh, "data", specs)
+
+    Args:
+      params: Arrays or shapes.
+      mesh: See `zero1`.
+      axis: See `zero1`.
+      specs: See `zero1`.
+
+    Returns:
+      A bare tree of `PartitionSpec` like the parameters.
+    """
+    bare = _tree.unboxed(params)
+    wide = jax.tree.map(lambda _: specs, bare) if is_spec(specs) else _tree.unboxed(specs)
+    return _mapped(lambda p, spec: spread(p.shape, spec, mesh, axis), bare, wide)
 
 
 def offloaded(shardings: Shardings, memory_kind: str = "pinned_host") -> Shardings:

@@ -1,63 +1,212 @@
-"""Muon: orthogonalised momentum for matrices."""
+"""Muon and NorMuon: orthogonalised momentum for matrices, another optimizer for other parameters."""
 
-import jax
 import optax
 
+from .. import _checks
+from .._typing import DType, Number, PyTree
 from ..filters import Filter
 from ..filters.coefficients import Scalar
+from ..matrices.dimensions import WeightDimensionNumbers
+from ..matrices.direction import orthogonalize
+from ..matrices.newton_schulz import Coefficients, Preconditioning
+from ..matrices.placement import AnyMesh
+from ..matrices.scales import Scale, scale_by_neuron, scale_by_shape
 from ..rules.mixes import muon_mix
-from ..storage._by_leaf import AnyStorage
+from ..storage import Storage, resolve
+from ..storage._by_leaf import AnyStorage, ByLeaf, chooser_of
+from ..storage._int4 import Int4
+from ..storage._int8 import Int8
 from ..transform import scale_by_momentum
-from ..wrappers.directions import orthogonalize
-from .arguments import Mask, descent, rule_of, weight_decay_of
+from .arguments import Mask, rule_of, weight_decay_of
+from .gradient_dtype import in_gradient_dtype
+from .matrices_apart import partition_matrices
 
 
 def muon(
     learning_rate: optax.ScalarOrSchedule,
     momentum: "Scalar | Filter" = 0.95,
     *,
+    weight_dimension_numbers: WeightDimensionNumbers = None,
     steps: int | None = None,
+    coefficients: Coefficients = "standard",
+    preconditioning: Preconditioning = "frobenius",
+    eps: Number | None = None,
+    adaptive: bool = False,
+    scale: Scale = "spectral",
+    consistent_rms: Number | None = None,
     weight_decay: "Scalar | None" = None,
     mask: Mask | None = None,
+    others: optax.GradientTransformation | None = None,
+    dtype: DType | None = None,
+    mesh: AnyMesh | None = None,
+    specs: PyTree = None,
     storage: AnyStorage = "float32",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Muon, for matrices: the orthogonalised momentum, scaled by their shape.
+    r"""Muon: for matrices the orthogonalised momentum, scaled by their shape; for other parameters another optimizer.
 
     $$ \theta' = \theta - \eta \left(\sqrt{\max(1, \tfrac{n}{m})}\;\mathrm{orthogonalize}(u) + \lambda\theta\right) $$
 
     for u of the rule and $\theta$ of m inputs by n outputs, the layout of Flax and Optax (PyTorch's is transposed).
-    The default rule, `muon_mix`, is that of the reference code. `optax.contrib.muon` debiases momentum and gradient by
-    their own corrections, which is `momentum=nadam_mix(beta, psi=1e6)`. Other parameters need another optimizer:
+    Embeddings and output layers are matrices too; whoever wants another optimizer for them says so, by
+    `weight_dimension_numbers`: `mo.matrices.excluding("embed", "head")` does it by name.
 
-        label = lambda params: jax.tree.map(lambda p: "muon" if p.ndim == 2 else "adam", params)
-        optax.partition({"muon": mo.muon(0.02), "adam": optax.adam(3e-4)}, label)
+    The default rule, `muon_mix`, is that of the reference code. `optax.contrib.muon` debiases momentum and gradient by
+    their own corrections, which is `momentum=nadam_mix(beta, psi=1e6)`; its `nesterov=False` is `momentum=ema(beta)`.
 
     Args:
-      learning_rate: eta; the reference code has 0.02.
+      learning_rate: eta; the reference code has 0.02. That of the default `others`, too.
       momentum: The decay of `muon_mix` in [0, 1), or a rule.
+      weight_dimension_numbers: Which parameters are Muon's, and which of their axes are inputs and outputs, as in
+        Optax: `optax.contrib.MuonDimensionNumbers` or None for each, in a tree like the parameters or a prefix of it,
+        or a function of the parameters to one. Axes in neither, of stacked layers, heads or experts, count matrices.
+        None for the parameters with two axes.
       steps: Newton-Schulz iterations, at least 1, known now; None for the reference code's 5.
-      weight_decay: lambda in [0, inf), decoupled; `update` then needs `params`. None for no decay.
-      mask: Which parameters decay, see `sgd`.
-      storage: The storage of the velocity, see `scale_by_momentum`.
+      coefficients: Of the iterations, see `orthogonalize`.
+      preconditioning: What is orthogonalised is first divided by: "frobenius", "spectral", "schatten" or "aol".
+      eps: Added to the norm, at least 0; None for 1e-8.
+      adaptive: Multiply by the dual norm of u, see `orthogonalize`.
+      scale: "spectral", as above; "rms", $0.2\sqrt{\max(m, n)}$ in its place, so that a learning rate of AdamW fits; or
+        a factor for all shapes.
+      consistent_rms: Optax's name for "rms" with another number than 0.2.
+      weight_decay: lambda in [0, inf), decoupled, of Muon's parameters; `update` then needs `params`. None for none.
+      mask: Which of them decay, see `sgd`.
+      others: The optimizer of the other parameters, learning rate included; None for Optax's `nadam` at Muon's rate,
+        which is what `optax.contrib.muon` does.
+      dtype: Of the iterations, and of what devices send; None for the gradients' own.
+      mesh: The devices, for parameters split over them: matrices are sent to where they are whole, and back.
+      specs: How the parameters are split, see `matrices.on_matrices`, which says what it costs.
+      storage: How the velocity of Muon's parameters is kept, see `scale_by_momentum`: "float32" or "bfloat16"; "int8"
+        with a warning: the small singular values, which count as much as the large ones, are lost in its rounding.
 
     Raises:
-      ValueError: If a number is out of range; for `mask` without `weight_decay`; at `init` if a leaf is not a matrix;
-        at `update` without `params` if there is a weight decay.
+      ValueError: If a number is out of range, there is no such preset or scale; for `mask` without `weight_decay`, or
+        `specs` without `mesh`; if `storage` is int4; at `init` if the dimension numbers do not fit the parameters; at
+        `update` without `params` if there is a weight decay.
       TypeError: If an argument is of the wrong type.
 
     Reference:
-      Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024.
+      Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; `optax.contrib.muon`.
     """
-    return descent(
-        learning_rate,
-        scale_by_momentum(rule_of(momentum, muon_mix), storage=storage),
-        orthogonalize(steps),
-        optax.stateless(_scaled_by_shape),
-        weight_decay_of(weight_decay, mask),
+    _checks.within("learning_rate", learning_rate, "[0, inf)")
+    return in_gradient_dtype(
+        partition_matrices(
+            optax.chain(
+                scale_by_momentum(rule_of(momentum, muon_mix), storage=_storage_of(storage)),
+                orthogonalize(
+                    steps,
+                    weight_dimension_numbers,
+                    coefficients=coefficients,
+                    preconditioning=preconditioning,
+                    eps=eps,
+                    adaptive=adaptive,
+                    dtype=dtype,
+                    mesh=mesh,
+                    specs=specs,
+                ),
+                scale_by_shape(scale, weight_dimension_numbers, consistent_rms=consistent_rms),
+                weight_decay_of(weight_decay, mask),
+                optax.scale_by_learning_rate(learning_rate),
+            ),
+            optax.nadam(learning_rate) if others is None else others,
+            weight_dimension_numbers,
+        )
     )
 
 
-def _scaled_by_shape(updates: optax.Updates, params: optax.Params | None = None) -> optax.Updates:
-    """Each matrix times the square root of its outputs over its inputs, where they are more."""
-    del params
-    return jax.tree.map(lambda u: max(1.0, u.shape[1] / u.shape[0]) ** 0.5 * u, updates)
+def normuon(
+    learning_rate: optax.ScalarOrSchedule,
+    momentum: "Scalar | Filter" = 0.95,
+    b2: Number = 0.95,
+    *,
+    weight_dimension_numbers: WeightDimensionNumbers = None,
+    steps: int | None = None,
+    coefficients: Coefficients = "standard",
+    preconditioning: Preconditioning = "frobenius",
+    eps: Number | None = None,
+    scale: Scale = "spectral",
+    consistent_rms: Number | None = None,
+    weight_decay: "Scalar | None" = None,
+    mask: Mask | None = None,
+    others: optax.GradientTransformation | None = None,
+    dtype: DType | None = None,
+    mesh: AnyMesh | None = None,
+    specs: PyTree = None,
+    storage: AnyStorage = "float32",
+) -> optax.GradientTransformationExtraArgs:
+    r"""NorMuon: Muon with the update of each neuron over its own recent size, at the same norm of each matrix.
+
+    $$ O = \mathrm{orthogonalize}(u), \quad w' = \beta_2 w + (1-\beta_2)\,\mathrm{mean}_{\text{inputs}}(O^2), \quad
+       \hat O = \frac{O}{\sqrt{w'} + \epsilon}, \quad \theta' = \theta - \eta \left(\sqrt{\max(1, \tfrac{n}{m})}\;
+       \frac{\|O\|_F}{\|\hat O\|_F} \hat O + \lambda\theta\right) $$
+
+    The authors' code. Their paper has $0.2\sqrt{mn}$ in place of the root and $\|O\|_F$, which is `scale="rms"` up to
+    what the orthogonalisation leaves of $\|O\|_F = \sqrt{\min(m, n)}$.
+
+    Args:
+      learning_rate: eta; the authors' code has 0.02.
+      momentum: The decay of `muon_mix` in [0, 1), or a rule.
+      b2: beta_2 in [0, 1), a number or a scalar array.
+      weight_dimension_numbers: Which parameters are NorMuon's, and their axes, see `muon`; an output is a neuron.
+      steps: See `muon`.
+      coefficients: See `orthogonalize`.
+      preconditioning: See `muon`.
+      eps: Added to the norm and to the roots, at least 0; None for 1e-8.
+      scale: See `muon`.
+      consistent_rms: See `muon`.
+      weight_decay: See `muon`.
+      mask: See `sgd`.
+      others: See `muon`.
+      dtype: See `muon`.
+      mesh: See `muon`.
+      specs: See `matrices.on_matrices`.
+      storage: See `muon`.
+
+    Raises:
+      ValueError: As `muon` does.
+      TypeError: If an argument is of the wrong type.
+
+    Reference:
+      Li et al., "NorMuon: making Muon more efficient and scalable", 2025, arXiv:2510.05491, and their code.
+    """
+    _checks.within("learning_rate", learning_rate, "[0, inf)")
+    return in_gradient_dtype(
+        partition_matrices(
+            optax.chain(
+                scale_by_momentum(rule_of(momentum, muon_mix), storage=_storage_of(storage)),
+                orthogonalize(
+                    steps,
+                    weight_dimension_numbers,
+                    coefficients=coefficients,
+                    preconditioning=preconditioning,
+                    eps=eps,
+                    dtype=dtype,
+                    mesh=mesh,
+                    specs=specs,
+                ),
+                scale_by_neuron(b2, weight_dimension_numbers, eps=eps),
+                scale_by_shape(scale, weight_dimension_numbers, consistent_rms=consistent_rms),
+                weight_decay_of(weight_decay, mask),
+                optax.scale_by_learning_rate(learning_rate),
+            ),
+            optax.nadam(learning_rate) if others is None else others,
+            weight_dimension_numbers,
+        )
+    )
+
+
+def _storage_of(storage: AnyStorage) -> Storage | ByLeaf:
+    """The storage, if its roundings leave a direction to orthogonalise; `benchmarks/muon_storages.py` measures it."""
+    kept = resolve(storage)
+    # Those of a function are not known here.
+    several = chooser_of(kept).known or ()
+    if any(isinstance(one, Int4) for one in several):
+        raise ValueError(
+            "storage must not be int4 here: orthogonalising gives all singular values one size, and four bits keep few "
+            "of them, so that little of the direction is left; take 'bfloat16' or 'int8'"
+        )
+    if any(isinstance(one, Int8) for one in several):
+        _checks.warn(
+            "storage int8 turns the orthogonalised direction where gradients have little noise: singular values below "
+            "its rounding become as large as the others. Take 'bfloat16' unless a short run in int8 trains as well"
+        )
+    return kept

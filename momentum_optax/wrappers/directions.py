@@ -1,4 +1,4 @@
-"""Directions after a rule: of unit norm, saturated, orthogonal."""
+"""Directions after a rule: of unit norm, saturated."""
 
 from collections.abc import Callable
 from typing import TypeAlias
@@ -8,8 +8,6 @@ import jax.numpy as jnp
 import optax
 
 from .. import _checks
-from .._tree import path_name, reboxed, unboxed
-from .._typing import PyTree
 from ..storage.protocol import arithmetic_dtype
 from .leaves import SCOPES, Scope
 
@@ -43,63 +41,6 @@ def scale_to_unit_norm(scope: Scope = "tree") -> optax.GradientTransformation:
         return by_norm(lambda x, largest, root: x / largest / root, updates, scope)
 
     return optax.stateless(update)
-
-
-def orthogonalize(steps: int | None = None) -> optax.GradientTransformation:
-    r"""The nearest semi-orthogonal matrix to each update, by Optax's Newton-Schulz iteration: Muon's direction.
-
-    With $X_0 = u / (\|u\|_F + 10^{-8})$, $X \leftarrow a X + (b A + c A^2) X$, $A = X X^T$, and (a, b, c) = (3.4445,
-    -4.7750, 2.0315). Five steps bring singular values of $X_0$ from [0.01, 1] to [0.68, 1.14]; they need not converge.
-
-    Args:
-      steps: The number of iterations, a whole number of at least 1 that is known now; 5 if None.
-
-    Returns:
-      A transformation without state, for matrices; the arithmetic is in the update's dtype. None stays None.
-
-    Raises:
-      TypeError: If `steps` is not a whole number.
-      ValueError: If `steps` is out of range; at `init` and `update` if a leaf is not a matrix: give others to
-        `optax.partition`, or leave them out by `optax.masked`.
-
-    Reference:
-      Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; `optax.contrib.scale_by_muon`.
-    """
-    steps = 5 if steps is None else steps
-    _checks.integer("steps", steps, 1)
-
-    def matrices(tree: PyTree) -> PyTree:
-        return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(), tree)
-
-    # With a decay of 0, Optax's Muon is the map that it applies to its average.
-    tx = optax.contrib.scale_by_muon(ns_steps=int(steps), beta=0.0, nesterov=False, weight_dimension_numbers=matrices)
-
-    def init(params: optax.Params) -> optax.EmptyState:
-        _check_matrices(unboxed(params))
-        return optax.EmptyState()
-
-    def update(
-        updates: optax.Updates, state: optax.EmptyState, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, optax.EmptyState]:
-        del params
-        bare = unboxed(updates)
-        _check_matrices(bare)
-        # Optax corrects the bias of its average by a decay to the power of an int32.
-        with jax.numpy_dtype_promotion("standard"):
-            return reboxed(tx.update(bare, tx.init(bare))[0], updates), state
-
-    return optax.GradientTransformation(init, update)
-
-
-def _check_matrices(tree: PyTree) -> None:
-    for path, x in jax.tree_util.tree_leaves_with_path(tree):
-        shape = x.shape if hasattr(x, "shape") else jnp.shape(x)
-        if len(shape) != 2:
-            raise ValueError(
-                f"{path_name(path)} must be a matrix, got shape {shape}; give others another "
-                'optimizer: optax.partition({"muon": mo.muon(0.02), "adam": optax.adam(3e-4)}, lambda params: '
-                'jax.tree.map(lambda p: "muon" if p.ndim == 2 else "adam", params))'
-            )
 
 
 def by_norm(function: ByNorm, updates: optax.Updates, scope: Scope) -> optax.Updates:

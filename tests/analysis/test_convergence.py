@@ -15,7 +15,7 @@ KAPPAS = (10.0, 100.0, 1e4)
 
 
 # Coefficients that never settle, or not within 10^4 steps, so that no eigenvalue says how fast it converges.
-UNSETTLED = {"nadam_mix", "schedule_free"}
+UNSETTLED = {"implicit_transport", "nadam_mix", "schedule_free"}
 
 
 @pytest.mark.one_in(4)

@@ -124,7 +124,7 @@ PARTIAL = {
         mo.sgd(0.1, 0.9, dampening=0.5), lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
     ),
     "partitioned": lambda: optax.partition(
-        {"muon": mo.muon(0.02, storage=BYTES), "adam": mo.compress(optax.adam(1e-3), {"mu": BYTES})}, labels
+        {"muon": mo.muon(0.02, storage="bfloat16"), "adam": mo.compress(optax.adam(1e-3), {"mu": BYTES})}, labels
     ),
     "frozen": lambda: optax.partition(
         {"train": mo.sgd(0.1, 0.9, storage=BYTES), "freeze": optax.set_to_zero()},

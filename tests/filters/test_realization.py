@@ -78,7 +78,10 @@ def compiled_bytes(tx):
 
 def test_nesterov_moves_the_bytes_of_optax_and_aggregated_needs_no_copy():
     theirs = compiled_bytes(optax.chain(optax.trace(0.9, nesterov=True), optax.scale(-0.1)))
-    assert compiled_bytes(optax.chain(mo.scale_by_momentum(mo.nesterov(0.9)), optax.scale(-0.1))) == theirs
+    ours = compiled_bytes(optax.chain(mo.scale_by_momentum(mo.nesterov(0.9)), optax.scale(-0.1)))
+    # One number of the state more, the look-ahead for `eval_params`: 4 bytes that are read and written a few times.
+    assert ours[0] - theirs[0] <= 24 / 512**2
+    assert ours[1] - theirs[1] <= 4
     moved, temporary = compiled_bytes(optax.chain(mo.scale_by_momentum(mo.aggregated()), optax.scale(-0.1)))
     assert moved <= 44.01
     assert temporary == 0

@@ -17,6 +17,7 @@ DECAYING = {
     "lion": lambda **options: mo.lion(0.1, **options),
     "signum": lambda **options: mo.signum(0.1, **options),
     "muon": lambda **options: mo.muon(0.1, **options),
+    "normuon": lambda **options: mo.normuon(0.1, **options),
     "mars_adamw": lambda **options: mo.contrib.mars_adamw(0.1, **options),
     "mars_lion": lambda **options: mo.contrib.mars_lion(0.1, **options),
 }

@@ -12,6 +12,7 @@ import momentum_optax as mo
 OPTIMIZERS = {
     "lion": mo.lion,
     "muon": mo.muon,
+    "normuon": mo.normuon,
     "normalized_sgd": mo.normalized_sgd,
     "relativistic": mo.contrib.relativistic,
     "signum": mo.signum,

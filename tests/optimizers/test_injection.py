@@ -42,6 +42,10 @@ class Row:
 
 
 DECAY = {"weight_decay": 0.02}
+MUON = (
+    *("weight_dimension_numbers", "steps", "coefficients", "preconditioning", "scale", "mask", "others", "dtype"),
+    *("mesh", "specs"),
+)
 ROWS = {
     "sgd": Row(
         {"learning_rate": 0.1, "momentum": 0.9, "dampening": 0.3, **DECAY},
@@ -50,7 +54,18 @@ ROWS = {
     ),
     "lion": Row({"learning_rate": 0.1, "b1": 0.8, "b2": 0.7, **DECAY}, ("learning_rate",), ("mu_dtype", "mask")),
     "signum": Row({"learning_rate": 0.1, "beta": 0.8, **DECAY}, ("learning_rate",), ("accumulator_dtype", "mask")),
-    "muon": Row({"learning_rate": 0.1, "momentum": 0.8, **DECAY}, ("learning_rate",), ("steps", "mask")),
+    "muon": Row(
+        {"learning_rate": 0.1, "momentum": 0.8, "eps": 0.1, "consistent_rms": 0.3, **DECAY},
+        ("learning_rate",),
+        (*MUON, "adaptive"),
+        constant=("eps", "consistent_rms"),
+    ),
+    "normuon": Row(
+        {"learning_rate": 0.1, "momentum": 0.8, "b2": 0.9, "eps": 0.1, "consistent_rms": 0.3, **DECAY},
+        ("learning_rate",),
+        MUON,
+        constant=("b2", "eps", "consistent_rms"),
+    ),
     "normalized_sgd": Row({"learning_rate": 0.1, "momentum": 0.8}, ("learning_rate",), ("scope",)),
     "srsgd": Row({"learning_rate": 0.1, "restarts": 2}, ("learning_rate", "restarts"), constant=("restarts",)),
     "relativistic": Row({"learning_rate": 0.1, "decay": 0.8, "delta": 2.0}, ("learning_rate",), constant=("delta",)),
@@ -95,7 +110,10 @@ RULES = tuple(name for name, f in FACTORIES.items() if "Filter" in str(f.__annot
 STEPS = 4
 # Rows whose steps at defaults and under schedules are fast tests; the others are slow ones.
 FAST = {"sgd", "srsgd", "relativistic", "interop.torch_sgd", "interop.keras_sgd", "interop.qhoptim_qhm"}
-every = pytest.mark.parametrize("name", ROWS)
+# NorMuon is Muon with one more part.
+every = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "normuon" else name for name in ROWS]
+)
 thinned = pytest.mark.parametrize(
     "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ROWS]
 )
@@ -135,7 +153,7 @@ def own_steps(tx, params, gradients, name):
     Mostly operation by operation: the rows share what that compiles.
     """
     state, out = tx.init(params if params is not None else gradients[0]), []
-    step = jax.jit(tx.update) if name in ("muon", "yellowfin") else tx.update
+    step = jax.jit(tx.update) if name in ("muon", "normuon", "yellowfin") else tx.update
     for g in gradients:
         u, state = step(g, state, params, **second(name, g))
         out.append(u["w"])
@@ -147,7 +165,7 @@ def assert_same(ours, theirs, name):
 
     Some thousand operations round to 2^-53; Newton and Schulz multiply by up to 3.4445 in each of five iterations.
     """
-    scale = 3.4445**5 if name == "muon" else 1
+    scale = 3.4445**5 if "muon" in name else 1
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e3 * scale * 2**-53 * abs(theirs).max())
 
 
@@ -161,7 +179,7 @@ def test_every_public_optimizer_and_dialect_has_a_row_with_all_its_arguments():
     for name, row in ROWS.items():
         arguments = set(inspect.signature(FACTORIES[name]).parameters) - {"storage"}
         assert {*row.numbers, *row.static} == arguments, name
-    assert set(RULES) == {"sgd", "muon", "normalized_sgd"}
+    assert set(RULES) == {"sgd", "muon", "normuon", "normalized_sgd"}
 
 
 @every
@@ -229,7 +247,7 @@ def test_a_rule_as_momentum_stays_a_rule(name, x64):
     ours, state = run(name, injected(name, learning_rate=0.1, momentum=rule), None, gradients)
     theirs = own_steps(FACTORIES[name](0.1, rule), None, gradients, name)
     assert_same(ours, theirs, name)
-    assert set(state.hyperparams) == {"learning_rate"}
+    assert set(state.hyperparams) - {"b2"} == {"learning_rate"}
 
 
 @pytest.mark.one_in(2)
@@ -260,6 +278,7 @@ MASKED = tuple(name for name, f in FACTORIES.items() if "mask" in inspect.signat
 # Arguments that cannot be arrays: the argument, and a value that Optax would make one of.
 STATIC = [
     ("muon", "steps", 3),
+    ("muon", "dtype", jnp.bfloat16),
     ("yellowfin", "window", 3),
     ("sgd", "accumulator_dtype", jnp.bfloat16),
     ("lion", "mu_dtype", jnp.bfloat16),

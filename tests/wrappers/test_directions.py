@@ -45,7 +45,3 @@ def test_directions_by_norm_are_their_formulas_at_any_scale(tx, form, scope):
 def test_what_is_no_direction_is_refused():
     with pytest.raises(ValueError, match="scope must be one of 'tree', 'leaf', got 'row'"):
         mo.scale_to_unit_norm("row")
-    with pytest.raises(TypeError, match=r"steps must be a whole number, got 2\.5"):
-        mo.orthogonalize(2.5)
-    with pytest.raises(ValueError, match=r"params\['b'\] must be a matrix, got shape \(4,\)"):
-        mo.orthogonalize().update(SIGNAL[0], optax.EmptyState())

@@ -1,0 +1,102 @@
+"""`partition_matrices`: one optimizer for matrices and another for the other parameters."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .. import _checks, _tree
+from .._typing import Leaf, PyTree
+from ..matrices.dimensions import WeightDimensionNumbers, axes_of_leaves
+from ..storage.mixed import codes_of
+from ..storage.protocol import SUPPORTED, unsupported
+from ..transform import MomentumState
+
+MATRICES, OTHERS = "matrices", "others"
+
+
+class _Missing:
+    """A gradient of None as a leaf, where `optax.partition` asks whose it is."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+
+
+def partition_matrices(
+    matrices: optax.GradientTransformation,
+    others: optax.GradientTransformation,
+    weight_dimension_numbers: WeightDimensionNumbers,
+) -> optax.GradientTransformationExtraArgs:
+    """`optax.partition` of parameters with dimension numbers and those without.
+
+    A gradient of None keeps the velocity of a matrix, and its update is None. `others` decides what becomes of others.
+
+    Args:
+      matrices: The optimizer of matrices, with a velocity.
+      others: The optimizer of other parameters.
+      weight_dimension_numbers: Which parameters are matrices, see `matrices.on_matrices`.
+
+    Raises:
+      TypeError: If `others` is no transformation; at `init` if a parameter is not of a float or complex dtype.
+    """
+    _checks.transformation("others", others)
+
+    def labels(tree: PyTree) -> PyTree:
+        bare = _tree.unboxed(tree)
+        axes = iter(axes_of_leaves(weight_dimension_numbers, _without_missing(bare)))
+
+        def label(leaf: Leaf | _Missing) -> str:
+            if isinstance(leaf, _Missing):
+                return leaf.label
+            return OTHERS if next(axes) is None else MATRICES
+
+        return _tree.map_together(lambda leaves: [label(x) for x in leaves], tree)
+
+    parts = {MATRICES: _given_none(matrices), OTHERS: _given_none(others)}
+    tx = optax.partition(parts, labels)
+
+    def init(params: optax.Params) -> optax.OptState:
+        for path, x in jax.tree_util.tree_leaves_with_path(_tree.unboxed(params)):
+            dtype = x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
+            if str(dtype) not in SUPPORTED:
+                raise TypeError(unsupported(_tree.path_name(path), dtype))
+        return tx.init(params)
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra: PyTree
+    ) -> tuple[optax.Updates, optax.OptState]:
+        new: tuple[optax.Updates, optax.OptState] = tx.update(_with_missing(updates, state), state, params, **extra)
+        return new
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _with_missing(updates: optax.Updates, state: optax.OptState) -> optax.Updates:
+    """The gradients with `_Missing` for each None of a parameter; the velocities tell whose it is."""
+    found = _tree.find_all(state.inner_states[MATRICES], MomentumState)
+    velocities = [tree for _, node in found for tree in codes_of(node.velocity)]
+    if not velocities or all(x is not None for x in jax.tree.leaves(updates, is_leaf=lambda x: x is None)):
+        return updates
+
+    def mark(velocity: PyTree, gradient: PyTree) -> PyTree:
+        if gradient is not None or velocity is None:
+            return gradient
+        return _Missing(OTHERS if _tree.empty(velocity) else MATRICES)
+
+    return jax.tree.map(mark, velocities[0], updates, is_leaf=lambda x: _tree.absent(x) or _tree.is_box(x))
+
+
+def _without_missing(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: None if isinstance(x, _Missing) else x, tree)
+
+
+def _given_none(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """`tx` with None for what is missing."""
+    run = optax.with_extra_args_support(tx).update
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra: PyTree
+    ) -> tuple[optax.Updates, optax.OptState]:
+        new: tuple[optax.Updates, optax.OptState] = run(_without_missing(updates), state, params, **extra)
+        return new
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)

@@ -1,0 +1,123 @@
+"""The iteration against its reference loop in float64 NumPy, and against the singular value decomposition."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import momentum_optax as mo
+from momentum_optax.matrices.newton_schulz import coefficients_of, newton_schulz
+
+RNG = np.random.default_rng(0)
+# Amsel et al., algorithm 1: triples divided by powers of 1.01, apart from the last, which is repeated.
+EXPRESS = [
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+    (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
+    (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
+]
+EXPRESS = [(a / 1.01, b / 1.01**3, c / 1.01**5) for a, b, c in EXPRESS] + [(1.875, -1.25, 0.375)] * 2
+
+
+def loop(x, triples):
+    for a, b, c in triples:
+        gram = x @ x.conj().T
+        x = a * x + b * gram @ x + c * gram @ gram @ x
+    return x
+
+
+FIRST = {
+    "frobenius": lambda x: x / np.sqrt((abs(x) ** 2).sum()),
+    "spectral": lambda x: x / np.linalg.svd(x)[1][0],
+    "aol": lambda x: x / np.sqrt(abs(x @ x.conj().T).sum(1))[:, None],
+    "schatten": lambda x: x / (np.linalg.svd(x)[1] ** 4).sum() ** 0.25,
+}
+
+
+@pytest.mark.parametrize(
+    "preconditioning", [pytest.param(name, marks=() if name == "aol" else pytest.mark.slow) for name in FIRST]
+)
+def test_every_preconditioning_is_its_formula_for_each_matrix_of_a_batch(preconditioning, x64):
+    x = RNG.normal(size=(3, 4, 7)) * np.array([1.0, 30.0, 1e-2])[:, None, None]
+    got = jax.jit(lambda x: newton_schulz(x, coefficients_of("polar_express", 4), 1e-30, preconditioning))(x)
+    for one, new in zip(x, got, strict=True):
+        np.testing.assert_allclose(new, loop(FIRST[preconditioning](one), EXPRESS[:4]), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("given", "steps", "triples"),
+    [
+        ("standard", None, [(3.4445, -4.7750, 2.0315)] * 5),
+        ("standard", 2, [(3.4445, -4.7750, 2.0315)] * 2),
+        ("polar_express", None, EXPRESS[:5]),
+        ("polar_express", 9, EXPRESS),
+        ((1.5, -0.5, 0.0), 3, [(1.5, -0.5, 0.0)] * 3),
+        ([(2, -1.5, 0.5), (1.5, -0.5, 0)], None, [(2, -1.5, 0.5), (1.5, -0.5, 0)]),
+    ],
+)
+def test_coefficients_by_name_once_for_all_and_one_by_one(given, steps, triples):
+    np.testing.assert_allclose(coefficients_of(given, steps), triples, rtol=1e-15)
+
+
+def test_polar_express_converges_to_the_polar_factor_of_badly_conditioned_matrices(x64):
+    u, _, v = np.linalg.svd(RNG.normal(size=(6, 9)), full_matrices=False)
+    x = u * np.geomspace(1, 1e-3, 6) @ v
+    tx = mo.orthogonalize(10, coefficients="polar_express")
+    got, _ = jax.jit(tx.update)({"wide": jnp.asarray(x), "tall": jnp.asarray(x.T)}, optax.EmptyState())
+    np.testing.assert_allclose(got["wide"], u @ v, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(got["tall"], (u @ v).T, rtol=0, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_complex_matrices_go_to_their_unitary_factor(x64):
+    x = RNG.normal(size=(4, 5)) + 1j * RNG.normal(size=(4, 5))
+    u, _, v = np.linalg.svd(x, full_matrices=False)
+    # Schatten's first gram matrix is Hermitian only of the conjugate.
+    tx = mo.orthogonalize(12, coefficients="polar_express", preconditioning="schatten")
+    got, _ = jax.jit(tx.update)(jnp.asarray(x), optax.EmptyState())
+    np.testing.assert_allclose(got, u @ v, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"steps": 2.5}, TypeError, "steps must be a whole number, got 2.5"),
+        ({"steps": 0}, ValueError, "steps must be at least 1"),
+        (
+            {"coefficients": "jordan"},
+            ValueError,
+            "coefficients must be one of 'standard', 'polar_express', 'dion', got",
+        ),
+        ({"coefficients": (1.0, 2.0)}, ValueError, r"or a sequence of such triples, got numbers of shape \(2,\)"),
+        ({"coefficients": object()}, TypeError, r"coefficients must be a name or numbers \(a, b, c\)"),
+        ({"coefficients": [(1, 0, 0)] * 3, "steps": 2}, ValueError, "steps must be None or 3"),
+        ({"preconditioning": "aal"}, ValueError, "preconditioning must be one of 'frobenius', 'spectral', 'aol', 'sch"),
+        ({"eps": -1.0}, ValueError, r"eps must be in \[0, inf\)"),
+        ({"adaptive": 1}, TypeError, "adaptive must be True or False"),
+        ({"dtype": jnp.int8}, TypeError, "dtype must be None or a dtype of floats such as bfloat16"),
+        ({"dtype": "bf16"}, TypeError, "dtype must be None or a dtype of floats"),
+    ],
+)
+def test_arguments_out_of_range_are_refused_when_it_is_built(arguments, error, match):
+    for make in (mo.orthogonalize, lambda **options: mo.muon(0.1, **options)):
+        with pytest.raises(error, match=match) as caught:
+            make(**arguments)
+        assert len(str(caught.value)) < 300
+
+
+def products(tx, tree):
+    """The matrix products and loops of a compiled update."""
+    text = jax.jit(lambda g: tx.update(g, optax.EmptyState())[0]).lower(tree).as_text()
+    return text.count("stablehlo.dot_general"), text.count("stablehlo.while")
+
+
+def test_matrices_of_one_shape_are_one_loop_whatever_leaf_they_are_in():
+    one = products(mo.orthogonalize(), {"0": jnp.ones((4, 6))})
+    assert one == (3, 1)
+    forty = {str(i): jnp.ones((4, 6) if i % 2 else (6, 4)) for i in range(40)}
+    assert products(mo.orthogonalize(), forty) == one
+    assert products(mo.orthogonalize(), forty | {"other": jnp.ones((4, 5))}) == (6, 2)
