@@ -23,6 +23,8 @@ RULES = {
     "DiLoCo": (mo.outer_nesterov(12, 0.7, 0.9), 12),
     "restarts": (RESTARTS, 10),
     "cycles": (CYCLES, 8),
+    # The only one whose point to evaluate is read with weights that change.
+    "averages": (mo.primal_averaging(0.9, mo.schedules.cyclical(0.2, 0.8, 6)), 6),
 }
 every_periodic_rule = pytest.mark.parametrize("name", RULES)
 
