@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias, cast
 
 from . import _checks
-from .filters.coefficients import Scalar, select, table_lookup, value_at
+from .filters.coefficients import Periodic, Scalar, select, table_lookup, value_at
 
 if TYPE_CHECKING:
     import jax
@@ -127,6 +127,8 @@ def demon(decay: float, total_steps: int) -> Schedule:
 def restarted(schedule: Schedule, at: "int | Sequence[int] | np.ndarray | jax.Array") -> Schedule:
     """Scheduled restart: the schedule starts again from its step 0 at given steps.
 
+    With a period it is the way to say that a schedule repeats, which `analysis` takes without a `step`.
+
     `nesterov(restarted(nesterov_convex(), 40))` is the SRSGD rule: its momentum is 0 at a restart, which also
     clears the velocity.
 
@@ -149,10 +151,11 @@ def restarted(schedule: Schedule, at: "int | Sequence[int] | np.ndarray | jax.Ar
         steps = cast("jax.Array", at)
         return lambda step: schedule(step - ((steps <= step) * steps).max(initial=0))
     if not isinstance(at, Sequence):
-        if not _checks.is_array(at):
-            _checks.integer("at", at, 1)
         period = cast("Count", at)
-        return lambda step: schedule(step % period)
+        if _checks.is_array(at):
+            return lambda step: schedule(step % period)
+        _checks.integer("at", at, 1)
+        return Periodic(lambda step: schedule(step % period), int(at))
     for i, begin in enumerate(at):
         _checks.integer(f"at[{i}]", begin, 1 if i == 0 else at[i - 1] + 1)
     if not at:
@@ -184,7 +187,7 @@ def cyclical(low: float, high: float, period: int) -> Schedule:
         phase = 2 * (step % period) / float(period)
         return high - (high - low) * _least(phase, 2 - phase)
 
-    return schedule
+    return Periodic(schedule, int(period))
 
 
 def one_cycle(total_steps: int, low: float = 0.85, high: float = 0.95, *, peak: float = 0.3) -> Schedule:

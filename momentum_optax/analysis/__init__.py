@@ -1,8 +1,9 @@
 """Analysis of a rule before it runs: memory, gains, convergence, stability and noise, from its coefficients.
 
 Everything is NumPy in float64 and takes any `Filter`. Arrays broadcast. Functions that need constant coefficients use
-the limit of coefficients that depend on a leaf's age (special first steps, debiasing weights); for a rule that depends
-on the step, `step=` chooses the step whose coefficients are used.
+the limit of coefficients that depend on a leaf's age (special first steps, debiasing weights). Rules whose coefficients
+repeat (`Filter.period`: outer steps, Lookahead, restarts, cyclical schedules) are analysed over a whole period by most
+functions. For other rules that depend on the step, `step=` chooses the step whose coefficients are used.
 """
 
 from .averages import PostHoc as PostHoc
@@ -15,10 +16,12 @@ from .convergence import transient_growth as transient_growth
 from .games import bilinear_game as bilinear_game
 from .loop import closed_loop as closed_loop
 from .loop import error_curve as error_curve
+from .loop import monodromy as monodromy
 from .loop import spectral_radius as spectral_radius
 from .mechanics import energy as energy
 from .mechanics import energy_limit as energy_limit
 from .noise import stationary_variance as stationary_variance
+from .noise import variance_over_a_period as variance_over_a_period
 from .plots import plot as plot
 from .response import bandwidth as bandwidth
 from .response import dc_gain as dc_gain

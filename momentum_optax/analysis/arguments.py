@@ -1,5 +1,7 @@
 """Checks and conversions of the arguments of the analysis: rules with known coefficients, arrays in float64."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -30,13 +32,26 @@ def constant(rule: Filter, step: int | None = None) -> Filter:
     _check_rule(rule)
     if step is not None:
         _checks.integer("step", step, 0)
-        step = int(step)
-    A = tuple(tuple(_now(f"A[{i}][{j}]", x, step) for j, x in enumerate(row)) for i, row in enumerate(rule.A))
-    B, C, lookahead = (
-        tuple(_now(f"{name}[{i}]", x, step) for i, x in enumerate(getattr(rule, name)))
-        for name in ("B", "C", "lookahead")
-    )
-    return Filter(A, B, C, _now("D", rule.D, step), lookahead).pruned()
+        return _numbers(rule, lambda name, entry: _as_float(name, value_at(entry, int(step)))).pruned()
+    return _numbers(rule, partial(_settled, phase=None)).pruned()
+
+
+def phases(rule: Filter, step: int | None = None) -> tuple[Filter, ...]:
+    """The rule at each step of one period, with plain numbers for coefficients: one entry if they are constant.
+
+    With `step`, the coefficients at that step alone, as in `constant`; without it, the limit of those that depend on a
+    leaf's age. All entries have the same velocities.
+
+    Raises:
+      TypeError: If `rule` is not a `Filter`, `step` not a whole number, or a coefficient is traced.
+      ValueError: If `step` is negative, or None while a coefficient depends on the step and is not known to repeat, or
+        does not settle.
+    """
+    _check_rule(rule)
+    if step is not None or rule.period is None or not rule.reads_step:
+        return (constant(rule, step),)
+    kept = rule.pruned()
+    return tuple(_numbers(kept, partial(_settled, phase=phase)) for phase in range(rule.period))
 
 
 def known(rule: Filter) -> Filter:
@@ -99,18 +114,26 @@ def _check_rule(rule: object) -> None:
         raise TypeError(f"rule must be a Filter such as heavy_ball(0.9), got {_checks.shown(rule)}")
 
 
-def _now(name: str, entry: Coefficient, step: int | None) -> float:
-    if step is not None:
-        return _as_float(name, value_at(entry, step))
-    if isinstance(entry, PerLeafSchedule) and not entry.reads_step:
-        return _settled(name, entry)
-    if callable(entry) or isinstance(entry, PerLeafSchedule):
-        raise ValueError(f"{name} depends on the step: step must choose one, got None")
-    return _as_float(name, entry)
+def _numbers(rule: Filter, value: Callable[[str, Coefficient], float]) -> Filter:
+    """The rule with the `value` of each coefficient, which is also told its name."""
+    A = tuple(tuple(value(f"A[{i}][{j}]", x) for j, x in enumerate(row)) for i, row in enumerate(rule.A))
+    B, C, lookahead = (
+        tuple(value(f"{name}[{i}]", x) for i, x in enumerate(getattr(rule, name))) for name in ("B", "C", "lookahead")
+    )
+    return Filter(A, B, C, value("D", rule.D), lookahead)
 
 
-def _settled(name: str, entry: PerLeafSchedule) -> float:
-    late, later = (_as_float(name, entry.function(age, age)) for age in (_LATE, 2 * _LATE))
+def _settled(name: str, entry: Coefficient, phase: int | None) -> float:
+    """The value of a coefficient for an old leaf, at a step of this phase; None where no coefficient may read it."""
+    by_age = isinstance(entry, PerLeafSchedule)
+    if phase is None and (entry.reads_step if isinstance(entry, PerLeafSchedule) else callable(entry)):
+        raise ValueError(
+            f"{name} depends on the step: step must choose one, got None; of a schedule with a period, made by "
+            "schedules.restarted for example, some functions take the whole period"
+        )
+    if not by_age:
+        return _as_float(name, value_at(entry, phase))
+    late, later = (_as_float(name, value_at(entry, phase, age)) for age in (_LATE, 2 * _LATE))
     if abs(late - later) > _RELATIVE * abs(later):
         raise ValueError(f"{name} never settles: step must choose one, got None")
     return later

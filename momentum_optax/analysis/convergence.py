@@ -5,13 +5,16 @@ in z, the loop's characteristic polynomial is $(z - 1)\,\chi(z) + \eta\lambda\,N
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ..filters import Filter
-from .arguments import Floats, constant, curvatures, reals
-from .loop import closed_loop, readout, spectral_radius
+from . import periods
+from .arguments import Floats, curvatures, phases, reals
+from .loop import readout, spectral_radius
+from .periods import largest, loop_matrix, over_a_period
 from .settling import peak, settling_time
 
 # Curvatures of an interval that are tried before the worst one is refined, and rounds of refinement.
@@ -23,12 +26,14 @@ def stability_limit(rule: Filter, curvature: ArrayLike, *, step: int | None = No
 
     2/lambda for plain descent, 2(1+beta)/lambda for `heavy_ball`, 2(1+beta)/((1+2 beta) lambda) for `nesterov`.
 
-    An eigenvalue can leave the unit disc only through its boundary, where $\eta\lambda = -(z-1)\chi(z)/N(z)$. The
+    For a rule with a period the limit is found by search along its Floquet multipliers:
+    $(1 + (2/\alpha - 1)^{1/k})/\lambda$ for `lookahead(k, alpha)` of plain descent with odd k. For constant rules an
+    eigenvalue can leave the unit disc only through its boundary, where $\eta\lambda = -(z-1)\chi(z)/N(z)$. The
     learning rates at which that happens are found from the roots of one polynomial, and the loop is tested between
     them. Some rules converge again at larger learning rates; those are not counted.
 
     Args:
-      rule: A rule; its coefficients must be constant, or `step` given.
+      rule: A rule; its coefficients must be constant or periodic, or `step` given.
       curvature: Above 0, or complex and not 0 (for games); any shape.
       step: See `closed_loop`.
 
@@ -42,7 +47,7 @@ def stability_limit(rule: Filter, curvature: ArrayLike, *, step: int | None = No
     Reference:
       Jury, "Theory and application of the z-transform method", 1964, for the criterion that this replaces.
     """
-    rule = constant(rule, step)
+    repeated = phases(rule, step)
     curvature = curvatures(curvature)
     bad = curvature == 0 if np.iscomplexobj(curvature) else curvature <= 0
     if np.any(bad):
@@ -50,12 +55,14 @@ def stability_limit(rule: Filter, curvature: ArrayLike, *, step: int | None = No
         raise ValueError(f"curvature must be {allowed}, got {curvature[bad].flat[0]}")
     # Only the product of learning rate and curvature matters; one search per direction of it.
     directions, which = np.unique(curvature / abs(curvature), return_inverse=True)
-    limits = np.array([_limit(rule, direction) for direction in directions])
+    limit = _limit if len(repeated) == 1 else periods.stability_limit
+    limits = np.array([limit(repeated, direction) for direction in directions])
     return (limits[which.reshape(curvature.shape)] / abs(curvature))[()]
 
 
-def _limit(rule: Filter, direction: np.number) -> float:
-    """The stability limit for a curvature of modulus 1."""
+def _limit(repeated: Sequence[Filter], direction: np.number) -> float:
+    """The stability limit of a constant rule for a curvature of modulus 1."""
+    (rule,) = repeated
     numerator, denominator = rule.transfer_function()
     open_loop = np.convolve([1.0, -1.0], denominator)
     closing = np.concatenate([[0.0], numerator])
@@ -93,10 +100,11 @@ def contraction(
     r"""The contraction per step on a quadratic: the largest `spectral_radius` over the curvatures in [mu, L].
 
     $(\kappa-1)/(\kappa+1)$ for plain descent at its best learning rate, $(\sqrt\kappa-1)/(\sqrt\kappa+1)$ for the
-    heavy ball. The worst of 512 curvatures is refined; a peak narrower than their distance would be missed.
+    heavy ball. Over a period of k steps a rule contracts by the k-th power. The worst of 512 curvatures is refined; a
+    peak narrower than their distance would be missed.
 
     Args:
-      rule: A rule; its coefficients must be constant, or `step` given.
+      rule: A rule; its coefficients must be constant or periodic, or `step` given.
       learning_rate: In [0, inf); broadcasts against the others.
       mu: Smallest curvature, in [0, L].
       L: Largest curvature, in (0, inf).
@@ -112,7 +120,7 @@ def contraction(
     Reference:
       Lessard, Recht and Packard, 2016, arXiv:1408.3595, proposition 1.
     """
-    rule = constant(rule, step)
+    repeated = phases(rule, step)
     eta, mu, L = np.broadcast_arrays(
         reals("learning_rate", learning_rate, "[0, inf)"), reals("mu", mu, "[0, inf)"), reals("L", L, "(0, inf)")
     )
@@ -125,7 +133,8 @@ def contraction(
     curvature = np.sort(np.concatenate([even, low * (L[..., None] / low) ** share], -1), -1)
     worst = np.zeros(eta.shape)
     for _ in range(_ROUNDS):
-        radius = spectral_radius(rule, eta[..., None], curvature)
+        rates = np.broadcast_to(eta[..., None], curvature.shape)
+        radius = largest(over_a_period(repeated, rates, curvature)) ** (1 / len(repeated))
         worst = np.maximum(worst, radius.max(-1))
         at = radius.argmax(-1)[..., None]
         left = np.take_along_axis(curvature, np.maximum(at - 1, 0), -1)
@@ -148,7 +157,7 @@ def iterations(
     Exact. The number for a whole spectrum is the largest over its curvatures.
 
     Args:
-      rule: A rule; its coefficients must be constant, or `step` given.
+      rule: A rule; its coefficients must be constant or periodic, or `step` given.
       learning_rate: In [0, inf); broadcasts against the others.
       curvature: Real and finite.
       tolerance: In (0, inf).
@@ -163,18 +172,17 @@ def iterations(
       ValueError: If a number is out of range, `point` is another string, a coefficient depends on the step and `step`
         is None, or it takes more than 2^24/(K + 1) steps.
     """
-    rule = constant(rule, step)
     tolerance = reals("tolerance", tolerance, "(0, inf)")
-    M, c = _from_rest(rule, learning_rate, curvature, point)
+    M, readouts = _from_rest(phases(rule, step), learning_rate, curvature, point)
     shape = np.broadcast_shapes(M.shape[:-2], tolerance.shape)
-    d = rule.order + 1
+    k, d = readouts.shape[-2:]
     entries = zip(
         np.broadcast_to(M, (*shape, d, d)).reshape(-1, d, d),
-        np.broadcast_to(c, (*shape, d)).reshape(-1, d),
+        np.broadcast_to(readouts, (*shape, k, d)).reshape(-1, k, d),
         np.broadcast_to(tolerance, shape).ravel(),
         strict=True,
     )
-    counts = [settling_time(M, np.eye(d)[0], c, float(level)) for M, c, level in entries]
+    counts = [_settling_time(M, c, float(level)) for M, c, level in entries]
     return np.array(counts, np.float64).reshape(shape)[()]
 
 
@@ -186,7 +194,7 @@ def transient_growth(
     1 for plain descent; the optimal heavy ball at the largest curvature grows about $\sqrt\kappa\,/\,e$-fold first.
 
     Args:
-      rule: A rule; its coefficients must be constant, or `step` given.
+      rule: A rule; its coefficients must be constant or periodic, or `step` given.
       learning_rate: In [0, inf); broadcasts against `curvature`.
       curvature: Real and finite.
       point: "stored" for the parameters that the gradient is taken at, "evaluated" for the point of `eval_params`.
@@ -203,21 +211,36 @@ def transient_growth(
     Reference:
       Mohammadi et al., "Transient growth of accelerated optimization algorithms", 2021, arXiv:2103.08017.
     """
-    rule = constant(rule, step)
-    M, c = _from_rest(rule, learning_rate, curvature, point)
-    d = rule.order + 1
-    pairs = zip(M.reshape(-1, d, d), np.broadcast_to(c, M.shape[:-1]).reshape(-1, d), strict=True)
-    return np.array([peak(M, np.eye(d)[0], c) for M, c in pairs]).reshape(M.shape[:-2])[()]
+    M, readouts = _from_rest(phases(rule, step), learning_rate, curvature, point)
+    k, d = readouts.shape[-2:]
+    pairs = zip(M.reshape(-1, d, d), readouts.reshape(-1, k, d), strict=True)
+    peaks = [max(peak(M, np.eye(d)[0], c, 1.0) for c in each) for M, each in pairs]
+    return np.array(peaks).reshape(M.shape[:-2])[()]
 
 
 def _from_rest(
-    rule: Filter, learning_rate: ArrayLike, curvature: ArrayLike, point: str
+    repeated: Sequence[Filter], learning_rate: ArrayLike, curvature: ArrayLike, point: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The matrix of the loop and the readout of the point."""
-    curvature = reals("curvature", curvature, "(-inf, inf)")
-    M = closed_loop(rule, learning_rate, curvature)
-    eta = np.broadcast_to(reals("learning_rate", learning_rate, "[0, inf)"), M.shape[:-2])
-    return M, readout(rule, eta, point)
+    """The matrix of one period, and the point after 0, 1, ..., k - 1 steps of it as weights of the state before it.
+
+    Shapes (..., d, d) and (..., k, d).
+    """
+    eta, curvature = np.broadcast_arrays(
+        reals("learning_rate", learning_rate, "[0, inf)"), reals("curvature", curvature, "(-inf, inf)")
+    )
+    readouts = []
+    M = np.broadcast_to(np.eye(repeated[0].order + 1), (*eta.shape, repeated[0].order + 1, repeated[0].order + 1))
+    for before, now in zip((repeated[-1], *repeated), repeated, strict=False):
+        readouts.append(np.einsum("...i,...ij->...j", readout(before, eta, point), M))
+        M = loop_matrix(now, eta, curvature) @ M
+    return M, np.stack(readouts, -2)
+
+
+def _settling_time(M: np.ndarray, readouts: np.ndarray, level: float) -> float:
+    """Steps until the point is below `level` for good; M is of a period, with a readout before each of its steps."""
+    k = len(readouts)
+    rounds = [settling_time(M, np.eye(len(M))[0], c, level) for c in readouts]
+    return max((n - 1) * k + j + 1 if n else 0.0 for j, n in enumerate(rounds))
 
 
 def asymptotic_iterations(contraction: ArrayLike, tolerance: ArrayLike = 1e-6) -> Floats:

@@ -5,8 +5,10 @@ The state is the error and the velocities, (theta, v), and one step multiplies i
     M = [ 1 - eta lambda D   -eta C ]
         [     lambda B          A   ]
 
-A quadratic loss is one such loop per eigenvalue of its Hessian. A complex curvature describes a rotation: the vector
-field of a bilinear game of strength s has the curvatures +-i s.
+A quadratic loss is one such loop per eigenvalue of its Hessian H. Behind a fixed diagonal preconditioner P, such as
+Adam's once its second moments are settled, it is one per eigenvalue of $P^{1/2} H P^{1/2}$: these are the curvatures to
+give, of the parameters $P^{-1/2}\theta$, whose gradient noise has the covariance $P^{1/2} \Sigma P^{1/2}$.
+A complex curvature describes a rotation: the vector field of a bilinear game of strength s has the curvatures +-i s.
 """
 
 import numpy as np
@@ -15,7 +17,8 @@ from numpy.typing import ArrayLike
 from .. import _checks
 from ..filters import Filter
 from ..filters.coefficients import Coefficient, value_at
-from .arguments import Floats, constant, curvatures, known, reals
+from .arguments import Floats, constant, curvatures, known, phases, reals
+from .periods import largest, loop_matrix, over_a_period
 
 POINTS = ("stored", "evaluated")
 
@@ -40,14 +43,35 @@ def closed_loop(rule: Filter, learning_rate: ArrayLike, curvature: ArrayLike, *,
     Reference:
       Lessard, Recht and Packard, SIAM J. Optim. 2016, arXiv:1408.3595.
     """
-    A, B, C, D = constant(rule, step).matrices()
+    now = constant(rule, step)
     eta, curvature = np.broadcast_arrays(reals("learning_rate", learning_rate, "[0, inf)"), curvatures(curvature))
-    M = np.zeros((*eta.shape, len(B) + 1, len(B) + 1), curvature.dtype)
-    M[..., 0, 0] = 1 - eta * curvature * D
-    M[..., 0, 1:] = -eta[..., None] * C
-    M[..., 1:, 0] = curvature[..., None] * B
-    M[..., 1:, 1:] = A
-    return M
+    return loop_matrix(now, eta, curvature)
+
+
+def monodromy(rule: Filter, learning_rate: ArrayLike, curvature: ArrayLike) -> np.ndarray:
+    r"""The matrix that maps (theta, v_1, ..., v_K) to its value one period later, from steps that k divides.
+
+    $\Phi = M_{k-1} \cdots M_0$, M_t being the `closed_loop` of step t. Its eigenvalues are the Floquet multipliers. For
+    constant coefficients it is `closed_loop` itself, k being 1.
+
+    Args:
+      rule: A rule with constant coefficients, or ones that are known to repeat (`Filter.period`).
+      learning_rate: In [0, inf); broadcasts against `curvature`.
+      curvature: Real, or complex for games; finite.
+
+    Returns:
+      Shape (..., K + 1, K + 1), float64, or complex128 for a complex curvature.
+
+    Raises:
+      TypeError: If an argument has the wrong type.
+      ValueError: If a number is out of range, or a coefficient depends on the step and is not known to repeat.
+
+    Reference:
+      Bittanti and Colaneri, "Periodic systems: filtering and control", 2009.
+    """
+    repeated = phases(rule)
+    eta, curvature = np.broadcast_arrays(reals("learning_rate", learning_rate, "[0, inf)"), curvatures(curvature))
+    return over_a_period(repeated, eta, curvature)
 
 
 def spectral_radius(rule: Filter, learning_rate: ArrayLike, curvature: ArrayLike, *, step: int | None = None) -> Floats:
@@ -55,9 +79,10 @@ def spectral_radius(rule: Filter, learning_rate: ArrayLike, curvature: ArrayLike
 
     Below 1 the loop converges, above 1 it diverges. For plain descent it is $|1 - \eta\lambda|$, for an underdamped
     heavy ball $\sqrt\beta$. Exact to rounding, except where two eigenvalues meet (critical damping): about 1e-8 there.
+    For a rule with a period of k it is the k-th root of that of the `monodromy` matrix.
 
     Args:
-      rule: A rule; its coefficients must be constant, or `step` given.
+      rule: A rule; its coefficients must be constant or periodic, or `step` given.
       learning_rate: In [0, inf); broadcasts against `curvature`.
       curvature: Real, or complex for games; finite.
       step: See `closed_loop`.
@@ -72,7 +97,9 @@ def spectral_radius(rule: Filter, learning_rate: ArrayLike, curvature: ArrayLike
     Reference:
       Polyak, 1964; Lessard, Recht and Packard, 2016, arXiv:1408.3595.
     """
-    return abs(np.linalg.eigvals(closed_loop(rule, learning_rate, curvature, step=step))).max(-1)[()]
+    repeated = phases(rule, step)
+    eta, curvature = np.broadcast_arrays(reals("learning_rate", learning_rate, "[0, inf)"), curvatures(curvature))
+    return (largest(over_a_period(repeated, eta, curvature)) ** (1 / len(repeated)))[()]
 
 
 def readout(rule: Filter, learning_rate: np.ndarray, point: str) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import _checks
 from ..filters import Filter
-from .arguments import constant
+from .arguments import constant, phases
 from .convergence import stability_limit
 from .loop import error_curve, spectral_radius
 from .response import frequency_response, impulse_response, memory
@@ -39,6 +39,7 @@ class _Drawn:
       name: Its label; empty for a rule alone.
       rule: The rule.
       settled: The constant rule, or None for one that depends on the step.
+      converges: The rule if its contraction per step is defined, constant or periodic, else None.
       rate: Its learning rate.
       style: Its colour and dashes.
     """
@@ -46,6 +47,7 @@ class _Drawn:
     name: str
     rule: Filter
     settled: Filter | None
+    converges: Filter | None
     rate: float
     style: tuple[str, LineStyle]
 
@@ -64,9 +66,9 @@ def plot(
 ) -> "Figure":
     r"""Draw four panels: impulse response, frequency response, contraction over curvature, error of a run from rest.
 
-    The impulse response and the run apply schedules from step 0 on; the other two need constant coefficients, and have
-    but a note for a rule that depends on the step. Several rules are drawn over each other; the run is then the largest
-    error at the curvatures mu, sqrt(mu L) and L.
+    The impulse response and the run apply schedules from step 0 on. The frequency response needs constant coefficients,
+    the contraction constant or periodic ones; for other rules they have but a note. Several rules are drawn over each
+    other; the run is then the largest error at the curvatures mu, sqrt(mu L) and L.
 
     Args:
       rule: Any rule, or up to six by the names that they have in the legend.
@@ -101,7 +103,7 @@ def plot(
     _checks.number("mu", mu, f"(0, {L}]")
     if steps is not None:
         _checks.integer("steps", steps, 1)
-    n = int(steps) if steps is not None else max(_length(one.settled, one.rate, mu) for one in drawn)
+    n = int(steps) if steps is not None else max(_length(one, mu) for one in drawn)
     figure = Figure(figsize=(9.6, 6.8), layout="constrained")
     (impulse_axes, frequency_axes), (contraction_axes, run_axes) = figure.subplots(2, 2)
     _draw_impulse(impulse_axes, drawn, n)
@@ -125,23 +127,24 @@ def _drawn(rule: "Filter | Mapping[str, Filter]", learning_rate: "float | Mappin
     for name, rate in rates.items():
         _checks.number(f"learning_rate[{name!r}]" if rates is learning_rate else "learning_rate", rate, "(0, inf)")
     pairs = zip(rules.items(), _STYLES, strict=False)
-    return [_Drawn(str(name), one, _settled(one), float(rates[name]), style) for (name, one), style in pairs]
+    return [_make(str(name), one, float(rates[name]), style) for (name, one), style in pairs]
 
 
-def _settled(rule: Filter) -> Filter | None:
-    """The constant rule, or None for one that depends on the step."""
+def _make(name: str, rule: Filter, rate: float, style: tuple[str, LineStyle]) -> _Drawn:
     try:
-        return constant(rule)
-    except ValueError:
-        return None
+        repeated = phases(rule)
+    except ValueError:  # depends on the step
+        return _Drawn(name, rule, None, None, rate, style)
+    settled = constant(rule) if len(repeated) == 1 else None
+    return _Drawn(name, rule, settled, settled or rule, rate, style)
 
 
-def _length(rule: Filter | None, learning_rate: float, mu: float) -> int:
-    if rule is None:
+def _length(one: _Drawn, mu: float) -> int:
+    if one.converges is None:
         return 200
-    radius = float(spectral_radius(rule, learning_rate, mu))
+    radius = float(spectral_radius(one.converges, one.rate, mu))
     run = 1 / max(1 - radius, 1e-6)
-    remembered = memory(rule, 0.9)
+    remembered = memory(one.settled, 0.9) if one.settled is not None else 0
     return int(min(max(10 * run, remembered if np.isfinite(remembered) else 0, 20), 2000))
 
 
@@ -166,20 +169,20 @@ def _draw_frequency(axes: "Axes", drawn: list[_Drawn]) -> None:
     for one in drawn:
         if one.settled is not None:
             axes.loglog(omega, abs(frequency_response(one.settled, omega)), **one.line())
-    _note(axes, drawn)
+    _note(axes, [one.name for one in drawn if one.settled is None], len(drawn))
 
 
 def _draw_contraction(axes: "Axes", drawn: list[_Drawn], L: float, mu: float) -> None:
     axes.set(title="contraction per step", xlabel="curvature", ylabel="spectral radius")
     curvature = np.geomspace(mu / 10, 10 * L, _POINTS)
-    settled = [(one, one.settled) for one in drawn if one.settled is not None]
-    for one, rule in settled:
+    known = [(one, one.converges) for one in drawn if one.converges is not None]
+    for one, rule in known:
         axes.semilogx(curvature, spectral_radius(rule, one.rate, curvature), **one.line())
-    _note(axes, drawn)
-    if not settled:
+    _note(axes, [one.name for one in drawn if one.converges is None], len(drawn))
+    if not known:
         return
     axes.axvspan(mu, L, color="0.93", label="the loss")
-    limit = float(stability_limit(settled[0][1], 1.0)) / settled[0][0].rate
+    limit = float(stability_limit(known[0][1], 1.0)) / known[0][0].rate
     if len(drawn) == 1 and mu / 10 < limit < 10 * L:
         axes.axvline(limit, color=_STYLES[1][0], linestyle=_STYLES[1][1], label="unstable beyond")
     axes.axhline(1.0, color="0.4", linewidth=0.8)
@@ -213,10 +216,9 @@ def _finish_run(axes: "Axes", title: str) -> None:
     axes.legend(frameon=False)
 
 
-def _note(axes: "Axes", drawn: list[_Drawn]) -> None:
+def _note(axes: "Axes", missing: list[str], of: int) -> None:
     """Name the rules that have no line here, above each other: in the middle, or below the lines of the others."""
-    missing = [one.name for one in drawn if one.settled is None]
-    bottom = 0.5 if len(missing) == len(drawn) else 0.05
+    bottom = 0.5 if len(missing) == of else 0.05
     for i, name in enumerate(missing):
         text = f"{name} depends on the step".strip()
         axes.text(0.5, bottom + 0.08 * i, text, ha="center", transform=axes.transAxes)

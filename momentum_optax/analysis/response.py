@@ -4,15 +4,18 @@ For constant coefficients the impulse response is $h_0 = D$, $h_k = C A^{k-1} B$
 $H(z) = \sum_k h_k z^{-k} = C (zI - A)^{-1} B + D$.
 """
 
+import functools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from .. import _checks
 from ..filters import Filter
-from .arguments import Floats, constant, known, reals
-from .settling import settling_time, squares
+from .arguments import Floats, constant, known, phases, reals
+from .periods import covariances, steady
+from .settling import settling_time
 
 # Frequencies to search for the bandwidth, before it is refined.
 _SEARCHED = 8192
@@ -85,10 +88,11 @@ def frequency_response(rule: Filter, omega: ArrayLike, *, step: int | None = Non
 def dc_gain(rule: Filter, *, step: int | None = None) -> float:
     r"""The limit of the update for a constant gradient of 1: $H(1) = \sum_k h_k = C (I - A)^{-1} B + D$.
 
-    1/(1-beta) for `heavy_ball` and `nesterov`, 1 for averages.
+    1/(1-beta) for `heavy_ball` and `nesterov`, 1 for averages. For a rule with a period, the mean update over one: the
+    step size for `lookahead`, the outer learning rate over 1 - decay for `outer_nesterov`.
 
     Args:
-      rule: A rule; its coefficients must be constant, or `step` given.
+      rule: A rule; its coefficients must be constant or periodic, or `step` given.
       step: See `frequency_response`.
 
     Returns:
@@ -98,14 +102,26 @@ def dc_gain(rule: Filter, *, step: int | None = None) -> float:
       TypeError: If an argument has the wrong type.
       ValueError: If a coefficient depends on the step and `step` is None.
     """
-    return constant(rule, step).dc_gain()
+    repeated = phases(rule, step)
+    if len(repeated) == 1:
+        return repeated[0].dc_gain()
+    return float(np.mean(_steady_updates(repeated)))
+
+
+def _steady_updates(repeated: Sequence[Filter]) -> np.ndarray:
+    """The updates of one period, shape (k,), for a gradient that has always been 1; infinite if they never settle."""
+    A, B, C, D = (list(x) for x in zip(*(rule.matrices() for rule in repeated), strict=True))
+    try:
+        return np.asarray(np.einsum("ti,ti->t", C, steady(A, B)) + D)
+    except np.linalg.LinAlgError:
+        return np.full(len(repeated), np.inf)
 
 
 def effective_learning_rate(rule: Filter, learning_rate: ArrayLike, *, step: int | None = None) -> Floats:
     """The learning rate of plain descent with the same steps under a constant gradient: learning rate times `dc_gain`.
 
     Args:
-      rule: A rule; its coefficients must be constant, or `step` given.
+      rule: A rule; its coefficients must be constant or periodic, or `step` given.
       learning_rate: In [0, inf); any shape.
       step: See `frequency_response`.
 
@@ -122,10 +138,11 @@ def effective_learning_rate(rule: Filter, learning_rate: ArrayLike, *, step: int
 def poles(rule: Filter, *, step: int | None = None) -> np.ndarray:
     """The eigenvalues of A; every velocity is a mixture of their powers.
 
-    Velocities that are never read or always zero are left out.
+    Velocities that are never read or always zero are left out. For a rule with a period, the eigenvalues of the product
+    of A over one: the factors per period.
 
     Args:
-      rule: A rule; its coefficients must be constant, or `step` given.
+      rule: A rule; its coefficients must be constant or periodic, or `step` given.
       step: See `frequency_response`.
 
     Returns:
@@ -135,17 +152,19 @@ def poles(rule: Filter, *, step: int | None = None) -> np.ndarray:
       TypeError: If an argument has the wrong type.
       ValueError: If a coefficient depends on the step and `step` is None.
     """
-    eigenvalues = np.linalg.eigvals(constant(rule, step).matrices()[0]).astype(np.complex128)
+    matrices = [now.matrices()[0] for now in phases(rule, step)]
+    eigenvalues = np.linalg.eigvals(functools.reduce(lambda before, A: A @ before, matrices)).astype(np.complex128)
     return eigenvalues[np.argsort(-abs(eigenvalues), kind="stable")]
 
 
 def half_life(rule: Filter, *, step: int | None = None) -> float:
     r"""Steps in which the slowest memory falls to half: $\ln 2 / (-\ln|p|)$ for the pole p of largest modulus.
 
-    6.58 for a decay of 0.9, 68.97 for 0.99. `memory` measures the rule as a whole.
+    6.58 for a decay of 0.9, 68.97 for 0.99. `memory` measures the rule as a whole. For a rule with a period it is
+    k times the half-life in periods.
 
     Args:
-      rule: A rule; its coefficients must be constant, or `step` given.
+      rule: A rule; its coefficients must be constant or periodic, or `step` given.
       step: See `frequency_response`.
 
     Returns:
@@ -155,10 +174,11 @@ def half_life(rule: Filter, *, step: int | None = None) -> float:
       TypeError: If an argument has the wrong type.
       ValueError: If a coefficient depends on the step and `step` is None.
     """
+    k = len(phases(rule, step))
     slowest = float(max(abs(poles(rule, step=step)), default=0.0))
     if slowest == 0:
         return 0.0
-    return math.log(2) / -math.log(slowest) if slowest < 1 else math.inf
+    return k * math.log(2) / -math.log(slowest) if slowest < 1 else math.inf
 
 
 def memory(rule: Filter, fraction: float = 0.5, *, step: int | None = None) -> float:
@@ -195,10 +215,11 @@ def mean_lag(rule: Filter, *, step: int | None = None) -> float:
     r"""The mean age of the gradients in an update, $\sum_k k h_k / \sum_k h_k = C (I-A)^{-2} B / H(1)$.
 
     The group delay at zero frequency: the steps by which the update lags behind a drifting gradient.
-    beta/(1-beta) for `heavy_ball` and `ema`. Negative weights can make it negative: a prediction.
+    beta/(1-beta) for `heavy_ball` and `ema`. Negative weights can make it negative: a prediction. For a rule with a
+    period both sums are over the updates of one.
 
     Args:
-      rule: A rule; its coefficients must be constant, or `step` given.
+      rule: A rule; its coefficients must be constant or periodic, or `step` given.
       step: See `frequency_response`.
 
     Returns:
@@ -208,23 +229,25 @@ def mean_lag(rule: Filter, *, step: int | None = None) -> float:
       TypeError: If an argument has the wrong type.
       ValueError: If a coefficient depends on the step and `step` is None.
     """
-    rule = constant(rule, step)
-    A, B, C, _ = rule.matrices()
-    gain = rule.dc_gain()
-    if math.isinf(gain) or gain == 0:
-        return math.inf if gain else math.nan
-    forget = np.eye(len(B)) - A
-    return float(C @ np.linalg.solve(forget, np.linalg.solve(forget, B)) / gain)
+    repeated = phases(rule, step)
+    updates = _steady_updates(repeated).sum()
+    if math.isinf(updates) or updates == 0:
+        return math.inf if updates else math.nan
+    A, B, C, _ = (list(x) for x in zip(*(rule.matrices() for rule in repeated), strict=True))
+    # Velocities whose gradients count with their age at the next step: each step makes them older by one.
+    v = steady(A, B)
+    aged = steady(A, [A[t] @ v[t] + B[t] for t in range(len(A))])
+    return float(np.einsum("ti,ti->", C, aged) / updates)
 
 
 def noise_gain(rule: Filter, *, step: int | None = None) -> float:
     r"""The variance of the update for independent gradient noise of variance 1: $\sum_k h_k^2$.
 
     (1-beta)/(1+beta) for `ema`, 1/(1-beta^2) for `heavy_ball`. Divided by the square of `dc_gain` it compares
-    rules at equal effective learning rate.
+    rules at equal effective learning rate. For a rule with a period, the mean over one.
 
     Args:
-      rule: A rule; its coefficients must be constant, or `step` given.
+      rule: A rule; its coefficients must be constant or periodic, or `step` given.
       step: See `frequency_response`.
 
     Returns:
@@ -234,8 +257,9 @@ def noise_gain(rule: Filter, *, step: int | None = None) -> float:
       TypeError: If an argument has the wrong type.
       ValueError: If a coefficient depends on the step and `step` is None.
     """
-    A, B, C, D = constant(rule, step).matrices()
-    return float(D**2 + C @ squares(A, B) @ C) if len(B) else D**2
+    A, B, C, D = (list(x) for x in zip(*(now.matrices() for now in phases(rule, step)), strict=True))
+    of_velocities = np.einsum("ti,tij,tj->t", C, covariances(A, B), C) if len(B[0]) else 0.0
+    return float(np.mean(np.square(D) + of_velocities))
 
 
 def bandwidth(rule: Filter, *, step: int | None = None) -> float:

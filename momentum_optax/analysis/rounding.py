@@ -6,14 +6,16 @@ largest value for storages with scales), and `bytes_per_parameter`.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
 from .. import _checks
 from ..filters import Filter
-from .arguments import constant
-from .settling import squares
+from .arguments import phases
+from .periods import covariances
+from .response import dc_gain
 
 # Steps after which the search for a fixed point stops; decay 0.9999 in float32 needs some 150,000.
 _LONGEST = 2**22
@@ -55,7 +57,7 @@ def precision(rule: Filter, storage: Spacing, *, step: int | None = None) -> Pre
     Each such error then passes through the filter as part of a velocity.
 
     Args:
-      rule: A rule; its coefficients must be constant, or `step` given.
+      rule: A rule; its coefficients must be constant or periodic, or `step` given.
       storage: An object with numbers `step_size` and `bytes_per_parameter`, such as `mo.storage.bfloat16()`.
       step: The step whose coefficients are used, see `frequency_response`.
 
@@ -70,9 +72,10 @@ def precision(rule: Filter, storage: Spacing, *, step: int | None = None) -> Pre
     Reference:
       Gupta et al., "Deep learning with limited numerical precision", ICML 2015, arXiv:1502.02551.
     """
-    rule = constant(rule, step)
+    repeated = phases(rule, step)
     spacing, size = (_declared(storage, name) for name in ("step_size", "bytes_per_parameter"))
-    return Precision(rule.order * size, _stall(rule, spacing), _noise(rule, spacing))
+    stall = _stall(repeated, spacing, dc_gain(rule, step=step))
+    return Precision(repeated[0].order * size, stall, _noise(repeated, spacing))
 
 
 def _declared(storage: object, name: str) -> float:
@@ -83,31 +86,35 @@ def _declared(storage: object, name: str) -> float:
     return float(value)
 
 
-def _noise(rule: Filter, spacing: float) -> float:
-    A, B, C, D = rule.matrices()
-    if not len(B):
+def _noise(repeated: Sequence[Filter], spacing: float) -> float:
+    A, B, C, D = (list(x) for x in zip(*(rule.matrices() for rule in repeated), strict=True))
+    if not len(B[0]):
         return 0.0
-    P = squares(A, B)
+    P = covariances(A, B)
     if not np.all(np.isfinite(P)):
         return math.inf
-    # Errors of different velocities are independent: one covariance for each, and they add.
-    errors = np.sqrt(np.diag(P) / 6) * spacing
-    variance = sum(C @ squares(A, column) @ C for column in np.diag(errors))
-    return math.sqrt(variance / (D**2 + C @ P @ C))
+    # Errors of different velocities are independent: one covariance for each, and they add. An error made at a step is
+    # relative to the velocity after it.
+    errors = np.sqrt(np.roll(np.diagonal(P, axis1=-2, axis2=-1), -1, 0) / 6) * spacing
+    added = sum(covariances(A, list(column)) for column in np.moveaxis(errors[..., None] * np.eye(len(B[0])), 1, 0))
+    error, update = (np.einsum("ti,tij,tj->t", C, covariance, C) for covariance in (added, P))
+    return math.sqrt(error.mean() / np.mean(np.square(D) + update))
 
 
-def _stall(rule: Filter, spacing: float) -> float:
-    A, B, C, D = rule.matrices()
-    exact = rule.dc_gain()
+def _stall(repeated: Sequence[Filter], spacing: float, exact: float) -> float:
     if math.isinf(exact) or exact == 0:
         return math.nan
-    v = np.zeros(len(B))
-    for _ in range(_LONGEST):
-        new = _nearest(A @ v + B, spacing)
-        if np.array_equal(new, v):
+    matrices = [rule.matrices() for rule in repeated]
+    v = np.zeros(len(matrices[0][1]))
+    updates: list[float] = []
+    for _ in range(max(_LONGEST // len(matrices), 1)):
+        start, updates = v, []
+        for A, B, C, D in matrices:
+            updates.append(float(C @ v + D))
+            v = _nearest(A @ v + B, spacing)
+        if np.array_equal(v, start):
             break
-        v = new
-    return float((C @ v + D) / exact)
+    return float(np.mean(updates) / exact)
 
 
 def _nearest(v: np.ndarray, spacing: float) -> np.ndarray:

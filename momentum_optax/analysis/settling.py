@@ -11,20 +11,24 @@ _LARGEST = 2**24
 
 
 def squares(M: np.ndarray, G: np.ndarray) -> np.ndarray:
-    r"""$P = \sum_j M^j G G^\top M^{\top j}$, which solves $P = M P M^\top + G G^\top$: a state's covariance.
+    r"""$P = \sum_j M^j G G^\top M^{\top j}$: the `lyapunov` solution for G of shape (..., d)."""
+    return lyapunov(M, G[..., :, None] * G[..., None, :])
+
+
+def lyapunov(M: np.ndarray, Q: np.ndarray) -> np.ndarray:
+    r"""$P = \sum_j M^j Q M^{\top j}$, which solves $P = M P M^\top + Q$: a state's covariance.
 
     By Smith's doubling: after k rounds the sum has $2^k$ terms, all of them positive semidefinite, so nothing cancels.
 
     Args:
       M: Shape (..., d, d).
-      G: Shape (..., d).
+      Q: Shape (..., d, d), symmetric.
 
     Returns:
       Shape (..., d, d); infinite where the spectral radius of M is 1 or more.
     """
     contracts = is_contraction(M)[..., None, None]
-    power = np.where(contracts, M, 0.0)
-    P = G[..., :, None] * G[..., None, :]
+    power, P = np.where(contracts, M, 0.0), Q
     while abs(power).max(initial=0.0) > 1e-20:
         P = P + power @ P @ np.swapaxes(power, -1, -2)
         power = power @ power
@@ -55,9 +59,9 @@ def settling_time(M: np.ndarray, x: np.ndarray, c: np.ndarray, level: float) -> 
     return float(above[-1] + 1) if len(above) else 0.0
 
 
-def peak(M: np.ndarray, x: np.ndarray, c: np.ndarray) -> float:
-    """The largest |y_t| over t >= 0, for |y_0| above 0; infinite as, and with shapes as, in `settling_time`."""
-    y = _until_below(M, x, c, abs(float(c @ x)))
+def peak(M: np.ndarray, x: np.ndarray, c: np.ndarray, level: float) -> float:
+    """The largest |y_t| over t >= 0 if that is above `level`, else some |y_t|; infinite as in `settling_time`."""
+    y = _until_below(M, x, c, level)
     return np.inf if y is None else float(y.max())
 
 

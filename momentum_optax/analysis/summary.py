@@ -7,7 +7,7 @@ import numpy as np
 
 from .. import _checks
 from ..filters import Filter
-from .arguments import constant
+from .arguments import constant, phases
 from .convergence import contraction, iterations, stability_limit, transient_growth
 from .mechanics import energy_limit
 from .noise import stationary_variance
@@ -33,14 +33,17 @@ class Report:
 
     Attributes:
       order: Velocities per parameter.
-      poles: The eigenvalues of A, the slowest first; complex, K entries.
+      poles: The eigenvalues of A, the slowest first; complex, K entries. Per period, see `poles`.
       dc_gain: See `dc_gain`.
       half_life: In steps, see `half_life`.
-      memory: Gradients that make up half and nine tenths of the update for a constant gradient, see `memory`.
+      memory: Gradients that make up half and nine tenths of the update for a constant gradient, see `memory`; None for
+        a rule with a period.
       mean_lag: In steps, see `mean_lag`.
-      bandwidth: In radians per step, see `bandwidth`; None where the gain at zero frequency is 0 or infinite.
+      bandwidth: In radians per step, see `bandwidth`; None where the gain at zero frequency is 0 or infinite, and for a
+        rule with a period.
       noise_gain: See `noise_gain`.
       relative_noise: The noise gain over the square of the DC gain: at equal effective learning rate.
+      period: Steps after which the coefficients repeat, see `monodromy`; None if they are constant.
       stability_limit: Largest stable learning rate for curvature L.
       energy_limit: Largest learning rate at which a run cannot climb above its start; None unless a heavy ball.
       effective_learning_rate: Learning rate times DC gain.
@@ -57,11 +60,12 @@ class Report:
     poles: tuple[complex, ...] = _row("poles")
     dc_gain: float = _row("gain of a constant gradient")
     half_life: float = _row("half-life of the slowest memory", "steps")
-    memory: tuple[float, float] = _row("half, nine tenths of an update", "gradients")
+    memory: tuple[float, float] | None = _row("half, nine tenths of an update", "gradients")
     mean_lag: float = _row("mean lag", "steps")
     bandwidth: float | None = _row("bandwidth (-3 dB)", "radians per step")
     noise_gain: float = _row("noise gain")
     relative_noise: float = _row("noise gain over squared gain")
+    period: int | None = _row("coefficients repeat after", "steps", optional=True)
     stability_limit: float | None = _row("largest stable learning rate", optional=True)
     energy_limit: float | None = _row("energy limit of the learning rate", optional=True)
     effective_learning_rate: float | None = _row("effective learning rate", optional=True)
@@ -90,7 +94,8 @@ def report(
     """Print a table of what a rule will do, and return its numbers.
 
     Args:
-      rule: A rule; its coefficients must be constant, or `step` given.
+      rule: A rule; its coefficients must be constant or periodic, or `step` given. For a periodic one the numbers are
+        means over a period, contraction and iterations per step.
       learning_rate: In (0, inf); needed for the numbers of a run.
       L: Largest curvature of the loss, in (0, inf).
       mu: Smallest curvature, in (0, L]; needed for the contraction and the iterations.
@@ -109,13 +114,15 @@ def report(
     Reference:
       See the functions that its attributes name.
     """
-    rule = constant(rule, step)
+    k = len(phases(rule, step))
+    if k == 1:
+        rule = constant(rule, step)
     _check("learning_rate", learning_rate, "(0, inf)")
     _check("L", L, "(0, inf)")
     if mu is not None and L is None:
         raise ValueError(f"L must be given where mu is, got mu={mu!r} alone")
     _check("mu", mu, f"(0, {L}]")
-    found = _of_the_rule(rule)
+    found = _of_the_rule(rule, k)
     if L is not None:
         found |= {"stability_limit": float(stability_limit(rule, L)), "energy_limit": _energy_limit(rule, L)}
     if learning_rate is not None:
@@ -134,19 +141,20 @@ def _check(name: str, value: float | None, interval: str) -> None:
         _checks.number(name, value, interval)
 
 
-def _of_the_rule(rule: Filter) -> Numbers:
+def _of_the_rule(rule: Filter, k: int) -> Numbers:
     gain, noise = dc_gain(rule), noise_gain(rule)
     ordinary = np.isfinite(gain) and gain != 0
     return {
-        "order": rule.order,
+        "order": rule.pruned().order,
         "poles": tuple(complex(p) for p in poles(rule)),
         "dc_gain": gain,
         "half_life": half_life(rule),
-        "memory": (memory(rule, 0.5), memory(rule, 0.9)),
+        "memory": (memory(rule, 0.5), memory(rule, 0.9)) if k == 1 else None,
         "mean_lag": mean_lag(rule),
-        "bandwidth": bandwidth(rule) if ordinary else None,
+        "bandwidth": bandwidth(rule) if ordinary and k == 1 else None,
         "noise_gain": noise,
         "relative_noise": noise / gain**2 if ordinary else np.nan,
+        "period": k if k > 1 else None,
     }
 
 

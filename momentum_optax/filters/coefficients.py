@@ -6,7 +6,8 @@ gives JAX values.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, cast, overload
 
 import numpy as np
@@ -26,10 +27,29 @@ class PerLeafSchedule:
     Attributes:
       function: Maps (step, age), both counted from 0, to a scalar.
       reads_step: Whether `function` depends on the step too.
+      period: The steps after which it repeats for a leaf of a given age, where it reads the step; None if unknown.
     """
 
     function: "Callable[[Count, Count], Number]"
     reads_step: bool = False
+    period: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Periodic:
+    """A schedule of the step that is known to repeat, so that rules with it can be analysed without choosing a step.
+
+    Attributes:
+      function: The schedule; its value at t + period must be that at t.
+      period: At least 1.
+    """
+
+    function: "Callable[[Count], Number]"
+    period: int
+
+    def __call__(self, step: "Count") -> "Number":
+        """The value at a step."""
+        return self.function(step)
 
 
 # What a rule's arguments take: a number, a scalar array (traced too) or a schedule of the step.
@@ -64,6 +84,18 @@ def _standard_promotion(*values: object) -> contextlib.AbstractContextManager[No
     return cast("contextlib.AbstractContextManager[None]", jax.numpy_dtype_promotion("standard"))
 
 
+def common_period(coefficients: "Iterable[Coefficient]") -> int | None:
+    """The steps after which all of them repeat, ages aside: 1 if none reads the step, None if that is unknown."""
+    periods = []
+    for c in coefficients:
+        if isinstance(c, PerLeafSchedule):
+            periods.append(c.period if c.reads_step else 1)
+        elif callable(c):
+            periods.append(c.period if isinstance(c, Periodic) else None)
+    known = [period for period in periods if period is not None]
+    return math.lcm(*known) if len(known) == len(periods) else None
+
+
 # The functions do arithmetic that no type of NumPy and JAX in common describes, hence `Callable[..., Any]`.
 @overload
 def lift(function: Callable[..., Any], *coefficients: Scalar) -> Scalar: ...
@@ -72,17 +104,26 @@ def lift(function: Callable[..., Any], *coefficients: Coefficient) -> Coefficien
 def lift(function: Callable[..., Any], *coefficients: Coefficient) -> Coefficient:
     """`function` of the coefficients: a value if all are values, else a schedule or a `PerLeafSchedule`.
 
-    `function` may use arithmetic and comparison operators, and `select`.
+    `function` may use arithmetic and comparison operators, and `select`. The result is known to repeat if all are.
     """
     by_age = [c for c in coefficients if isinstance(c, PerLeafSchedule)]
     scheduled = any(callable(c) for c in coefficients)
     if by_age:
         reads_step = scheduled or any(c.reads_step for c in by_age)
-        return PerLeafSchedule(lambda step, age: function(*(value_at(c, step, age) for c in coefficients)), reads_step)
+        return PerLeafSchedule(
+            lambda step, age: function(*(value_at(c, step, age) for c in coefficients)),
+            reads_step,
+            common_period(coefficients) if reads_step else None,
+        )
     if scheduled:
-        return lambda step: function(*(value_at(c, step) for c in coefficients))
+        return repeating(lambda step: function(*(value_at(c, step) for c in coefficients)), common_period(coefficients))
     with _standard_promotion(*coefficients):
         return cast("Number", function(*coefficients))
+
+
+def repeating(schedule: "Callable[[Count], Number]", period: int | None) -> "Callable[[Count], Number]":
+    """The schedule, with its period where that is known."""
+    return schedule if period is None else Periodic(schedule, period)
 
 
 def on_first_step(first: Coefficient, then: Coefficient) -> Coefficient:
@@ -102,7 +143,9 @@ def select(condition: "Condition | np.ndarray", yes: "Number", no: "Number") -> 
 
 def shifted(coefficient: Scalar) -> Scalar:
     """The coefficient at the next step, for rules that store a point of the next step."""
-    return (lambda step: coefficient(step + 1)) if callable(coefficient) else coefficient
+    if not callable(coefficient):
+        return coefficient
+    return repeating(lambda step: coefficient(step + 1), common_period([coefficient]))
 
 
 def table_lookup(table: Sequence[float], index: "Count") -> "Number":

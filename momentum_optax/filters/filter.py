@@ -16,7 +16,7 @@ import numpy as np
 
 from .. import _checks
 from . import algebra
-from .coefficients import Coefficient, PerLeafSchedule, is_zero, lift, value_at
+from .coefficients import Coefficient, PerLeafSchedule, common_period, is_zero, lift, value_at
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -97,6 +97,15 @@ class Filter:
     def reads_step(self) -> bool:
         """Whether a coefficient depends on the step."""
         return any(c.reads_step if isinstance(c, PerLeafSchedule) else callable(c) for c in self.coefficients())
+
+    @property
+    def period(self) -> int | None:
+        """The steps after which all coefficients repeat, `lookahead` included, in a leaf that is past its first steps.
+
+        1 if none depends on the step. None if one does that is not known to repeat: schedules with a period, such as
+        `schedules.restarted(schedule, 10)`, say so, any other function does not.
+        """
+        return common_period((*self.coefficients(), *self.lookahead))
 
     @property
     def reads_age(self) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _checks
 from ..filters import Filter
-from ..filters.coefficients import Scalar, lift, shifted
+from ..filters.coefficients import Periodic, Scalar, lift, shifted
 from .arguments import checked_decay
 
 if TYPE_CHECKING:
@@ -159,4 +159,4 @@ def meeting(period: int) -> Scalar:
     def meets(step: "Count") -> Any:
         return 1.0 * ((step + 1) % period == 0)
 
-    return meets
+    return Periodic(meets, period)

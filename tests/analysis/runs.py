@@ -39,4 +39,4 @@ def one_velocity(a, h0, h1):
 
 def half_of_the_limit(rule):
     """Half of the largest stable learning rate on `SPECTRUM`."""
-    return 0.5 * analysis.stability_limit(rule, SPECTRUM.max(), step=1000)
+    return 0.5 * analysis.stability_limit(rule, SPECTRUM.max(), step=1000 if rule.period in (None, 1) else None)

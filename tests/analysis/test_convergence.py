@@ -24,7 +24,8 @@ def test_predicted_and_measured_contraction_agree_within_one_percent(rule, x64):
     r = RULES[rule]()
     rate = half_of_the_limit(r)
     hessian, basis = quadratic(SPECTRUM)
-    predicted = np.log(analysis.spectral_radius(r, rate, SPECTRUM, step=10**6).max())
+    settled = 10**6 if r.period in (None, 1) else None
+    predicted = np.log(analysis.spectral_radius(r, rate, SPECTRUM, step=settled).max())
     # Far enough for oscillations to average out, and not as far as the smallest float64.
     steps = 4000 if rule in UNSETTLED else int(min(400 / -predicted, 60_000))
     points, _ = run(r, rate, lambda x, t: hessian @ x, np.ones(len(SPECTRUM)), steps)
@@ -47,7 +48,7 @@ def test_the_run_converges_below_the_stability_limit_and_diverges_above(rule, x6
     r = RULES[rule]()
     if rule == "nadam_mix":  # takes 10^5 steps to settle
         r = r.at(1000)
-    limit = analysis.stability_limit(r, 3.0, step=10**6)
+    limit = analysis.stability_limit(r, 3.0, step=10**6 if r.period in (None, 1) else None)
     sizes = []
     for factor in (0.97, 1.03):
         points, _ = run(r, factor * limit, lambda x, t: 3.0 * x, np.ones(1), 3000)

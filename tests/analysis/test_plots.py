@@ -44,7 +44,7 @@ def test_several_rules_are_drawn_over_each_other_each_with_its_rate():
     for one, line in zip(known, impulse.lines, strict=True):
         assert line.get_label() == one
         np.testing.assert_allclose(line.get_ydata(), analysis.impulse_response(known[one], len(line.get_xdata())))
-    for one, line in zip(("ball", "Nesterov"), rate.lines, strict=False):
+    for one, line in zip(known, rate.lines, strict=False):
         x, y = line.get_data()
         np.testing.assert_allclose(y, analysis.spectral_radius(known[one], rates[one], x))
     for one, line in zip(known, run_axes.lines, strict=True):
@@ -53,7 +53,7 @@ def test_several_rules_are_drawn_over_each_other_each_with_its_rate():
     assert len(passed.lines) == 2
     assert len({line.get_color() for line in run_axes.lines}) == 3
     notes = [text.get_text() for axes in figure.axes for text in axes.texts]
-    assert notes == ["Lookahead depends on the step"] * 2
+    assert notes == ["Lookahead depends on the step"], "it has a contraction, but no frequency response"
 
 
 BALL = rules.heavy_ball(0.9)
