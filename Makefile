@@ -61,6 +61,7 @@ bench: $(VENV)/bench.stamp ## Measure cost, time and quality, reproduce known nu
 	$(BIN)/python -m benchmarks.accumulation
 	$(BIN)/python -m benchmarks.row_sparse
 	$(BIN)/python -m benchmarks.weight_averages
+	$(BIN)/python -m benchmarks.transfer --plot docs/figures/transfer.png
 
 # NVIDIA's compiler without the gigabytes that only a GPU needs, in a separate environment: JAX looks for a GPU there.
 compiled-bytes: ## Count the bytes of a compiled step for TPU and H200, neither of which need be here

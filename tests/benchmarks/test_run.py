@@ -55,7 +55,7 @@ def programs():
 
 def test_every_program_says_its_command_and_is_run_by_make():
     makefile = (ROOT / "Makefile").read_text()
-    assert len(programs()) == 12
+    assert len(programs()) == 13
     for name in programs():
         path = FOLDER / f"{name}.py" if (FOLDER / f"{name}.py").exists() else FOLDER / name / "__main__.py"
         assert f"    python -m benchmarks.{name}" in path.read_text().split('"""')[1]
