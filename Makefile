@@ -64,6 +64,7 @@ bench: $(VENV)/bench.stamp ## Measure cost, time and quality, reproduce known nu
 	$(BIN)/python -m benchmarks.muon_collectives
 	$(BIN)/python -m benchmarks.muon_storages
 	$(BIN)/python -m benchmarks.bfloat16_weights
+	$(BIN)/python -m benchmarks.transfer --plot docs/figures/transfer.png
 
 compiled-bytes: compilers ## Count the bytes of a compiled step for TPU and H200, neither of which need be here
 	.venv-compilers/bin/python -m benchmarks.compiled_bytes $(ARGS)

@@ -240,3 +240,25 @@ def weight_averages():
 def test_errors_of_averages_of_the_weights():
     assert all(row in page("guide") for row in weight_averages())
     assert len(list(weight_averages())) == 4
+
+
+def change(share):
+    return "diverges" if share is None else f"{100 * share:+.3g}%"
+
+
+def test_the_changes_of_a_transfer():
+    found = rows("transfer")
+    for r in found:
+        changes = [", ".join(map(change, r[name])) for name in ("variance", "contraction")]
+        numbers = (f"{r['learning_rate']:.3g}", f"{r['decay']:.4g}", *changes, change(r["lag"]))
+        assert row_of(f"`{r['base']}`", f"`{r['keep']}`", *numbers) in page("transfer")
+    assert len(found) == 10
+
+
+def test_the_rules_of_transfer_are_those_of_its_page():
+    head, *rules = re.findall(r"^\| `(\w+)` \| (?:`|any)", page("transfer").split("## What each")[0], re.M)
+    assert head == "keep"
+    assert all(f'`"{keep}"`' in inspect.getdoc(mo.tuning.transfer) for keep in rules)
+    with pytest.raises(ValueError, match="keep must be one of") as error:
+        mo.tuning.transfer(mo.ema(0.9), 0.1, keep="")
+    assert re.findall(r"'(\w+)'", str(error.value)) == rules

@@ -14,3 +14,6 @@ from .quadratics import optimal_triple_momentum as optimal_triple_momentum
 from .quadratics import quadratic_nesterov as quadratic_nesterov
 from .quadratics import smooth_nesterov as smooth_nesterov
 from .suggestion import suggest as suggest
+from .transfers import Defects as Defects
+from .transfers import Transfer as Transfer
+from .transfers import transfer as transfer

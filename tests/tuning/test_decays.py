@@ -22,6 +22,29 @@ def test_decays_have_the_memory_that_was_asked_for():
     assert type(tuning.decay_from_half_life(3)) is np.float64
 
 
+def test_a_half_life_in_tokens_or_epochs_is_one_in_steps():
+    by_tokens = tuning.decay_from_half_life(tokens=8e6, batch_size=np.array([1e5, 4e5]))
+    np.testing.assert_allclose(by_tokens, [0.5 ** (1 / 80), 0.5 ** (1 / 20)], rtol=1e-14)
+    assert by_tokens[1] == pytest.approx(by_tokens[0] ** 4, rel=1e-12)
+    assert tuning.decay_from_half_life(epochs=0.5, epoch_size=1000, batch_size=50) == pytest.approx(0.5 ** (1 / 10))
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_an_average_of_the_weights_takes_a_half_life(every):
+    tx = mo.average_params(tuning.decay_from_half_life(tokens=400, batch_size=100), every=every)
+    state = tx.init(jnp.zeros(()))
+    for t in range(4):  # the weights jump to 1 in the first step and stay: 4 steps later half of them is in the average
+        _, state = tx.update(jnp.float32(t == 0), state, jnp.float32(t > 0))
+    assert float(mo.averaged_params(state, jnp.ones(()))) == pytest.approx(0.5, rel=1e-6)
+
+
+def test_a_schedule_takes_half_lives():
+    start, end = (tuning.decay_from_half_life(tokens=tokens, batch_size=100) for tokens in (400, 2000))
+    schedule = mo.schedules.half_life_ramp(start, end, 4)
+    lives = [analysis.half_life(rules.ema(float(schedule(t)))) for t in range(5)]
+    np.testing.assert_allclose(lives, [8, 12, 16, 20, 20], rtol=1e-9)
+
+
 def test_a_matched_rate_goes_as_far_along_a_lasting_gradient():
     assert tuning.match_learning_rate(0.1, rules.heavy_ball(0.9), rules.heavy_ball(0.99)) == pytest.approx(0.01)
     assert tuning.match_learning_rate(0.1, rules.ema(0.9), rules.heavy_ball(0.99)) == pytest.approx(0.001)
@@ -40,6 +63,20 @@ def test_a_matched_rate_goes_as_far_along_a_lasting_gradient():
 
 ERRORS = [
     (lambda: tuning.decay_from_half_life(0.0), ValueError, r"steps must be in \(0, inf\), got 0.0"),
+    (tuning.decay_from_half_life, TypeError, "one of steps, tokens and epochs must be given, got none"),
+    (lambda: tuning.decay_from_half_life(3, tokens=4, batch_size=1), TypeError, "got steps and tokens"),
+    (lambda: tuning.decay_from_half_life(3, batch_size=1), TypeError, "batch_size must be left out with steps, got 1"),
+    (lambda: tuning.decay_from_half_life(tokens=3), TypeError, "batch_size must be given with tokens, got None"),
+    (
+        lambda: tuning.decay_from_half_life(epochs=3, batch_size=1),
+        TypeError,
+        "epoch_size must be given with epochs, got None",
+    ),
+    (
+        lambda: tuning.decay_from_half_life(tokens=3, batch_size=0),
+        ValueError,
+        r"batch_size must be in \(0, inf\), got 0",
+    ),
     (lambda: tuning.decay_from_mean_lag([1.0, np.inf]), ValueError, "steps must be in .* got inf"),
     (lambda: tuning.decay_from_noise_gain(1.0), ValueError, r"gain must be in \(0, 1\), got 1.0"),
     (lambda: tuning.decay_from_noise_gain("0.1"), TypeError, "gain must be a real number"),
