@@ -8,7 +8,7 @@ import pytest
 
 import momentum_optax as mo
 
-# Multiples of 1/64, whose means are exact: MultiSteps divides by a float32.
+# Multiples of 1/64, whose means are exact in the float32 of MultiSteps.
 GRADIENTS = np.round(64 * np.random.default_rng(0).normal(size=14)) / 64
 LOOKAHEAD, CYCLES = mo.lookahead(3, 0.5), mo.heavy_ball(mo.schedules.cyclical(0.2, 0.9, 3))
 
