@@ -95,5 +95,5 @@ PACKAGE_OF = {"sklearn": "scikit-learn", "momentum_optax": "momentum-optax"}
 def test_the_extras_name_what_demos_and_benchmarks_import(folder, extra):
     named = {re.match(r"[\w-]+", line)[0] for key in {extra, "demo"} for line in EXTRAS[key]}
     # With the package and what it needs; of those that are not installed with an extra benchmarks ask whether they are.
-    named |= {"momentum-optax", "jax", "optax", "numpy", "examples", "torch", "libtpu"}
+    named |= {"momentum-optax", "jax", "optax", "numpy", "examples", "torch", "flashoptim", "libtpu"}
     assert {PACKAGE_OF.get(name, name) for name in imported(folder)} <= named

@@ -4,6 +4,9 @@ Here g_t is the update of the optimizer, learning rate and sign included, as in
 `optax.chain(optax.adam(schedule), scale_by_momentum(rule))`: a rule so placed sees what is really stepped, and is exact
 under every schedule of the learning rate. Directly on gradients, before a constant learning rate, each of them is a
 momentum method like the others.
+
+Periods count the steps that the rule makes: those that `optax.MultiSteps` and `accumulated` put together count once,
+those that `guarded` and `optax.apply_if_finite` leave out do not count, and a run that is resumed keeps its place.
 """
 
 __all__ = ["ema_nesterov", "lookahead", "outer_nesterov", "primal_averaging"]
