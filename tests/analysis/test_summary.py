@@ -82,7 +82,8 @@ def test_a_report_says_nothing_of_what_it_was_not_told(capsys):
 def test_every_rule_has_a_report(rule, capsys):
     found = analysis.report(RULES[rule](), learning_rate=0.1, L=1.0, mu=0.5, step=9)
     assert found.order == RULES[rule]().at(9).pruned().order
-    assert "poles" in capsys.readouterr().out
+    # At a meeting of Lookahead, and after the last step of OGM-G, nothing of the past is read.
+    assert ("poles" in capsys.readouterr().out) == (found.order > 0)
 
 
 SCHEDULED = rules.nesterov(mo.schedules.fista())
