@@ -1,6 +1,7 @@
 """`scale_by_momentum`: any rule as an Optax transformation. The one place with dtypes, counters and storage."""
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -11,14 +12,18 @@ import optax
 
 from . import _checks
 from ._export import serializable
-from ._tree import content, init_leaves, path_name, reboxed, update_leaves
+from ._tree import content, init_leaves, leaves_at, path_name, reboxed, unboxed, update_leaves
 from ._typing import Count, KeyPath, Leaf, Number, PyTree
 from .filters import Filter, post_write_form
 from .filters.coefficients import Coefficient, is_zero, value_at
 from .filters.fingerprints import note
 from .state.mismatch import check_state
 from .storage import Storage, resolve
-from .storage.protocol import SUPPORTED, arithmetic_dtype, encode_context, is_signed, unsupported
+from .storage.protocol import SUPPORTED, arithmetic_dtype, encode_context, is_signed, new_state, unsupported
+
+# The name of an extra argument of `update`: a tree like the gradients, which they were computed from element by element.
+RAW = "raw_gradient"
+
 
 Arrays: TypeAlias = tuple[jax.Array, ...]
 Scales: TypeAlias = tuple[Number, ...]
@@ -150,26 +155,28 @@ class _Runner:
         self.post_write = post_write_form(rule)
         self.reads_age = rule.reads_age
         self.counts_steps = rule.reads_step or storage.reads_step
-        some: MomentumState = jax.eval_shape(self.init_leaf, jax.ShapeDtypeStruct((), jnp.float32))
+        some: MomentumState = jax.eval_shape(lambda: self.init_leaf(jax.ShapeDtypeStruct((), jnp.float32), 0))
         self.leaf_treedef = jax.tree.structure(some)
         self.expected = some._replace(step=jax.eval_shape(self.first_step))
 
     def init(self, params: optax.Params) -> MomentumState:
         """See `scale_by_momentum`."""
         note(self.rule)
-        state = init_leaves(lambda path, x: self.init_leaf(_checked_leaf(path, x)), params, self.leaf_treedef)
+        number = itertools.count()
+        one_leaf = lambda path, x: self.init_leaf(_checked_leaf(path, x), next(number))  # noqa: E731
+        state = init_leaves(one_leaf, params, self.leaf_treedef)
         return state._replace(step=self.first_step())
 
     def first_step(self) -> jax.Array | None:
         """The step of a new state; None where nothing reads it."""
         return jnp.zeros([], jnp.int32) if self.counts_steps else None
 
-    def init_leaf(self, leaf: Leaf) -> MomentumState:
-        """The state of one leaf: a `MomentumState` with arrays in place of trees."""
+    def init_leaf(self, leaf: Leaf, number: int) -> MomentumState:
+        """The state of the leaf of that number: a `MomentumState` with arrays in place of trees."""
         ones = (1,) * len(leaf.shape)
         real = jnp.finfo(arithmetic_dtype(leaf.dtype)).dtype
         return MomentumState(
-            velocity=self.storage.init(leaf, self.rule.order),
+            velocity=new_state(self.storage, leaf, self.rule.order, number),
             step=None,
             age=jnp.zeros(ones, jnp.int32) if self.reads_age else None,
             gain=tuple(jnp.zeros(ones, real) for _ in range(self.rule.order)) if self.debias else None,
@@ -179,13 +186,19 @@ class _Runner:
         self, updates: optax.Updates, state: MomentumState, params: optax.Params | None = None, **extra: object
     ) -> tuple[optax.Updates, MomentumState]:
         """See `scale_by_momentum`."""
-        del params, extra
+        del params
         check_state(state, self.expected)
         step = content(state.step)
         now = None if self.reads_age else self.resolved(step, None)
-        one_leaf = functools.partial(self.update_leaf, now, step)
+        one_leaf = functools.partial(self.update_leaf, now, step, self.raw_gradients(state, extra.get(RAW)))
         out, new = update_leaves(one_leaf, updates, state._replace(step=None), self.leaf_treedef)
         return out, new if step is None else new._replace(step=reboxed(optax.safe_increment(step), state.step))
+
+    def raw_gradients(self, state: MomentumState, tree: PyTree) -> list[PyTree]:
+        """For each leaf what its gradient was computed from; empty if nothing is said."""
+        if tree is None or not self.rule.order:
+            return []
+        return leaves_at(jax.tree.structure(unboxed(state.velocity[0][0])), tree)
 
     def resolved(self, step: Count | None, age: Count | None) -> _Resolved:
         """The rule at a step, for a leaf of that age."""
@@ -194,7 +207,13 @@ class _Runner:
         return _Resolved(rule, post_write, self.scales_at(rule, step, age))
 
     def update_leaf(
-        self, now: _Resolved | None, step: Count | None, number: tuple[KeyPath, int], g: Leaf, old: MomentumState
+        self,
+        now: _Resolved | None,
+        step: Count | None,
+        raw: list[PyTree],
+        number: tuple[KeyPath, int],
+        g: Leaf,
+        old: MomentumState,
     ) -> tuple[jax.Array, MomentumState]:
         """Update and new state of a leaf; `now` is None where the coefficients depend on its age."""
         path, i = number
@@ -209,6 +228,8 @@ class _Runner:
             u, gain = _debiased(now, u, gain)
         age = None if old.age is None else optax.safe_increment(old.age)
         context = encode_context(self.storage, wide, (step, i), now.scales)
+        entering = g if not raw or raw[i] is None else jnp.asarray(raw[i])
+        context = context._replace(entering=(entering, _largest_input(now)))
         return u.astype(g.dtype), MomentumState(self.storage.encode(v, old.velocity, context), None, age, gain)
 
 
@@ -247,6 +268,14 @@ def relative_scales(rule: Filter) -> Scales:
         decay = jnp.minimum(jnp.abs(jnp.asarray(row[k], jnp.float32)), 0.9999)
         scales.append(jnp.where(size > 0, size, 1.0) * (1 - decay * decay) ** -0.75)
     return tuple(scales)
+
+
+def _largest_input(now: _Resolved) -> Number:
+    """The largest share of the gradient that enters a velocity, over its relative scale."""
+    shares = [b if _checks.is_number(s) and s == 1 else b / s for b, s in zip(now.rule.B, now.scales, strict=True)]
+    if all(map(_checks.is_number, shares)):
+        return max((abs(float(share)) for share in shares), default=0.0)
+    return functools.reduce(jnp.maximum, [jnp.abs(jnp.asarray(share, jnp.float32)) for share in shares])
 
 
 def _dot(coefficients: Sequence[Coefficient], arrays: Arrays) -> jax.Array:

@@ -16,7 +16,7 @@ from ..state.mismatch import without_momentum
 from ..storage import Storage
 from ..storage._float32 import Float32
 from ..transform import scale_by_momentum
-from .arguments import Mask, storage_of, weight_decay_of
+from .arguments import Mask, storage_of, weight_decay_of, with_raw_gradient
 from .gradient_dtype import in_gradient_dtype
 
 
@@ -73,14 +73,13 @@ def sgd(
     velocity_storage = storage_of(storage, "accumulator_dtype", accumulator_dtype)
     if rule is None and not isinstance(velocity_storage, Float32) and accumulator_dtype is None:
         raise ValueError(f"storage needs a momentum to keep, got {storage!r} and momentum {momentum!r}")
-    return in_gradient_dtype(
-        optax.chain(
-            optax.scale(-1.0) if maximize else optax.identity(),
-            weight_decay_of(weight_decay, mask),
-            without_momentum() if rule is None else scale_by_momentum(rule, storage=velocity_storage),
-            optax.scale_by_learning_rate(learning_rate),
-        )
+    chain = optax.chain(
+        optax.scale(-1.0) if maximize else optax.identity(),
+        weight_decay_of(weight_decay, mask),
+        without_momentum() if rule is None else scale_by_momentum(rule, storage=velocity_storage),
+        optax.scale_by_learning_rate(learning_rate),
     )
+    return in_gradient_dtype(chain if weight_decay is None else with_raw_gradient(chain))
 
 
 def srsgd(

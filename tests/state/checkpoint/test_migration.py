@@ -41,11 +41,12 @@ def test_an_older_format_and_an_older_version_become_todays(monkeypatch):
         for k, x in fields(state).items()
     }
     layout = describe(older, version=2)
-    monkeypatch.setattr(formats, "FORMAT", 2)
+    monkeypatch.setattr(formats, "FORMAT", 3)
+    monkeypatch.setattr(formats, "UPGRADES", {})
     seen = []
 
     def renamed(leaves):
-        seen.append("format 1")
+        seen.append("format 2")
         return {k.replace("/count", "/step"): x for k, x in leaves.items()}
 
     def narrowed(leaves):
@@ -56,14 +57,14 @@ def test_an_older_format_and_an_older_version_become_todays(monkeypatch):
         seen.append("version 3")
         return leaves
 
-    with pytest.raises(CheckpointError, match=r"have format 2, got 1: migrate"):
+    with pytest.raises(CheckpointError, match=r"have format 3, got 2: migrate"):
         check(layout, target)
-    with pytest.raises(CheckpointError, match=r"must hold a function from format 1, got \[\]"):
+    with pytest.raises(CheckpointError, match=r"must hold a function from format 2, got \[\]"):
         migrate(older, layout, target)
-    monkeypatch.setattr(formats, "UPGRADES", {1: renamed})
+    monkeypatch.setattr(formats, "UPGRADES", {2: renamed})
     new = migrate(older, layout, target, {1: same, 2: narrowed, 3: same})
     assert_bit_equal(new, state)
-    assert seen == ["format 1", "version 2", "version 3"]
+    assert seen == ["format 2", "version 2", "version 3"]
     with pytest.raises(CheckpointError, match=r"must hold a function from version 3, got \[2, 4\]"):
         migrate(older, layout, target, {2: narrowed, 4: same})
     with pytest.raises(CheckpointError, match=r"have version 1 or an older one, got 2"):
@@ -74,6 +75,36 @@ def test_an_older_format_and_an_older_version_become_todays(monkeypatch):
         migrate(older, layout, target, {2: lambda leaves: None})
     with pytest.raises(CheckpointError, match=r"^2/count must have the checksum"):
         migrate(older | {"2/count": older["2/count"] + 1}, layout, target, {2: narrowed})
+
+
+def test_one_byte_velocities_of_the_first_format_become_todays():
+    codes = np.random.default_rng(0).integers(-127, 128, (8, 512)).astype(np.int8)
+    stamp, scale = np.full((1, 1), 7, np.uint32), np.float32(10.0 ** np.arange(-4, 4)).reshape(8, 1)
+
+    def parts(order):
+        one = np.ones((1, 1), np.float32)
+        small = {"scale": scale, "body": 118 * one, "reach": scale, "margin": one, "stamp": stamp}
+        kept = {f"codes/{k}/w": np.roll(codes, k, 1) for k in range(order)}
+        gains = {f"gain/{k}/w": (1 + 9 * k) * one for k in range(order)}
+        return kept | gains | {f"{name}/0/w": x for name, x in small.items()}
+
+    for order in (1, 2):
+        old = {f"velocity/{name}": x for name, x in parts(order).items()}
+        new = formats.UPGRADES[1](old)
+        tx = mo.scale_by_momentum(mo.Filter(np.zeros((order, order)), (1.0,) * order, (1.0,) * order, 0.0), storage="int8")
+        assert new.keys() == {path for path in fields(tx.init({"w": jnp.zeros((8, 512))})) if path != "step"}
+        state = type(tx.init({}).velocity)(
+            *(tuple(new[f"velocity/{name}/{k}/w"] for k in range(n)) for name, n in
+              (("codes", order), ("scale", order), ("reach", 1), ("noise", 1)))
+        )
+        for k, read in enumerate(state.decode(state)):
+            # As the first format was read, noise apart: squares up to 118, and beyond them squares of 1 + (4^t - 1)/64.
+            c = np.float64(np.roll(codes, k, 1))
+            root = np.where(abs(c) <= 118, c / 118, np.sign(c) * (1 + (4.0 ** np.maximum(abs(c) - 118, 0) - 1) / 64))
+            exact = (1 + 9 * k) * scale * root * abs(root)
+            assert np.linalg.norm(read - exact) < 0.2 * np.linalg.norm(exact)
+            near = abs(c) <= 118
+            assert np.median(abs(np.asarray(read)[near] / np.where(c == 0, 1, exact)[near] - 1)) < 0.3
 
 
 def test_another_optimizer_and_another_storage_become_ours_on_a_mesh(tmp_path):
