@@ -94,9 +94,7 @@ def next_reach(inverse: jax.Array, most: jax.Array, reach: jax.Array) -> jax.Arr
     return jnp.where(most > 0, jnp.maximum(level(most) * _MARGIN, fall) / jnp.abs(inverse), reach)
 
 
-def _pieces(
-    array: jax.Array, reach: jax.Array, axes: tuple[int, ...]
-) -> tuple[jax.Array, jax.Array, tuple[int, ...]]:
+def _pieces(array: jax.Array, reach: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array, tuple[int, ...]]:
     """About a 32nd of each row, in even pieces of one axis; `reach` beside it; the axes of a row, `axes` before."""
     shape = array.shape
     axis = next((a for a in sorted(axes) if isinstance(shape[a], int) and shape[a] >= _SHARE), max(axes))

@@ -99,7 +99,11 @@ def compress_field(
         one = (1,) * jnp.ndim(leaf)
         # Each array is made separately: two that shared a buffer could not be donated.
         if keep:
-            encoded = new_state(storage, leaf, 1, number, i) if id(leaf) in zeros else encode_initial(storage, (leaf,), number, i)
+            encoded = (
+                new_state(storage, leaf, 1, number, i)
+                if id(leaf) in zeros
+                else encode_initial(storage, (leaf,), number, i)
+            )
             state = CompressedField(encoded, jnp.zeros(one, leaf.dtype))
         else:
             state = CompressedField(jax.tree.map(lambda _, one=one: jnp.zeros(one, bool), parts), leaf)

@@ -38,9 +38,7 @@ def encode_initial(storage: Storage, velocities: tuple[jax.Array, ...], *numbers
     copies = tuple(jnp.array(v, copy=True) for v in velocities)
 
     def write(i: Count, parts: PyTree) -> PyTree:
-        return storage.encode(
-            copies, parts, encode_context(storage, copies[0], (-1 - i, *numbers), gains)
-        )
+        return storage.encode(copies, parts, encode_context(storage, copies[0], (-1 - i, *numbers), gains))
 
     parts = write(0, fresh)
     if not knows_scale:

@@ -91,11 +91,15 @@ def test_one_byte_velocities_of_the_first_format_become_todays():
     for order in (1, 2):
         old = {f"velocity/{name}": x for name, x in parts(order).items()}
         new = formats.UPGRADES[1](old)
-        tx = mo.scale_by_momentum(mo.Filter(np.zeros((order, order)), (1.0,) * order, (1.0,) * order, 0.0), storage="int8")
+        tx = mo.scale_by_momentum(
+            mo.Filter(np.zeros((order, order)), (1.0,) * order, (1.0,) * order, 0.0), storage="int8"
+        )
         assert new.keys() == {path for path in fields(tx.init({"w": jnp.zeros((8, 512))})) if path != "step"}
         state = type(tx.init({}).velocity)(
-            *(tuple(new[f"velocity/{name}/{k}/w"] for k in range(n)) for name, n in
-              (("codes", order), ("scale", order), ("reach", 1), ("noise", 1)))
+            *(
+                tuple(new[f"velocity/{name}/{k}/w"] for k in range(n))
+                for name, n in (("codes", order), ("scale", order), ("reach", 1), ("noise", 1))
+            )
         )
         for k, read in enumerate(state.decode(state)):
             # As the first format was read, noise apart: squares up to 118, and beyond them squares of 1 + (4^t - 1)/64.
