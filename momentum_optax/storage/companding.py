@@ -1,18 +1,15 @@
 r"""Signed numbers in a byte: square roots of what is near a row's scale, floats of few bits above and below.
 
-With the scale as 1, the codes from `_FIRST` to `_LAST` are steps of a root,
-
-$$ \sqrt{x} = \tfrac{1}{16} + \tfrac{15}{16}\,\frac{c - c_{first}}{c_{last} - c_{first}} $$
-
-from 1/256 to 1. Below lies a foot: two levels an octave, 1 and 1.5 times a power of two, from 2^-22, then zero. Above
+The codes c from 23 to 120 are roots: with the scale as 1, the value is $(c/120)^2$, from 0.037 to 1. Below lies a foot:
+levels at distances of three quarters of an octave, counted in the bits of a float, down to 4.0e-7, then zero. Above
 lies a tail: 2, then 16 times as much for each code, up to 3.4e7.
 
 In the root a noise n in [-1/2, 1/2) that decoding repeats is subtracted before rounding, $c = \lfloor y - n + 1/2
-\rfloor$, and comes back when reading: with y the root in steps, $y_c (y_c + 2n)$. Since $y_c + n$ is y plus an error
-that is uniform whatever y is, and $y_c (y_c + 2n) = (y_c + n)^2 - n^2$, the mean over n is exactly y^2, and the error
-has half the variance of ordinary stochastic rounding. Elsewhere a value goes to one of its two neighbours, up if
-$2 |n|$ is below the share of the way from one to the other. That does not depend on the sign of n, so that the codes at
-which root, foot and tail meet are their levels on average, as everything else is. Zero stays zero.
+\rfloor$, and comes back when reading: $c (c + 2n)$. Since c + n is y plus an error that is uniform whatever y is, and
+$c (c + 2n) = (c + n)^2 - n^2$, the mean over n is exactly y^2, and the error has half the variance of ordinary
+stochastic rounding. Elsewhere a value goes to one of its two neighbours, up if $2 |n|$ is below the share of the way
+from one to the other. That does not depend on the sign of n, so that the codes at which root, foot and tail meet are
+their levels on average, as everything else is. Zero stays zero.
 
 Absolute errors are those of a root, which sums of velocities need; relative ones stay below those of a float with one
 bit, which divisions by an element's own size need.
@@ -24,32 +21,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Codes by size: 0 is zero, then come `_FOOT` half octaves, the root from `_FIRST` to `_LAST`, and `_TAIL` strides of four
-# octaves.
-_FOOT, _TAIL, _MOST = 28, 7, 127
-_FIRST, _LAST = _FOOT + 1, _MOST - _TAIL
+# Codes by size: 0 is zero, then come `_FIRST` - 1 levels of the foot, the root from `_FIRST` to `_LAST`, and the tail.
+_FIRST, _LAST, _MOST = 23, 120, 127
 
 
-# In the bits of a float32 whose 1 is the level of `_FIRST`: an octave and half of one, the last level of the root, and
-# the next one.
-_OCTAVE, _HALF, _STRIDE = 1 << 23, 1 << 22, 1 << 25
-_ONE = 0x3F800000
-_ROOT_END = _ONE + 8 * _OCTAVE
-_BEYOND = _ROOT_END + _OCTAVE
+# Distances of levels in the bits of a float, of which an octave is 2^23.
+_FOOT, _TAIL = 3 << 21, 1 << 25
 
 
-# Of the root, from 1 to 16: steps for each 1, and what a step is.
-_PER_ONE = np.float32((_LAST - _FIRST) / 15)
-_STEP = np.float32(15 / (_LAST - _FIRST))
+# The bits of the levels of `_FIRST` and `_LAST`, of the level after that, and of that of code 1.
+_ROOT, _ROOT_END = (int(np.float32(code**2).view(np.int32)) for code in (_FIRST, _LAST))
+_BEYOND = _ROOT_END + (1 << 23)
+_LEAST = _ROOT - (_FIRST - 1) * _FOOT
 
 
-# The level of code 1, and the scale, over that of `_FIRST`.
-_LOWEST = np.float32(2.0 ** -(_FOOT // 2))
-SCALE = np.float32(256)
-
-
-# The relative distance of neighbouring levels about the scale.
-STEP_SIZE = float(2 * _STEP / 16)
+# The scale, that is the level of `_LAST`; and the relative distance of neighbouring levels about it.
+SCALE = np.float32(_LAST**2)
+STEP_SIZE = 2 / _LAST
 
 
 def _float(bits: jax.Array) -> jax.Array:
@@ -71,23 +59,22 @@ def decode(codes: jax.Array, unit: jax.Array, noise: jax.Array) -> jax.Array:
     code = codes.astype(jnp.float32)
     # Not `jnp.sign`, which XLA's GPU backend takes to be dear.
     sign = jnp.maximum(jnp.minimum(code, 1), -1)
-    return unit * (level(jnp.abs(code), noise.astype(jnp.float32) * np.float32(_STEP * 2.0**-31)) * sign)
+    return unit * (level(jnp.abs(code), noise.astype(jnp.float32) * np.float32(2.0**-31)) * sign)
 
 
 def level(size: jax.Array, noise: jax.Array | float = 0.0) -> jax.Array:
-    """The level of a code above 0 by its size, a float, over that of `_FIRST`; a root's with `noise` added to it once.
+    """The level of a code above 0 by its size, a float, with SCALE as that of the scale; `noise` is twice that of a root.
 
-    The bits of geometric levels are lines. XLA's GPU backend counts operations here, and would rather write the
+    The bits of the other levels are lines. XLA's GPU backend counts operations here, and would rather write the
     velocity to memory than do a few more of them for each of its three uses.
     """
-    root = _line(size, _FIRST, 1, float(_STEP))
-    foot, tail = _line(size, _FIRST, _ONE, _HALF), _line(size, _LAST + 1, _BEYOND, _STRIDE)
-    # Before the tail any noise leaves the root above its line, which has no bits of NaN: it passes zero at a code.
+    foot, tail = _line(size, _FIRST, _ROOT, _FOOT), _line(size, _LAST + 1, _BEYOND, _TAIL)
     power = _float(jnp.where(size < _FIRST, foot, tail).astype(jnp.int32))
-    return jnp.where(size < _FIRST, power, jnp.maximum(root * (root + noise), power))
+    # Before the tail any noise leaves the root above its line.
+    return jnp.where(size < _FIRST, power, jnp.maximum(size * (size + noise), power))
 
 
-def _line(x: jax.Array, at: int, value: float, slope: float) -> jax.Array:
+def _line(x: jax.Array, at: int, value: int, slope: int) -> jax.Array:
     """The line through (at, value)."""
     return x * np.float32(slope) + np.float32(value - at * slope)
 
@@ -103,9 +90,9 @@ def encode(v: jax.Array, inverse: jax.Array, noise: jax.Array) -> jax.Array:
     r = jnp.abs(v * inverse)
     n = noise.astype(jnp.float32) * np.float32(2.0**-32)
     # Rounded by a conversion that cuts, and not as the last bits of a large float: XLA may add a constant to it early.
-    root = ((jnp.sqrt(r) - 1) * _PER_ONE - n + np.float32(_FIRST + 0.5)).astype(jnp.int32)
+    root = (jnp.sqrt(r) - n + np.float32(0.5)).astype(jnp.int32)
     x = _bits(r)
-    code = jnp.where((x >= _ONE) & (x < _ROOT_END), root, _rounded(r, x, 2 * jnp.abs(n)))
+    code = jnp.where((x >= _ROOT) & (x < _ROOT_END), root, _rounded(r, x, 2 * jnp.abs(n)))
     # The comparison is false for NaN.
     code = jnp.where(jnp.abs(v) <= np.finfo(np.float32).max, jnp.minimum(code, _MOST), 0)
     sign = _bits(v) >> 31
@@ -114,17 +101,17 @@ def encode(v: jax.Array, inverse: jax.Array, noise: jax.Array) -> jax.Array:
 
 def _rounded(r: jax.Array, x: jax.Array, chance: jax.Array) -> jax.Array:
     """The code, by its size, of a value in foot or tail with the bits `x`; `chance` is uniform in [0, 1)."""
-    # Each part is floats whose bits are cut by some number of places, counted from `end`.
-    is_foot = x < _ONE
-    end = jnp.where(is_foot, _ONE, _BEYOND)
-    places = jnp.where(is_foot, 22, 25)
-    whole = (x - end) >> places
-    low = end + (whole << places)
-    high = low + (jnp.int32(1) << places)
+    is_foot = x < _ROOT
+    end = jnp.where(is_foot, _ROOT, _BEYOND)
+    # How many levels from the end, rounded down: one too few or too many at a level itself does no harm.
+    whole = jnp.floor((x - end).astype(jnp.float32) * jnp.where(is_foot, np.float32(1 / _FOOT), np.float32(1 / _TAIL)))
+    whole = whole.astype(jnp.int32)
+    distance = jnp.where(is_foot, _FOOT, _TAIL)
+    low = end + whole * distance
     # The cells at the ends: from the root to the tail, and from zero to the foot.
-    low = jnp.where(is_foot, low, jnp.maximum(low, _ROOT_END))
-    is_least = r < _LOWEST
-    below = jnp.where(is_least, np.float32(0), _float(low))
-    above = jnp.where(is_least, _LOWEST, _float(high))
-    code = whole + jnp.where(is_foot, _FIRST, _LAST + 1)
-    return jnp.where(is_least, 0, code) + (chance * (above - below) < r - below).astype(jnp.int32)
+    below = _float(jnp.where(is_foot, low, jnp.maximum(low, _ROOT_END)))
+    is_least = x < _LEAST
+    below = jnp.where(is_least, np.float32(0), below)
+    above = _float(jnp.where(is_least, _LEAST, low + distance))
+    code = jnp.where(is_least, 0, whole + jnp.where(is_foot, _FIRST, _LAST + 1))
+    return code + (chance * (above - below) < r - below).astype(jnp.int32)
