@@ -3,7 +3,7 @@
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from .state.mismatch import check_state
 from .storage import Storage, resolve
 from .storage.protocol import SUPPORTED, arithmetic_dtype, encode_context, is_signed, new_state, unsupported
 
-# The name of an extra argument of `update`: a tree like the gradients, which they were computed from element by element.
+# The name of an extra argument of `update`: a tree like the gradients, that they were computed from.
 RAW = "raw_gradient"
 
 
@@ -163,7 +163,10 @@ class _Runner:
         """See `scale_by_momentum`."""
         note(self.rule)
         number = itertools.count()
-        one_leaf = lambda path, x: self.init_leaf(_checked_leaf(path, x), next(number))  # noqa: E731
+
+        def one_leaf(path: KeyPath, x: Leaf) -> MomentumState:
+            return self.init_leaf(_checked_leaf(path, x), next(number))
+
         state = init_leaves(one_leaf, params, self.leaf_treedef)
         return state._replace(step=self.first_step())
 
@@ -190,7 +193,8 @@ class _Runner:
         check_state(state, self.expected)
         step = content(state.step)
         now = None if self.reads_age else self.resolved(step, None)
-        one_leaf = functools.partial(self.update_leaf, now, step, self.raw_gradients(state, extra.get(RAW)))
+        raw = self.raw_gradients(state, extra.get(RAW))
+        one_leaf = functools.partial(self.update_leaf, now, step, raw=raw)
         out, new = update_leaves(one_leaf, updates, state._replace(step=None), self.leaf_treedef)
         return out, new if step is None else new._replace(step=reboxed(optax.safe_increment(step), state.step))
 
@@ -210,10 +214,11 @@ class _Runner:
         self,
         now: _Resolved | None,
         step: Count | None,
-        raw: list[PyTree],
         number: tuple[KeyPath, int],
         g: Leaf,
         old: MomentumState,
+        *,
+        raw: list[PyTree],
     ) -> tuple[jax.Array, MomentumState]:
         """Update and new state of a leaf; `now` is None where the coefficients depend on its age."""
         path, i = number
@@ -272,7 +277,8 @@ def relative_scales(rule: Filter) -> Scales:
 
 def _largest_input(now: _Resolved) -> Number:
     """The largest share of the gradient that enters a velocity, over its relative scale."""
-    shares = [b if _checks.is_number(s) and s == 1 else b / s for b, s in zip(now.rule.B, now.scales, strict=True)]
+    # A rule at a step has numbers and arrays for coefficients.
+    shares = [cast(Number, b) / scale for b, scale in zip(now.rule.B, now.scales, strict=True)]
     if all(map(_checks.is_number, shares)):
         return max((abs(float(share)) for share in shares), default=0.0)
     return functools.reduce(jnp.maximum, [jnp.abs(jnp.asarray(share, jnp.float32)) for share in shares])

@@ -98,6 +98,7 @@ def with_raw_gradient(tx: optax.GradientTransformation) -> optax.GradientTransfo
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra: PyTree
     ) -> tuple[optax.Updates, optax.OptState]:
-        return run.update(updates, state, params, **{RAW: updates, **extra})
+        out: tuple[optax.Updates, optax.OptState] = run.update(updates, state, params, **{RAW: updates, **extra})
+        return out
 
     return optax.GradientTransformationExtraArgs(tx.init, update)

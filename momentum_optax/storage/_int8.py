@@ -7,6 +7,7 @@ and what becomes of the small parts.
 """
 
 import dataclasses
+import functools
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -84,9 +85,9 @@ def int8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | N
 
     * relative to the row: on white noise the relative error of a stored velocity, in rows of 512, is below 0.03 for
       decay 0.9 and 0.08 for 0.99; it grows with the memory, and slowly with the row;
-    * relative to the element: one rounding of a value is off by 0.6 % of it at its row's scale, 6 % at a hundredth and
-      by 21 % at most from there down to 2.4e-7 scales. Smaller ones are stored as zero or as that, at random. Under
-      Adam columns whose gradients are 1e-5 of their row's largest keep their direction (cosine above 0.85), and no step
+    * relative to the element: one rounding of a value is off by 0.5 % of it at its row's scale, 2.5 % at 0.04 scales,
+      and by up to 30 % from there down to 4e-7. Smaller ones are stored as zero or as that, at random. Under Adam
+      columns whose gradients are 1e-5 of their row's largest keep their direction (cosine above 0.85), and no step
       exceeds twice float32's longest. Below 1e-6 both are lost: keep such leaves in bfloat16.
 
     A row's scale is 1.35 times its largest value of the step before or, where that is more, 2.5 times the largest in a
@@ -101,8 +102,8 @@ def int8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | N
     its element starts anew.
 
     Args:
-      seed: Of the noise, a whole number in [0, 2^32). The noise is a function of (seed, number of writes, leaf, velocity,
-        element).
+      seed: Of the noise, a whole number in [0, 2^32). The noise is a function of (seed, number of
+        writes, leaf, velocity, element).
       min_size: Leaves with fewer elements, counted over all devices, are kept in full, as are complex ones; a whole
         number from 1.
       axis_names: Under `shard_map` and `pmap`, the mesh axes along which a leaf is split. None: whatever JAX knows, an
@@ -140,17 +141,16 @@ def _encoded(
     """The velocities of one leaf in bytes, after `before`, the last reach and noise."""
     reach, noise = before
     # Relative to each other only: a single velocity has none.
-    gains = gains if len(velocities) > 1 else (None,)
-    alike = tuple(_over(v.astype(jnp.float32), gain) for v, gain in zip(velocities, gains, strict=True))
-    array, factor = (alike[0], 1.0) if entering is None else entering
-    inverse = inverse_scales(array, factor, reach)
+    factors: tuple[Number | None, ...] = gains if len(velocities) > 1 else (None,)
+    alike = tuple(_over(v.astype(jnp.float32), factor) for v, factor in zip(velocities, factors, strict=True))
+    inverse = inverse_scales(*((_largest_of(alike), 1.0) if entering is None else entering), reach)
     codes = tuple(encode(v, inverse, element_noise(noise, v, k, 1)) for k, v in enumerate(alike))
     most = row_largest(codes)
-    # Never true: the small parts follow from the codes, so that XLA knows them to be read no more, and writes over them.
+    # Never true: the small parts follow from the codes. XLA knows them to be read no more then, and writes over them.
     is_last = most > np.float32(127)
     inverse = jnp.where(is_last, np.float32(1), inverse)
     unit = 1 / jnp.abs(inverse)
-    scale = tuple(marked(_times(unit, gain), v) for v, gain in zip(velocities, gains, strict=True))
+    scale = tuple(marked(_times(unit, factor), v) for v, factor in zip(velocities, factors, strict=True))
     noise = jnp.where(is_last, np.uint32(1), noise * np.uint32(GROWTH))
     return Int8Velocity(codes, scale, (next_reach(inverse, most, reach),), (noise,))
 
@@ -163,6 +163,10 @@ def largest(velocities: tuple[jax.Array, ...], gains: tuple[Number, ...]) -> jax
     sizes = [jnp.abs(v.astype(jnp.float32)) / jnp.asarray(gain, jnp.float32) for v, gain in pairs]
     finite = [jnp.where(size <= np.finfo(np.float32).max, size, 0) for size in sizes]
     return jnp.max(jnp.stack([jnp.max(size, inner, keepdims=True) for size in finite]), 0)
+
+
+def _largest_of(velocities: tuple[jax.Array, ...]) -> jax.Array:
+    return functools.reduce(jnp.maximum, map(jnp.abs, velocities)) if len(velocities) > 1 else velocities[0]
 
 
 def _over(x: jax.Array, gain: Number | None) -> jax.Array:

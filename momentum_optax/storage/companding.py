@@ -63,7 +63,7 @@ def decode(codes: jax.Array, unit: jax.Array, noise: jax.Array) -> jax.Array:
 
 
 def level(size: jax.Array, noise: jax.Array | float = 0.0) -> jax.Array:
-    """The level of a code above 0 by its size, a float, with SCALE as that of the scale; `noise` is twice that of a root.
+    """The level of a code above 0 by its size, a float; `SCALE` at the scale. `noise` is twice a root's.
 
     The bits of the other levels are lines. XLA's GPU backend counts operations here, and would rather write the
     velocity to memory than do a few more of them for each of its three uses.

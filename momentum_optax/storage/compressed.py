@@ -103,10 +103,10 @@ class Compressed(Generic[V]):
         count = {True: min(order, 1), False: order}
         beside = {name: tuple(new(part) for _ in range(count[part.shared])) for name, part in self.beside_codes.items()}
         new_state: V = self.state_type(codes=shapes.codes(leaf, order), **beside)
-        return new_state
+        return self.numbered(new_state, leaf)
 
     def numbered(self, parts: V, leaf: Leaf, *numbers: int) -> V:
-        """The parts of a new state, with the noise of the leaf of these numbers, which are data then and not program."""
+        """The parts of a new state with the noise of the leaf of these numbers: they are data then, and not program."""
         if "noise" not in self.beside_codes or not is_compressed(parts.codes, self.code_dtype):
             return parts
         noise: tuple[jax.Array, ...] = getattr(parts, "noise")  # noqa: B009

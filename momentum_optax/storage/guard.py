@@ -55,21 +55,21 @@ def inverse_scales(entering: jax.Array, factor: Number, reach: jax.Array) -> jax
     factor = jnp.asarray(factor * _ROOM, jnp.float32)
     sharding = jax.typeof(reach).sharding
 
-    def smallest(array: jax.Array, reach: jax.Array) -> jax.Array:
-        def in_pieces(array: jax.Array, reach: jax.Array) -> jax.Array:
+    def smallest(array: jax.Array, reach: jax.Array, factor: jax.Array) -> jax.Array:
+        def in_pieces(array: jax.Array, reach: jax.Array, factor: jax.Array) -> jax.Array:
             return _smallest(*_pieces(array, reach, axes), factor).reshape(reach.shape)
 
-        def in_tiles(array: jax.Array, reach: jax.Array) -> jax.Array:
+        def in_tiles(array: jax.Array, reach: jax.Array, factor: jax.Array) -> jax.Array:
             return _smallest(*_tiles(array, reach), factor).reshape(reach.shape)
 
         if not _has_tiles(array.shape, axes):
-            return in_pieces(array, reach)
-        return cast(jax.Array, jax.lax.platform_dependent(array, reach, tpu=in_tiles, default=in_pieces))
+            return in_pieces(array, reach, factor)
+        return cast(jax.Array, jax.lax.platform_dependent(array, reach, factor, tpu=in_tiles, default=in_pieces))
 
     if any(jax.typeof(entering).sharding.spec):
         # Over explicit mesh axes a window of a part would need a sharding of its own.
-        return cast(jax.Array, jax.sharding.auto_axes(smallest, out_sharding=sharding)(entering, reach))
-    return smallest(entering, reach)
+        return cast(jax.Array, jax.sharding.auto_axes(smallest, out_sharding=sharding)(entering, reach, factor))
+    return smallest(entering, reach, factor)
 
 
 def _smallest(window: jax.Array, reach: jax.Array, axes: tuple[int, ...], factor: jax.Array) -> jax.Array:

@@ -75,9 +75,9 @@ class Storage(Protocol):
     accuracy; and `signed = False`: fit for nothing else. See `is_signed` and `compress`. And `largest_decay`, a number:
     beyond it the rounding feeds itself, and a rule that decays more slowly gets a warning.
 
-    It may have two methods for a new state, the result of `init`: `numbered(parts, leaf, *numbers)` gives it the noise of
-    the leaf of these numbers, which `init` does not know, as data; `reads_stamp = False` then says that `encode` needs no
-    stamp. `fitted(parts, velocities, relative_scales)` gives it the scales of the velocities that are written first.
+    It may have two methods for a new state, the result of `init`. `numbered(parts, leaf, *numbers)` gives it the noise
+    of the leaf of these numbers, which `init` does not know, as data; `reads_stamp = False` then says that `encode`
+    needs no stamp. `fitted(parts, velocities, relative_scales)` gives it the scales of the first velocities.
     """
 
     @property

@@ -135,15 +135,17 @@ def row_noise(hashes: tuple[jax.Array, jax.Array], stamp: jax.Array, k: int) -> 
 
 def seeds(leaf: Leaf, like: jax.Array, *numbers: int) -> jax.Array:
     """An odd uint32 for each row of `leaf`, of the shape of `like`, that depends on these numbers too."""
-    stamp = np.zeros(1, np.uint32)
+    stamp: Any = np.zeros(1, np.uint32)
     for number in numbers:
         stamp = mix((stamp ^ np.uint32(number % 2**32)) + np.uint32(0x9E3779B9))
     if not all(isinstance(n, int) for n in like.shape):
         outer = tuple(d for d, n in enumerate(like.shape) if not isinstance(n, int) or n > 1)
         return mix(_position(leaf.shape, outer) * np.uint32(0x85EBCA77) ^ stamp[0]) | np.uint32(1)
     # With NumPy: numbers of leaves in a program would make each leaf's another one to compile.
-    index = np.arange(math.prod(like.shape), dtype=np.uint32).reshape(like.shape)
-    return zeros_along(leaf, like.shape, np.uint32) + (mix(index * np.uint32(0x85EBCA77) ^ stamp[0]) | np.uint32(1))
+    index: Any = np.arange(math.prod(like.shape), dtype=np.uint32).reshape(like.shape)
+    made = jnp.asarray(mix(index * np.uint32(0x85EBCA77) ^ stamp) | np.uint32(1))
+    is_split = isinstance(leaf, jax.Array) and any(jax.typeof(leaf).sharding.spec)
+    return zeros_along(leaf, like.shape, np.uint32) + made if is_split else made
 
 
 # The noise of an element is the product of a number of its row and one of its place. The former is multiplied by

@@ -100,7 +100,7 @@ def compress(
         decompressed = treedef.unflatten([decompress_field(x) if is_compressed(x) else x for _, x in pairs])
         out, inner = run.update(updates, decompressed, params, **extra)
         news = [
-            recompress_field(chosen.storage_at(path), old, new, state.step, i, updates)
+            recompress_field(chosen.storage_at(path), old, new, state.step, i, gradients=updates)
             if is_compressed(old)
             else in_dtype_of(old, new)
             for i, ((path, old), new) in enumerate(zip(pairs, treedef.flatten_up_to(inner), strict=True))

@@ -15,7 +15,6 @@ from ..storage.protocol import EncodeContext, encode_context, new_state
 from ..storage.slopes import marked, unmarked
 from .initial import encode_initial
 
-
 # What share of a gradient enters an average at least, about: a tenth for Adam's, a hundredth for Lion's.
 _SHARE = 1 / 16
 
@@ -124,7 +123,7 @@ def decompress_field(field: CompressedField) -> PyTree:
 
 
 def recompress_field(
-    storage: Storage, old: CompressedField, tree: PyTree, step: Count | None, number: int, gradients: PyTree
+    storage: Storage, old: CompressedField, tree: PyTree, step: Count | None, number: int, *, gradients: PyTree
 ) -> CompressedField:
     """The compressed form of the field `tree`, which replaces `old`; `number` as for `compress_field`.
 

@@ -31,9 +31,9 @@ def encode_initial(storage: Storage, velocities: tuple[jax.Array, ...], *numbers
     if not isinstance(nonzero, jax.core.Tracer) and not nonzero:
         return fresh
     gains = _relative_sizes(sizes)
-    knows_scale = hasattr(storage, "fitted")
-    if knows_scale:
-        fresh = storage.fitted(fresh, velocities, gains)
+    fitted = getattr(storage, "fitted", None)
+    if fitted is not None:
+        fresh = fitted(fresh, velocities, gains)
     # Copies: a storage may keep its arguments, and the caller may donate them.
     copies = tuple(jnp.array(v, copy=True) for v in velocities)
 
@@ -41,7 +41,7 @@ def encode_initial(storage: Storage, velocities: tuple[jax.Array, ...], *numbers
         return storage.encode(copies, parts, encode_context(storage, copies[0], (-1 - i, *numbers), gains))
 
     parts = write(0, fresh)
-    if not knows_scale:
+    if fitted is None:
         count, parts = _write_until_within_reach(write, parts, copies)
         for i in range(1, _ROUNDS):
             parts = write(count + i, parts)

@@ -14,11 +14,12 @@ EIGHT = mo.storage.int8(min_size=1)
 TEXT = " ".join(mo.storage.int8.__doc__.split())
 
 
-# Levels in scales, written out in float64: half octaves below the root, 16 times as much for each code beyond it.
-FOOT = np.array([0.0, *(m * 2.0**-k / 256 for k in range(14, 0, -1) for m in (1.0, 1.5)), 1 / 256])
+# Levels in scales: squares of codes from 23 to 120, the root; below it 22 that lie three quarters of an octave apart,
+# in the bits of a float; above it 16 times as much for each code.
+ROOT, JOIN = 120, (23 / 120) ** 2
+BELOW = np.float32(23**2).view(np.int32) - 3 * 2**21 * np.arange(22, -1, -1, dtype=np.int32)
+FOOT = np.array([0.0, *(np.float64(BELOW.view(np.float32)) / 120**2)])
 TAIL = np.array([1.0, *(2 * 16.0 ** np.arange(7))])
-# The root's codes, if they went on to zero.
-ROOT = 16 * 91 / 15
 
 
 def write(velocity, stamp, scale=None):
@@ -42,7 +43,7 @@ def over_stamps(velocity, count, scale=None):
 def deviation_of(shares):
     """Of the rounding of values in scales: the root's by its steps, elsewhere between neighbours."""
     root = np.sqrt(shares * ROOT**2 / 3 + 0.03) / ROOT**2
-    return np.where(shares < 1 / 256, between(FOOT, shares), np.where(shares <= 1, root, between(TAIL, shares)))
+    return np.where(shares < JOIN, between(FOOT, shares), np.where(shares <= 1, root, between(TAIL, shares)))
 
 
 def between(levels, x):
@@ -81,24 +82,25 @@ def test_the_mean_over_the_noise_is_the_value(decade):
     deviation = deviation_of(shares)
     assert np.all(abs(kept.mean(0) - exact) <= 4 * deviation / 100 + 1e-6 * shares)
     # At the join the level is read with the root's noise.
-    fine = (shares <= 1) & ((shares < 0.75 / 256) | (shares > 1 / 256))
+    fine = (shares <= 1) & ((shares < FOOT[-2]) | (shares > JOIN))
     assert np.all(kept.std(0)[fine] <= 1.08 * deviation[fine] + 1e-6 * shares[fine])
     assert np.median(kept.std(0)[fine] / deviation[fine]) > 0.9, "the deviations above are tight"
 
 
-@pytest.mark.parametrize("share", [1e-5, 1e-3, 0.01, 0.1, 1.0])
+@pytest.mark.parametrize("share", [1e-5, 1e-3, 0.04, 0.1, 1.0])
 def test_small_and_large_values_have_the_relative_errors_that_are_stated(share):
     # Absolute accuracy that a sum needs, and relative accuracy that a division by an element's own size needs.
     kept = over_stamps(jnp.full((1, 512), share), 200, 1.0)[:, 0] / np.float32(share)
-    bound = {1e-5: 0.21, 1e-3: 0.21, 0.01: 0.065, 0.1: 0.02, 1.0: 0.0065}[share]
-    assert 0.3 * bound < np.sqrt(((kept - 1) ** 2).mean()) < bound
+    bound = {1e-5: 0.3, 1e-3: 0.3, 0.04: 0.025, 0.1: 0.016, 1.0: 0.005}[share]
+    assert 0.15 * bound < np.sqrt(((kept - 1) ** 2).mean()) < bound
 
 
 def test_values_a_little_above_the_smallest_float_are_kept_without_bias():
     # 40 to 400 times 1.2e-38; the row's scale does not fall with them, since its inverse must be a float.
     values = 10.0 ** np.linspace(-36.3, -35.3, 512)
     kept = over_stamps(jnp.asarray(values[None], jnp.float32), 4000, 5e-36)[:, 0] / values
-    assert np.all(abs(kept.mean(0) - 1) < 4.5 * kept.std(0) / np.sqrt(4000) + 1e-6)
+    # And a few of the 4000 where a value is next to a level.
+    assert np.all(abs(kept.mean(0) - 1) < 4.5 * kept.std(0) / np.sqrt(4000) + 4 * 0.5 / 4000)
     assert np.sqrt((kept**2).mean()) < 1.2
 
 

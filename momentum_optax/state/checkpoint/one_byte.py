@@ -47,8 +47,8 @@ def _parts(old: dict[str, list[Leaf]], number: int) -> Int8Velocity:
         # Kept in full, in a velocity or elsewhere in a field: the other parts stand for nothing.
         kinds = [bool] * 3 if one.dtype == bool else [np.float32, np.float32, np.uint32]
         counts = (len(codes), 1, 1)
-        small = (tuple(np.zeros(one.shape, kind) for _ in range(n)) for kind, n in zip(kinds, counts, strict=True))
-        return Int8Velocity(tuple(codes), *small)
+        small = [tuple(jnp.zeros(one.shape, kind) for _ in range(n)) for kind, n in zip(kinds, counts, strict=True)]
+        return Int8Velocity(tuple(map(jnp.asarray, codes)), *small)
     hashes = row_hashes(codes[0].shape)
     scale, body, stamp = (jnp.asarray(old[name][0]) for name in ("scale", "body", "stamp"))
     velocities = tuple(

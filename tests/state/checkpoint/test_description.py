@@ -68,8 +68,8 @@ def test_what_is_no_description_is_refused():
     for bad in (None, {}, {"fields": {}}, {**layout, "fields": None}, {**layout, "fields": {"0": 3}}, []):
         with pytest.raises(CheckpointError, match="description must be what describe gives"):
             check(bad, abstract(tx))
-    with pytest.raises(CheckpointError, match=r"have format 1, got 2: it was written by newer code"):
-        check({**layout, "format": 2}, abstract(tx))
+    with pytest.raises(CheckpointError, match=r"have format 2, got 3: it was written by newer code"):
+        check({**layout, "format": 3}, abstract(tx))
     with pytest.raises(CheckpointError, match=r"have version 3, got 0: migrate"):
         check(layout, abstract(tx), version=3)
     with pytest.raises(ValueError, match="two at a/b"):
