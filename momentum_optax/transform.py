@@ -234,7 +234,7 @@ class _Runner:
         age = None if old.age is None else optax.safe_increment(old.age)
         context = encode_context(self.storage, wide, (step, i), now.scales)
         entering = g if not raw or raw[i] is None else jnp.asarray(raw[i])
-        context = context._replace(entering=(entering, _largest_input(now)))
+        context = context._replace(entering=(entering, _largest_input(now), True))
         return u.astype(g.dtype), MomentumState(self.storage.encode(v, old.velocity, context), None, age, gain)
 
 

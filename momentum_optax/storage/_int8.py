@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._export import serializable
-from .._typing import DType, Number, jitted
+from .._typing import Condition, DType, Number, jitted
 from .companding import STEP_SIZE, decode, encode
 from .compressed import Compressed, Part, is_compressed, rescaled
 from .guard import inverse_scales, next_reach
@@ -95,8 +95,9 @@ def int8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | N
     row and a row that wakes up are within 0.05 in norm. What this does not see, such as a single element, is rounded
     for a step between levels of 1, 2, 32, 512, ... scales, and is clipped beyond 3.4e7 times its row's scale. A first
     step of which that part is zero throughout is rounded as coarsely, between 1e-9 and 1e5; smaller values are stored
-    as zero or 1e-9, larger ones clipped. `compress` does not know by how much a gradient enters a field, and takes a
-    16th: a field that adds whole gradients up is as coarse in its first step.
+    as zero or 1e-9, larger ones clipped. Under
+    `compress`, which does not know what enters a field, that part of the gradients gives the first scale alone: a 16th
+    of them, or all in a field named "trace". A spike is rounded coarsely for a step there.
 
     Scales lie between 2^-100 and 2^102: values far outside are coarser. A NaN or infinite velocity is stored as zero:
     its element starts anew.
@@ -135,7 +136,7 @@ def _decoded(state: Int8Velocity) -> tuple[jax.Array, ...]:
 def _encoded(
     velocities: tuple[jax.Array, ...],
     gains: tuple[Number, ...],
-    entering: tuple[jax.Array, Number] | None,
+    entering: tuple[jax.Array, Number, Condition] | None,
     before: tuple[jax.Array, jax.Array],
 ) -> Int8Velocity:
     """The velocities of one leaf in bytes, after `before`, the last reach and noise."""
@@ -143,7 +144,7 @@ def _encoded(
     # Relative to each other only: a single velocity has none.
     factors: tuple[Number | None, ...] = gains if len(velocities) > 1 else (None,)
     alike = tuple(_over(v.astype(jnp.float32), factor) for v, factor in zip(velocities, factors, strict=True))
-    inverse = inverse_scales(*((_largest_of(alike), 1.0) if entering is None else entering), reach)
+    inverse = inverse_scales(*((_largest_of(alike), 1.0, True) if entering is None else entering), reach)
     codes = tuple(encode(v, inverse, element_noise(noise, v, k, 1)) for k, v in enumerate(alike))
     most = row_largest(codes)
     # Never true: the small parts follow from the codes. XLA knows them to be read no more then, and writes over them.

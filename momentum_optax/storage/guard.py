@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._typing import Number
+from .._typing import Condition, Number
 from .companding import SCALE, level
 from .rows import row_axes
 
@@ -27,9 +27,10 @@ _SHARE, _PIECES = 32, 16
 _SUBLANES, _LANES = 8, 128
 
 
-# The scale is the window's largest value times `_ROOM`, or that of the last codes times `_MARGIN`. It falls by no more
+# The scale is the window's largest value times `_ROOM`, or that of the last codes times `_MARGIN`, or the latter and
+# the former times `_SUM` together. It falls by no more
 # than `_FALL` in a step, or `_SILENT` where the window is zero: a row that is silent may wake up.
-_ROOM, _MARGIN, _FALL, _SILENT = 2.5, np.float32(1.35), np.float32(0.9), np.float32(0.999)
+_ROOM, _SUM, _MARGIN, _FALL, _SILENT = 2.5, 1.1, np.float32(1.35), np.float32(0.9), np.float32(0.999)
 
 
 # Between these a scale, its inverse and every level of it are floats.
@@ -40,7 +41,7 @@ _SMALLEST, _GREATEST = np.float32(2.0**-100), np.float32(2.0**102)
 _DEFAULT, _UNKNOWN = np.float32(2.0**16), np.uint32(1 << 31)
 
 
-def inverse_scales(entering: jax.Array, factor: Number, reach: jax.Array) -> jax.Array:
+def inverse_scales(entering: jax.Array, factor: Number, is_sure: Condition, reach: jax.Array) -> jax.Array:
     """`SCALE` over the scale of each row; the last bit is set where nothing is seen to enter.
 
     It is negative where the scale is not known and a default stands in.
@@ -48,36 +49,47 @@ def inverse_scales(entering: jax.Array, factor: Number, reach: jax.Array) -> jax
     Args:
       entering: Of the leaf's shape; what is about to be written is at least about `factor` times as large.
       factor: Not negative.
+      is_sure: Whether that is known. If not it counts in rows without a scale alone.
       reach: The largest values of the last codes times `_MARGIN`, one for each row; 0 where there is none.
     """
     entering = jax.lax.stop_gradient(entering)
     axes = row_axes(entering.shape)
-    factor = jnp.asarray(factor * _ROOM, jnp.float32)
+    # One of a leaf's age has the rank of the leaf.
+    factor = jnp.asarray(factor * _ROOM, jnp.float32).reshape(())
+    is_sure = jnp.asarray(is_sure)
     sharding = jax.typeof(reach).sharding
 
-    def smallest(array: jax.Array, reach: jax.Array, factor: jax.Array) -> jax.Array:
-        def in_pieces(array: jax.Array, reach: jax.Array, factor: jax.Array) -> jax.Array:
-            return _smallest(*_pieces(array, reach, axes), factor).reshape(reach.shape)
+    def smallest(array: jax.Array, reach: jax.Array, factor: jax.Array, is_sure: jax.Array) -> jax.Array:
+        def in_pieces(array: jax.Array, reach: jax.Array, factor: jax.Array, is_sure: jax.Array) -> jax.Array:
+            return _smallest(*_pieces(array, reach, axes), factor, is_sure).reshape(reach.shape)
 
-        def in_tiles(array: jax.Array, reach: jax.Array, factor: jax.Array) -> jax.Array:
-            return _smallest(*_tiles(array, reach), factor).reshape(reach.shape)
+        def in_tiles(array: jax.Array, reach: jax.Array, factor: jax.Array, is_sure: jax.Array) -> jax.Array:
+            return _smallest(*_tiles(array, reach), factor, is_sure).reshape(reach.shape)
 
         if not _has_tiles(array.shape, axes):
-            return in_pieces(array, reach, factor)
-        return cast(jax.Array, jax.lax.platform_dependent(array, reach, factor, tpu=in_tiles, default=in_pieces))
+            return in_pieces(array, reach, factor, is_sure)
+        return cast(
+            jax.Array, jax.lax.platform_dependent(array, reach, factor, is_sure, tpu=in_tiles, default=in_pieces)
+        )
 
     if any(jax.typeof(entering).sharding.spec):
         # Over explicit mesh axes a window of a part would need a sharding of its own.
-        return cast(jax.Array, jax.sharding.auto_axes(smallest, out_sharding=sharding)(entering, reach, factor))
-    return smallest(entering, reach, factor)
+        return cast(
+            jax.Array, jax.sharding.auto_axes(smallest, out_sharding=sharding)(entering, reach, factor, is_sure)
+        )
+    return smallest(entering, reach, factor, is_sure)
 
 
-def _smallest(window: jax.Array, reach: jax.Array, axes: tuple[int, ...], factor: jax.Array) -> jax.Array:
+def _smallest(
+    window: jax.Array, reach: jax.Array, axes: tuple[int, ...], factor: jax.Array, is_sure: jax.Array
+) -> jax.Array:
     """The smallest inverse over `axes`; `reach` broadcasts to `window`."""
     size = jnp.abs(window.astype(jnp.float32))
     # The comparison is false for NaN, which must not hide the rest of its row.
     size = jnp.where(size <= np.finfo(np.float32).max, size * factor, 0)
-    scale = jnp.maximum(size, reach)
+    # The last codes and what enters may add up, as they do while a memory fills.
+    grown = jnp.maximum(jnp.maximum(size, reach), reach * np.float32(1 / _MARGIN) + size * np.float32(_SUM / _ROOM))
+    scale = jnp.where(is_sure | (reach <= 0), grown, reach)
     inverse = SCALE / jnp.clip(scale, _SMALLEST, _GREATEST)
     # All of it before the minimum over the window, which then is the one small operation that a step begins with. As
     # whole numbers without a sign, among which negative floats are the largest.

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._typing import AxisName, Count, DType, Leaf, Number
+from .._typing import AxisName, Condition, Count, DType, Leaf, Number
 from .noise import stamp_of
 
 SUPPORTED = ("bfloat16", "float16", "float32", "float64", "complex64", "complex128")
@@ -54,13 +54,14 @@ class EncodeContext(NamedTuple):
     Attributes:
       stamp: uint32 that stands for the step and the leaf; None unless the storage `reads_step`.
       relative_scales: K numbers or scalar arrays: about how large each velocity is relative to the others.
-      entering: An array of the leaf's shape and a number that is not negative: in this step the velocities, each over
-        its relative scale, become about as large as the array times the number, or larger. None if that is not known.
+      entering: An array of the leaf's shape, a number that is not negative, and whether this is sure: in this step the
+        velocities, each over its relative scale, become about as large as the array times the number, or larger. None
+        if nothing is known.
     """
 
     stamp: jax.Array | None
     relative_scales: tuple[Number, ...]
-    entering: tuple[jax.Array, Number] | None = None
+    entering: tuple[jax.Array, Number, Condition] | None = None
 
     def noise_of(self, seed: int) -> tuple[Count, Count]:
         """The numbers that the noise of this leaf depends on, for a storage that reads the step."""

@@ -100,7 +100,7 @@ def compress(
         decompressed = treedef.unflatten([decompress_field(x) if is_compressed(x) else x for _, x in pairs])
         out, inner = run.update(updates, decompressed, params, **extra)
         news = [
-            recompress_field(chosen.storage_at(path), old, new, state.step, i, gradients=updates)
+            recompress_field(chosen.storage_at(path), old, new, state.step, i, gradients=updates, share=_share(path))
             if is_compressed(old)
             else in_dtype_of(old, new)
             for i, ((path, old), new) in enumerate(zip(pairs, treedef.flatten_up_to(inner), strict=True))
@@ -109,6 +109,11 @@ def compress(
         return out, CompressedState(step, treedef.unflatten(news))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _share(path: KeyPath) -> float:
+    """What share of a gradient enters a field: all of it a trace, a tenth Adam's average and a hundredth Lion's."""
+    return 1.0 if field_name(path) == "trace" else 1 / 16
 
 
 class _Candidate(NamedTuple):

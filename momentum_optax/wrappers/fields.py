@@ -15,9 +15,6 @@ from ..storage.protocol import EncodeContext, encode_context, new_state
 from ..storage.slopes import marked, unmarked
 from .initial import encode_initial
 
-# What share of a gradient enters an average at least, about: a tenth for Adam's, a hundredth for Lion's.
-_SHARE = 1 / 16
-
 
 @serializable
 class CompressedField(NamedTuple):
@@ -123,7 +120,14 @@ def decompress_field(field: CompressedField) -> PyTree:
 
 
 def recompress_field(
-    storage: Storage, old: CompressedField, tree: PyTree, step: Count | None, number: int, *, gradients: PyTree
+    storage: Storage,
+    old: CompressedField,
+    tree: PyTree,
+    step: Count | None,
+    number: int,
+    *,
+    gradients: PyTree,
+    share: float,
 ) -> CompressedField:
     """The compressed form of the field `tree`, which replaces `old`; `number` as for `compress_field`.
 
@@ -134,6 +138,7 @@ def recompress_field(
       step: The number of the step, if a storage reads it.
       number: As for `compress_field`.
       gradients: What the optimizer was given, for a storage that looks at what enters.
+      share: About how much of these enters, if nothing else is done to them.
     """
     if not isinstance(old.parts, storage.state_type):
         got, expected = type(old.parts).__name__, storage.state_type.__name__
@@ -153,7 +158,7 @@ def recompress_field(
         write = encode_context(storage, new, (step, number, i), (1.0,))
         g = entering[i]
         if g is not None and jnp.shape(g) == new.shape:
-            write = write._replace(entering=(jnp.asarray(g), _SHARE))
+            write = write._replace(entering=(jnp.asarray(g), share, False))
         leaves[i] = _encoded(storage, leaf, new, write)
     field: CompressedField = reboxed(states.joined(), old)
     return field

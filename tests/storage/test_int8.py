@@ -30,7 +30,7 @@ def write(velocity, stamp, scale=None):
     if scale is None:
         return EIGHT.encode((velocity,), before, mo.storage.EncodeContext(None, (1.0,)))
     before = before._replace(reach=(jnp.broadcast_to(jnp.asarray(scale, jnp.float32), shape),))
-    nothing = (jnp.zeros_like(velocity), 0.0)
+    nothing = (jnp.zeros_like(velocity), 0.0, True)
     return EIGHT.encode((velocity,), before, mo.storage.EncodeContext(None, (1.0,), nothing))
 
 

@@ -171,7 +171,7 @@ def test_neighbouring_values_are_as_far_apart_as_stated(name):
     if name in SCALED:  # a scale of 1 exactly
         one = (jnp.ones((1, 1)),)
         before = before._replace(reach=one, **({"margin": one} if name == "int4" else {}))
-        write = write._replace(entering=(jnp.zeros_like(values), 0.0))
+        write = write._replace(entering=(jnp.zeros_like(values), 0.0, True))
     (kept,) = storage.state_type.decode(storage.encode((values,), before, write))
     error = abs(np.asarray(kept, np.float64) - np.asarray(values)).max()
     assert error <= storage.step_size

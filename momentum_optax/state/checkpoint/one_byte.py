@@ -58,7 +58,7 @@ def _parts(old: dict[str, list[Leaf]], number: int) -> Int8Velocity:
     storage = Int8(min_size=1)
     fresh = storage.numbered(storage.init(velocities[0], len(codes)), velocities[0], number)
     fresh = storage.fitted(fresh, velocities, gains)
-    nothing = (jnp.zeros_like(velocities[0]), 0.0)
+    nothing = (jnp.zeros_like(velocities[0]), 0.0, True)
     return storage.encode(velocities, fresh, EncodeContext(None, gains, nothing))
 
 
