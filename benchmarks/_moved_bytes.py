@@ -119,12 +119,27 @@ def read_sizes(body: list[Instruction]) -> Iterator[tuple[int, float | None]]:
     """For each parameter of a fusion its index and what is read of it: None for all, or the sum of its slices."""
     for parameter in body:
         if parameter.op == "parameter":
-            users = [i for i in body if parameter.name in i.operands]
-            sliced = users and all(
-                u.op in ("slice", "dynamic-slice") and u.operands[0] == parameter.name for u in users
-            )
             index = int(re.match(r"\d+", parameter.operands[0]).group())  # type: ignore[union-attr]  # always a number
-            yield index, sum(size(u.kind) for u in users) if sliced else None
+            yield index, _sliced(parameter.name, body)
+
+
+# A fusion computes of their results what it needs.
+_ELEMENTWISE = {"bitcast", "add", "subtract", "multiply", "convert", "abs", "negate"}
+
+
+def _sliced(name: str, body: list[Instruction]) -> float | None:
+    """The sum of the slices that are read of a value, or of what is computed from it element by element; else None."""
+    total = 0.0
+    users = [i for i in body if name in i.operands]
+    for user in users:
+        if user.op in ("slice", "dynamic-slice") and user.operands[0] == name:
+            part: float | None = size(user.kind)
+        else:
+            part = _sliced(user.name, body) if user.op in _ELEMENTWISE else None
+        if part is None:
+            return None
+        total += part
+    return total if users else None
 
 
 def count(program: jax.stages.Compiled, parameters: int) -> Count:

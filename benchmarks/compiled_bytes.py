@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 import momentum_optax as mo
 from examples.command_line import choice
+from momentum_optax.optimizers.arguments import with_raw_gradient
 
 from . import _run
 from ._moved_bytes import LARGE
@@ -59,9 +60,9 @@ def plain(momentum: optax.GradientTransformation) -> optax.GradientTransformatio
 
 
 def decayed(momentum: optax.GradientTransformation) -> optax.GradientTransformation:
-    """With what makes the gradient a computed one: weight decay through the momentum; and a scheduled rate."""
+    """As in `mo.sgd`: weight decay through the momentum, which makes the gradient a computed one; a scheduled rate."""
     rate = optax.scale_by_learning_rate(optax.cosine_decay_schedule(0.1, 1000))
-    return optax.chain(optax.add_decayed_weights(1e-4), momentum, rate)
+    return with_raw_gradient(optax.chain(optax.add_decayed_weights(1e-4), momentum, rate))
 
 
 def _chained(

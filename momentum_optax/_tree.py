@@ -178,6 +178,11 @@ def to_leaf_states(state: State, treedef: TreeDef, leaf_treedef: TreeDef) -> lis
     return [leaf_treedef.unflatten(row) for row in zip(*columns, strict=True)]
 
 
+def leaves_at(treedef: TreeDef, tree: PyTree) -> list[PyTree]:
+    """What a tree, boxed or not, has at the leaves of `treedef`; None for each if it has another structure."""
+    return _matched(unboxed(tree), treedef) or [None] * treedef.num_leaves
+
+
 def _matched(tree: PyTree, treedef: TreeDef) -> list[Leaf | None] | None:
     """For each leaf of `treedef` the array in the bare `tree`, or None; None instead of a list if the trees differ."""
     try:

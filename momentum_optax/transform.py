@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import optax
 
 from . import _checks
 from ._export import serializable
-from ._tree import Place, content, init_leaves, path_name, reboxed, update_leaves
+from ._tree import Place, content, init_leaves, leaves_at, path_name, reboxed, unboxed, update_leaves
 from ._typing import Count, DType, KeyPath, Leaf, Number, PyTree, jitted
 from .filters import Filter, post_write_form
 from .filters.coefficients import Coefficient, PerLeafSchedule, is_zero, value_at
@@ -19,8 +19,12 @@ from .filters.fingerprints import note
 from .state.mismatch import ANYTHING, AnyVelocity, check_leaf, check_state
 from .storage import Storage, resolve
 from .storage._by_leaf import AnyStorage, ByLeaf, chooser_of
-from .storage.mixed import Layout, form_of, stored_velocity, with_stored
-from .storage.protocol import SUPPORTED, arithmetic_dtype, encode_context, is_signed, unsupported
+from .storage.mixed import Layout, codes_of, form_of, stored_velocity, with_stored
+from .storage.protocol import SUPPORTED, arithmetic_dtype, encode_context, is_signed, new_state, unsupported
+
+# The name of an extra argument of `update`: a tree like the gradients, that they were computed from.
+RAW = "raw_gradient"
+
 
 Arrays: TypeAlias = tuple[jax.Array, ...]
 Scales: TypeAlias = tuple[Number, ...]
@@ -189,13 +193,13 @@ class _Runner:
 
     def init_leaf(self, layout: Layout, place: Place, leaf: Leaf) -> MomentumState:
         """The state of one leaf: a `MomentumState` with arrays in place of trees."""
-        path, _ = place
+        path, i = place
         leaf = _checked_leaf(path, leaf)
         storage = self.storages.at(path, leaf)
         if self.storages.known is None:
             _check_storage(self.rule, storage)
         real = jnp.finfo(arithmetic_dtype(leaf.dtype)).dtype
-        velocity = layout.holding(storage.init(leaf, self.rule.order), len(leaf.shape))
+        velocity = layout.holding(new_state(storage, leaf, self.rule.order, i), len(leaf.shape))
         return self.state_of(velocity, lambda dtype: jnp.zeros((1,) * len(leaf.shape), dtype), real)
 
     def state_of(self, velocity: PyTree, zeros: Callable[[DType], Leaf | int], real: DType = None) -> MomentumState:
@@ -207,11 +211,12 @@ class _Runner:
         self, updates: optax.Updates, state: MomentumState, params: optax.Params | None = None, **extra: object
     ) -> tuple[optax.Updates, MomentumState]:
         """See `scale_by_momentum`."""
-        del params, extra
+        del params
         check_state(state, self.expected)
         step = content(state.step)
         now = None if self.reads_age else self.resolved(step, None)
-        one_leaf = functools.partial(self.update_leaf, now, step)
+        raw = self.raw_gradients(state, extra.get(RAW))
+        one_leaf = functools.partial(self.update_leaf, now, step, raw=raw)
         treedef = jax.tree.structure(self.state_of(form_of(state.velocity), lambda dtype: 0))
         out, new = update_leaves(one_leaf, updates, state._replace(step=None, lookahead=None), treedef)
         if state.lookahead is not None:
@@ -222,6 +227,12 @@ class _Runner:
             new = new._replace(lookahead=reboxed(typed, state.lookahead))
         return out, new if step is None else new._replace(step=reboxed(optax.safe_increment(step), state.step))
 
+    def raw_gradients(self, state: MomentumState, tree: PyTree) -> list[PyTree]:
+        """For each leaf what its gradient was computed from; empty if nothing is said."""
+        if tree is None or not self.rule.order:
+            return []
+        return leaves_at(jax.tree.structure(unboxed(codes_of(state.velocity)[0])), tree)
+
     def resolved(self, step: Count | None, age: Count | None) -> _Resolved:
         """The rule at a step, for a leaf of that age."""
         rule = self.rule if self.is_constant else self.rule.at(step, age)
@@ -229,7 +240,14 @@ class _Runner:
         return _Resolved(rule, post_write, self.scales_at(rule, step, age))
 
     def update_leaf(
-        self, now: _Resolved | None, step: Count | None, place: Place, g: Leaf, old: MomentumState
+        self,
+        now: _Resolved | None,
+        step: Count | None,
+        place: Place,
+        g: Leaf,
+        old: MomentumState,
+        *,
+        raw: list[PyTree],
     ) -> tuple[jax.Array, MomentumState]:
         """Update and new state of a leaf; `now` is None where the coefficients depend on its age."""
         path, i = place
@@ -246,7 +264,10 @@ class _Runner:
         if gain is not None:
             u, gain = _debiased(now, u, gain)
         age = None if old.age is None else _next_age(old.age)
-        velocity = storage.encode(v, stored, encode_context(storage, wide, (step, i), now.scales))
+        context = encode_context(storage, wide, (step, i), now.scales)
+        entering = g if not raw or raw[i] is None else jnp.asarray(raw[i])
+        context = context._replace(entering=(entering, _largest_input(now), True))
+        velocity = storage.encode(v, stored, context)
         if stored is not old.velocity:
             velocity = with_stored(old.velocity, velocity)
         return u.astype(g.dtype), MomentumState(velocity, None, age, gain)
@@ -306,6 +327,15 @@ def relative_scales(rule: Filter) -> Scales:
         decay = jnp.minimum(jnp.abs(jnp.asarray(row[k], jnp.float32)), 0.9999)
         scales.append(jnp.where(size > 0, size, 1.0) * (1 - decay * decay) ** -0.75)
     return tuple(scales)
+
+
+def _largest_input(now: _Resolved) -> Number:
+    """The largest share of the gradient that enters a velocity, over its relative scale."""
+    # A rule at a step has numbers and arrays for coefficients.
+    shares = [cast(Number, b) / scale for b, scale in zip(now.rule.B, now.scales, strict=True)]
+    if all(map(_checks.is_number, shares)):
+        return max((abs(float(share)) for share in shares), default=0.0)
+    return functools.reduce(jnp.maximum, [jnp.abs(jnp.asarray(share, jnp.float32)) for share in shares])
 
 
 def _dot(coefficients: Sequence[Coefficient], arrays: Arrays) -> jax.Array:

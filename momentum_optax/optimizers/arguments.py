@@ -14,6 +14,7 @@ from ..filters.coefficients import Scalar, is_zero
 from ..storage import Storage, bfloat16, resolve
 from ..storage._by_leaf import AnyStorage, ByLeaf
 from ..storage._float32 import Float32
+from ..transform import RAW
 from .gradient_dtype import in_gradient_dtype
 
 # A tree of bools, or a function from the parameters to one.
@@ -94,3 +95,20 @@ def add_decayed_weights(weight_decay: Scalar, mask: Mask | None = None) -> optax
         return decayed
 
     return optax.GradientTransformation(tx.init, update)
+
+
+def with_raw_gradient(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """A chain whose momentum is told of the gradients before what the chain adds to them.
+
+    A storage in bytes looks at a part of them before each step. XLA's TPU backend computes all of a sum first, of which
+    a part is read.
+    """
+    run = optax.with_extra_args_support(tx)
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra: PyTree
+    ) -> tuple[optax.Updates, optax.OptState]:
+        out: tuple[optax.Updates, optax.OptState] = run.update(updates, state, params, **{RAW: updates, **extra})
+        return out
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)

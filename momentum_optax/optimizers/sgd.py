@@ -16,7 +16,7 @@ from ..state.mismatch import without_momentum
 from ..storage._by_leaf import AnyStorage
 from ..storage._float32 import Float32
 from ..transform import scale_by_momentum
-from .arguments import Mask, descent, storage_of, weight_decay_of
+from .arguments import Mask, descent, storage_of, weight_decay_of, with_raw_gradient
 
 
 def sgd(
@@ -71,12 +71,13 @@ def sgd(
     velocity_storage = storage_of(storage, "accumulator_dtype", accumulator_dtype)
     if rule is None and not isinstance(velocity_storage, Float32) and accumulator_dtype is None:
         raise ValueError(f"storage needs a momentum to keep, got {storage!r} and momentum {momentum!r}")
-    return descent(
+    tx = descent(
         learning_rate,
         optax.scale(-1.0) if maximize else optax.identity(),
         weight_decay_of(weight_decay, mask),
         without_momentum() if rule is None else scale_by_momentum(rule, storage=velocity_storage),
     )
+    return tx if weight_decay is None else with_raw_gradient(tx)
 
 
 def srsgd(

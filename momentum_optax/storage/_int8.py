@@ -1,22 +1,13 @@
 r"""Velocities in one byte, written and read elementwise so that XLA keeps the whole optimizer step in one pass.
 
-A velocity v of a row with scale s is companded by a signed square root, $y = \pm K \sqrt{|v|/s}$, so that small values
-keep small errors. Noise n in [-1/2, 1/2), a hash that decoding repeats, is subtracted before rounding,
-$c = \lfloor y - n + 1/2 \rfloor$, and comes back when reading, $|c| (c + 2n)\,s/K^2$. Since c + n is y plus an error
-that is uniform whatever y is, and $c (c + 2n) = (c + n)^2 - n^2$, the mean over n is exactly v, and the error has half
-the variance of ordinary stochastic rounding. Zero stays zero.
-
-The scale must be known before the maximum is. It is a multiple of the largest value of the steps before, which is read
-off the codes themselves: a maximum over bytes that are written anyway costs no pass, one over float32 would. Values
-beyond the scale take the codes above K, whose levels are the squares of $1 + (4^t - 1)/64$, 1.1, 1.5, 3.9, 25, 288, ...
-scales, and are rounded between them at random. While a leaf has no scale at all every code is a power of 4, from the
-least float32 up.
-
-The form of the code follows from XLA's fusion: a handful of operations, or one more array or number that a step reads
-besides its large ones, decide whether it is compiled into one pass.
+The code of an element is that of `companding`, at the scale of its row, which comes from `guard`. The form of both
+follows from XLA's fusion: a handful of operations, or one more array or number that a step reads besides its large
+ones, decide whether it is compiled into one pass. A step is three programs on a GPU: the window's maximum, the pass,
+and what becomes of the small parts.
 """
 
 import dataclasses
+import functools
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -24,34 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._export import serializable
-from .._typing import Count, DType, Number, jitted
+from .._typing import Condition, DType, Number, jitted
+from .companding import STEP_SIZE, decode, encode
 from .compressed import Compressed, Part, is_compressed, rescaled
-from .noise import stamp_of
+from .guard import inverse_scales, next_reach
 from .protocol import EncodeContext
-from .rows import next_margin, row_hashes, row_largest, row_noise, split_as
+from .rows import GROWTH, element_noise, row_axes, row_largest
 from .slopes import marked, unmarked
-
-# Codes up to K are square roots, those from K + 1 to 127 the tail.
-_BODY, _LAST = 118, 127
-
-
-# Roots of the tail's levels, in scales: 1 + (4^t - 1) of these. What makes the power of their code of 4^t of them.
-_NEAR = 2.0**-6
-
-
-_POWERS = 4.0 ** (_BODY - 64) / _NEAR
-
-
-# Floats of this size lie one apart.
-_WHOLE = 1.5 * 2.0**23
-
-
-# Between these a scale, its inverse and every level of it are floats.
-_SMALLEST, _GREATEST = 2.0**-110, 2.0**102
-
-
-# The scale is `margin` times the largest recent value. `margin` follows the share of rows that outgrew theirs.
-_FORGET, _MARGIN, _OUTGROWN = 0.9, 2.0, 0.01
 
 
 @serializable
@@ -60,21 +30,15 @@ class Int8Velocity(NamedTuple):
 
     Attributes:
       codes: int8, of the leaf's shape; a leaf that is not compressed has its velocity here, in full. One per velocity.
-      gain: float32, one entry: what the scale is multiplied by for this velocity. One per velocity.
-      scale: float32, what the codes were written with, K^2 while there is no scale; one entry per row.
-      body: float32, one entry: the last code before the tail; 0 without a scale.
-      reach: float32, the largest recent value, falling slowly; one entry per row.
-      margin: float32, one entry: the factor from `reach` to the next scale.
-      stamp: uint32, one entry: the noise that the codes were written with.
+      scale: float32, what the codes were written with, over 256; one entry per row. One per velocity.
+      reach: float32, the least scale of the next write, one entry per row; 0 while it is not known.
+      noise: uint32, odd, what the noise of the codes follows from; one entry per row.
     """
 
     codes: tuple[jax.Array, ...]
-    gain: tuple[jax.Array, ...]
     scale: tuple[jax.Array, ...]
-    body: tuple[jax.Array, ...]
     reach: tuple[jax.Array, ...]
-    margin: tuple[jax.Array, ...]
-    stamp: tuple[jax.Array, ...]
+    noise: tuple[jax.Array, ...]
 
     @staticmethod
     def decode(state: "Int8Velocity") -> tuple[jax.Array, ...]:
@@ -94,50 +58,53 @@ class Int8(Compressed[Int8Velocity]):
     state_type: ClassVar[type[Int8Velocity]] = Int8Velocity
     code_dtype: ClassVar[DType] = jnp.int8
     beside_codes: ClassVar[dict[str, Part]] = {
-        "gain": Part("leaf", jnp.float32, shared=False, initial=1),
-        "scale": Part("row", jnp.float32),
-        "body": Part("leaf", jnp.float32),
+        "scale": Part("row", jnp.float32, shared=False),
         "reach": Part("row", jnp.float32),
-        "margin": Part("leaf", jnp.float32),
-        "stamp": Part("leaf", jnp.uint32),
+        "noise": Part("row", jnp.uint32),
     }
+    reads_stamp: ClassVar[bool] = False
     bytes_per_parameter: ClassVar[float] = 1.0
-    step_size: ClassVar[float] = 2.0 / _BODY
+    step_size: ClassVar[float] = STEP_SIZE
 
     def compress(
         self, velocities: tuple[jax.Array, ...], previous: Int8Velocity, context: EncodeContext
     ) -> Int8Velocity:
-        """The codes of the velocities, at a scale that follows from the steps before."""
-        before, noise = (previous.reach[0], previous.margin[0]), context.noise_of(self.seed)
-        return _encoded(velocities, context.relative_scales, before, noise)
+        """The codes of the velocities, at a scale that follows from the last codes and from what enters."""
+        return _encoded(velocities, context.relative_scales, context.entering, (previous.reach[0], previous.noise[0]))
+
+    def fitted(self, parts: Int8Velocity, velocities: tuple[jax.Array, ...], gains: tuple[Number, ...]) -> Int8Velocity:
+        """The parts of a new state with the scales that these velocities need."""
+        return parts._replace(reach=(largest(velocities, gains),)) if is_compressed(parts.codes, jnp.int8) else parts
 
 
 def int8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | None = None) -> Int8:
-    r"""Velocities in one byte per parameter and velocity, plus 8 bytes per row (`storage.ROW_SIZE`).
+    r"""Velocities in one byte per parameter and velocity, plus 12 bytes per row (`storage.ROW_SIZE`).
 
-    The rounding has no bias, at any size. On white noise the relative error of a stored velocity, in rows of 512, is
-    below 0.03 for decay 0.9 and 0.08 for 0.99; it grows with the memory, and slowly with the row. A row's scale follows
-    its largest value of the steps before, so that a step needs no second look at its data. It is 1.1 to 4 times that
-    value; on steady noise one row in a hundred outgrows it in a step. Values that do are not clipped but rounded
-    coarsely for that step, between levels that lie 1.1, 1.4, 2.6, and further out up to 16 times apart (the scale then
-    falls by a tenth a step):
+    The rounding has no bias, at any size. It serves what is added to the weights as it is, SGD and Nesterov, and what
+    is divided by its own size or whose sign is taken, Adam, Lion and Muon:
 
-    * the first step of a leaf, which has no scale yet: the error of the first velocity is between half of it and all of
-      it, and fades with it. To have the first step exact as well, take it in float32 and `convert` the state;
-    * a spike, or a row that wakes up after a long silence: off by about its own size for that step, in norm; a single
-      element may come out up to 16 times too large.
+    * relative to the row: on white noise the relative error of a stored velocity, in rows of 512, is below 0.03 for
+      decay 0.9 and 0.08 for 0.99; it grows with the memory, and slowly with the row;
+    * relative to the element: one rounding of a value is off by 0.5 % of it at its row's scale, 2.5 % at 0.04 scales,
+      and by up to 30 % from there down to 4e-7. Smaller ones are stored as zero or as that, at random. Under Adam
+      columns whose gradients are 1e-5 of their row's largest keep their direction (cosine above 0.85), and no step
+      exceeds twice float32's longest. Below 1e-6 both are lost: keep such leaves in bfloat16.
 
-    What is below 7e-5 of its row's scale is stored as zero or as one unit, at random. The mean is right, which is
-    enough for an update that is added to the weights. Adam, Lion and Muon divide an element by its own size or take its
-    sign: under them columns whose gradients are 1000 times smaller than their row's largest lose their direction, and
-    steps can become many times too long. Keep such leaves in bfloat16.
+    A row's scale is 1.35 times its largest value of the step before or, where that is more, 2.5 times the largest in a
+    32nd of what enters, so that a step needs no second look at its data. The first step of a leaf, a spike of all of a
+    row and a row that wakes up are within 0.05 in norm. What this does not see, such as a single element, is rounded
+    for a step between levels of 1, 2, 32, 512, ... scales, and is clipped beyond 3.4e7 times its row's scale. A first
+    step of which that part is zero throughout is rounded as coarsely, between 1e-9 and 1e5; smaller values are stored
+    as zero or 1e-9, larger ones clipped. Under
+    `compress`, which does not know what enters a field, that part of the gradients gives the first scale alone: a 16th
+    of them, or all in a field named "trace". A spike is rounded coarsely for a step there.
 
-    An element more than 1.7e7 times its row's scale is clipped to that limit. Rows below 2^-24 of their leaf's
-    largest are coarser the smaller they are. Velocities below 1.2e-38 are zero. A NaN or infinite velocity is stored as
-    zero: its element starts anew.
+    Scales lie between 2^-100 and 2^102: values far outside are coarser. A NaN or infinite velocity is stored as zero:
+    its element starts anew.
 
     Args:
-      seed: Of the noise, a whole number in [0, 2^32). The noise is a function of (seed, step, leaf, velocity, element).
+      seed: Of the noise, a whole number in [0, 2^32). The noise is a function of (seed, number of
+        writes, leaf, velocity, element).
       min_size: Leaves with fewer elements, counted over all devices, are kept in full, as are complex ones; a whole
         number from 1.
       axis_names: Under `shard_map` and `pmap`, the mesh axes along which a leaf is split. None: whatever JAX knows, an
@@ -158,94 +125,54 @@ def int8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | N
 @jitted
 def _decoded(state: Int8Velocity) -> tuple[jax.Array, ...]:
     """The velocities of one leaf in bytes."""
-    (scale,), (body,), (stamp,) = state.scale, state.body, state.stamp
-    scale = unmarked(scale)
-    hashes = row_hashes(state.codes[0].shape)
+    (noise,) = state.noise
     return tuple(
-        _decode(codes, scale * gain, body, row_noise(hashes, stamp, k))
-        for k, (codes, gain) in enumerate(zip(state.codes, state.gain, strict=True))
+        decode(codes, unmarked(scale), element_noise(noise, codes, k))
+        for k, (codes, scale) in enumerate(zip(state.codes, state.scale, strict=True))
     )
 
 
 @jitted
 def _encoded(
     velocities: tuple[jax.Array, ...],
-    scales: tuple[Number, ...],
+    gains: tuple[Number, ...],
+    entering: tuple[jax.Array, Number, Condition] | None,
     before: tuple[jax.Array, jax.Array],
-    noise: tuple[Count, Count],
 ) -> Int8Velocity:
-    """The velocities of one leaf in bytes, at a scale that follows from the steps before."""
-    reach, margin = before
-    known = jnp.max(reach, keepdims=True) > 0
-    # A row that looks silent may yet wake up: keep it within reach of the tail.
-    scale = jnp.maximum(margin * reach, jnp.max(reach, keepdims=True) * 2.0**-24)
-    scale = jnp.where(known, jnp.clip(scale, _SMALLEST, _GREATEST), np.float32(1))
-    body = jnp.where(known, np.float32(_BODY), np.float32(0))
-    stamp = stamp_of(*noise).reshape((1,) * reach.ndim)
-    hashes = row_hashes(velocities[0].shape)
-    gain = tuple(jnp.full((1,) * reach.ndim, g, jnp.float32) for g in scales)
-    codes = tuple(
-        _encode(v.astype(jnp.float32), scale * g, body, row_noise(hashes, stamp, k))
-        for k, (v, g) in enumerate(zip(velocities, gain, strict=True))
-    )
+    """The velocities of one leaf in bytes, after `before`, the last reach and noise."""
+    reach, noise = before
+    # Relative to each other only: a single velocity has none.
+    factors: tuple[Number | None, ...] = gains if len(velocities) > 1 else (None,)
+    alike = tuple(_over(v.astype(jnp.float32), factor) for v, factor in zip(velocities, factors, strict=True))
+    inverse = inverse_scales(*((_largest_of(alike), 1.0, True) if entering is None else entering), reach)
+    codes = tuple(encode(v, inverse, element_noise(noise, v, k, 1)) for k, v in enumerate(alike))
     most = row_largest(codes)
-    largest = _level(most, scale, body)
-    return Int8Velocity(
-        codes,
-        gain,
-        (marked(jnp.where(known, scale, np.float32(_BODY**2)), *velocities),),
-        (body,),
-        (jnp.maximum(largest, _FORGET * reach),),
-        (jnp.where(known, next_margin(margin, most > body, _OUTGROWN), np.float32(_MARGIN)),),
-        (stamp,),
-    )
+    # Never true: the small parts follow from the codes. XLA knows them to be read no more then, and writes over them.
+    is_last = most > np.float32(127)
+    inverse = jnp.where(is_last, np.float32(1), inverse)
+    unit = 1 / jnp.abs(inverse)
+    scale = tuple(marked(_times(unit, factor), v) for v, factor in zip(velocities, factors, strict=True))
+    noise = jnp.where(is_last, np.uint32(1), noise * np.uint32(GROWTH))
+    return Int8Velocity(codes, scale, (next_reach(inverse, most, reach),), (noise,))
 
 
-def _power(size: jax.Array) -> jax.Array:
-    """The float32 whose exponent counts codes: 2^-126 for 1, four times as much for each one more."""
-    return jax.lax.bitcast_convert_type((size << 24) - np.int32(1 << 23), jnp.float32)
+@jitted
+def largest(velocities: tuple[jax.Array, ...], gains: tuple[Number, ...]) -> jax.Array:
+    """The largest size in each row of what is finite, each velocity over its gain."""
+    inner = row_axes(velocities[0].shape)
+    pairs = zip(velocities, gains, strict=True)
+    sizes = [jnp.abs(v.astype(jnp.float32)) / jnp.asarray(gain, jnp.float32) for v, gain in pairs]
+    finite = [jnp.where(size <= np.finfo(np.float32).max, size, 0) for size in sizes]
+    return jnp.max(jnp.stack([jnp.max(size, inner, keepdims=True) for size in finite]), 0)
 
 
-def _tail_level(power: jax.Array, body: jax.Array, one: float = 1.0) -> jax.Array:
-    """The level of the code that has this power: in scales, or in what the scale's root is `one` of."""
-    root = power * np.float32(one / _POWERS) + np.float32(one * (1 - _NEAR))
-    return jnp.where(body > 0, root * root, power)
+def _largest_of(velocities: tuple[jax.Array, ...]) -> jax.Array:
+    return functools.reduce(jnp.maximum, map(jnp.abs, velocities)) if len(velocities) > 1 else velocities[0]
 
 
-def _decode(codes: jax.Array, scale: jax.Array, body: jax.Array, noise: jax.Array) -> jax.Array:
-    unit: jax.Array = jax.lax.optimization_barrier(scale * np.float32(1 / _BODY**2))
-    code = codes.astype(jnp.float32)
-    size = jnp.abs(code)
-    tail = _tail_level(_power(jnp.abs(codes.astype(jnp.int32))), body, _BODY)
-    value = jnp.where(size <= body, size * code, jnp.where(code < 0, -tail, tail))
-    # Whatever lies in the tail has passed the end of the body, with the noise of the last code there.
-    return unit * (value + 2 * noise * jnp.minimum(size, body))
+def _over(x: jax.Array, gain: Number | None) -> jax.Array:
+    return x if gain is None else x / jnp.asarray(gain, x.dtype)
 
 
-def _encode(v: jax.Array, scale: jax.Array, body: jax.Array, noise: jax.Array) -> jax.Array:
-    inverse: jax.Array = jax.lax.optimization_barrier(1 / scale)
-    size = jnp.abs(v) * inverse
-    root = jnp.sqrt(size)
-    noise = split_as(noise, v)
-    noise = jnp.where(v < 0, -noise, noise)
-    # The code of the level below, if the value lies in the tail, is in the exponent.
-    power = jnp.where(body > 0, root * np.float32(_POWERS) - np.float32(_POWERS * (1 - _NEAR)), size)
-    code = ((jax.lax.bitcast_convert_type(power, jnp.uint32) + np.uint32(1 << 23)) >> 24).astype(jnp.int32)
-    # Zero, and what is beyond the last level, would have differences of infinities between its levels.
-    below = _power(jnp.clip(code, 1, _LAST))
-    low, high = (_tail_level(below * np.float32(up), body) for up in (1, 4))
-    code = jnp.minimum(jnp.where((noise + 0.5) * (high - low) < size - low, code + 1, code), _LAST)
-    y = jnp.where((root < 1) & (body > 0), root * np.float32(_BODY) - noise, code.astype(jnp.float32))
-    y = jnp.where(v < 0, -y, y)
-    # Not finite: the element starts anew. The comparison is false for NaN. Asked here and not above, where XLA's CPU
-    # backend would make a branch of it and take three times as long.
-    y = jnp.where(jnp.abs(v) <= np.finfo(np.float32).max, y, 0)
-    # The nearest whole number, as the last bits of a float: XLA's CPU backend spends many operations on conversions.
-    bits = jax.lax.bitcast_convert_type(y + np.float32(_WHOLE), jnp.int32) - np.float32(_WHOLE).view(np.int32)
-    return bits.astype(jnp.int8)
-
-
-def _level(size: jax.Array, scale: jax.Array, body: jax.Array) -> jax.Array:
-    """The value of a code of that size, noise apart."""
-    tail = _tail_level(_power(size.astype(jnp.int32)), body)
-    return scale * jnp.where(size <= body, size * size * np.float32(1 / _BODY**2), tail)
+def _times(x: jax.Array, gain: Number | None) -> jax.Array:
+    return x if gain is None else x * jnp.asarray(gain, x.dtype)

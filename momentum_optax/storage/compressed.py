@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from .. import _checks
 from .._typing import DType, Leaf, Number
 from .protocol import EncodeContext, check_axis_names, times
-from .rows import code_shapes, zeros_along
+from .rows import code_shapes, seeds, zeros_along
 
 
 class CompressedVelocity(Protocol):
@@ -103,7 +103,14 @@ class Compressed(Generic[V]):
         count = {True: min(order, 1), False: order}
         beside = {name: tuple(new(part) for _ in range(count[part.shared])) for name, part in self.beside_codes.items()}
         new_state: V = self.state_type(codes=shapes.codes(leaf, order), **beside)
-        return new_state
+        return self.numbered(new_state, leaf)
+
+    def numbered(self, parts: V, leaf: Leaf, *numbers: int) -> V:
+        """The parts of a new state with the noise of the leaf of these numbers: they are data then, and not program."""
+        if "noise" not in self.beside_codes or not is_compressed(parts.codes, self.code_dtype):
+            return parts
+        noise: tuple[jax.Array, ...] = getattr(parts, "noise")  # noqa: B009
+        return parts._replace(noise=tuple(seeds(leaf, old, self.seed, *numbers) for old in noise))
 
     def encode(self, velocities: tuple[jax.Array, ...], previous: V, context: EncodeContext) -> V:
         """The velocities in codes where `previous` holds codes, in full elsewhere."""

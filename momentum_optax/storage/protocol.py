@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._typing import AxisName, Count, DType, Leaf, Number
+from .._typing import AxisName, Condition, Count, DType, Leaf, Number
 from .noise import stamp_of
 
 SUPPORTED = ("bfloat16", "float16", "float32", "float64", "complex64", "complex128")
@@ -54,10 +54,14 @@ class EncodeContext(NamedTuple):
     Attributes:
       stamp: uint32 that stands for the step and the leaf; None unless the storage `reads_step`.
       relative_scales: K numbers or scalar arrays: about how large each velocity is relative to the others.
+      entering: An array of the leaf's shape, a number that is not negative, and whether this is sure: in this step the
+        velocities, each over its relative scale, become about as large as the array times the number, or larger. None
+        if nothing is known.
     """
 
     stamp: jax.Array | None
     relative_scales: tuple[Number, ...]
+    entering: tuple[jax.Array, Number, Condition] | None = None
 
     def noise_of(self, seed: int) -> tuple[Count, Count]:
         """The numbers that the noise of this leaf depends on, for a storage that reads the step."""
@@ -71,6 +75,10 @@ class Storage(Protocol):
     It may also have `nonnegative = True`: fit for second moments too, which are never negative and need relative
     accuracy; and `signed = False`: fit for nothing else. See `is_signed` and `compress`. And `largest_decay`, a number:
     beyond it the rounding feeds itself, and a rule that decays more slowly gets a warning.
+
+    It may have two methods for a new state, the result of `init`. `numbered(parts, leaf, *numbers)` gives it the noise
+    of the leaf of these numbers, which `init` does not know, as data; `reads_stamp = False` then says that `encode`
+    needs no stamp. `fitted(parts, velocities, relative_scales)` gives it the scales of the first velocities.
     """
 
     @property
@@ -100,6 +108,12 @@ class Storage(Protocol):
     def encode(self, velocities: tuple[jax.Array, ...], previous: Any, context: EncodeContext) -> Any:
         """The stored form of `velocities`, with the dtypes of `previous`, the state that they replace."""
         ...
+
+
+def new_state(storage: Storage, leaf: Leaf, order: int, *numbers: int) -> Any:
+    """The stored form of `order` velocities of zero for `leaf`, whose noise is that of these numbers."""
+    parts = storage.init(leaf, order)
+    return storage.numbered(parts, leaf, *numbers) if hasattr(storage, "numbered") else parts
 
 
 def unsupported(name: str, dtype: DType) -> str:
@@ -145,6 +159,8 @@ def encode_context(
         return EncodeContext(None, relative_scales)
     if getattr(storage, "axis_names", None) is None:
         check_whole(type(storage).__name__, leaf, "give the storage axis_names=()")
+    if not getattr(storage, "reads_stamp", True):
+        return EncodeContext(None, relative_scales)
     return EncodeContext(stamp_of(*cast(tuple[Count, ...], numbers)), relative_scales)
 
 

@@ -133,6 +133,46 @@ def row_noise(hashes: tuple[jax.Array, jax.Array], stamp: jax.Array, k: int) -> 
     return jax.lax.bitcast_convert_type(bits, jnp.int32).astype(jnp.float32) * np.float32(2.0**-32)
 
 
+def seeds(leaf: Leaf, like: jax.Array, *numbers: int) -> jax.Array:
+    """An odd uint32 for each row of `leaf`, of the shape of `like`, that depends on these numbers too."""
+    stamp: Any = np.zeros(1, np.uint32)
+    for number in numbers:
+        stamp = mix((stamp ^ np.uint32(number % 2**32)) + np.uint32(0x9E3779B9))
+    if not all(isinstance(n, int) for n in like.shape):
+        outer = tuple(d for d, n in enumerate(like.shape) if not isinstance(n, int) or n > 1)
+        return mix(_position(leaf.shape, outer) * np.uint32(0x85EBCA77) ^ stamp[0]) | np.uint32(1)
+    # With NumPy: numbers of leaves in a program would make each leaf's another one to compile.
+    index: Any = np.arange(math.prod(like.shape), dtype=np.uint32).reshape(like.shape)
+    made = jnp.asarray(mix(index * np.uint32(0x85EBCA77) ^ stamp) | np.uint32(1))
+    is_split = isinstance(leaf, jax.Array) and any(jax.typeof(leaf).sharding.spec)
+    return zeros_along(leaf, like.shape, np.uint32) + made if is_split else made
+
+
+# The noise of an element is the product of a number of its row and one of its place. The former is multiplied by
+# `GROWTH` from write to write: a multiplicative generator for each element (L'Ecuyer 1999).
+GROWTH = 1099087573
+
+
+def element_noise(noise: jax.Array, leaf: jax.Array, k: int, power: int = 0) -> jax.Array:
+    """int32, uniform, for each element of `leaf`; that of the velocity `k`, after `power` more writes."""
+    inner = row_axes(leaf.shape)
+    # Another factor for another velocity: a sum would shift its noise along by the same for a whole row.
+    factor = np.uint32(0x9E3779B1 * 0x85EBCA6B**k % 2**32)
+    place = _position_in(leaf.shape, inner) * factor + np.uint32(0x3C6EF372)
+    place = (place ^ (place >> 15)) * np.uint32(GROWTH**power % 2**32)
+    return jax.lax.bitcast_convert_type(split_as(noise * place, leaf), jnp.int32)
+
+
+def _position_in(shape: tuple[int, ...], axes: tuple[int, ...]) -> jax.Array:
+    """The running index over `axes`, for each element."""
+    index = jnp.zeros(shape, jnp.uint32)
+    stride: Any = 1
+    for axis in sorted(axes, reverse=True):
+        index = index + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * wrapped(stride)
+        stride *= shape[axis]
+    return index
+
+
 def row_largest(codes: tuple[jax.Array, ...]) -> jax.Array:
     """The largest |code| of each row over all velocities, as a float."""
     most = jnp.abs(codes[0].astype(jnp.float32))

@@ -106,12 +106,19 @@ def compress(
             path, i = place
             if not is_compressed(old):
                 return in_dtype_of(old, new)
-            return recompress_field(chosen.storages_at(path), old, new, state.step, i)
+            return recompress_field(
+                chosen.storages_at(path), old, new, state.step, i, gradients=updates, share=_share(path)
+            )
 
         step = None if state.step is None else optax.safe_increment(state.step)
         return out, CompressedState(step, map_numbered(recompress, state.inner, inner, is_leaf=is_compressed))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _share(path: KeyPath) -> float:
+    """What share of a gradient enters a field: all of it a trace, a tenth Adam's average and a hundredth Lion's."""
+    return 1.0 if field_name(path) == "trace" else 1 / 16
 
 
 def _decompressed(inner: optax.OptState) -> optax.OptState:

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from .._export import serializable
-from .._tree import LEAF, Place, boxes_of, in_box, init_leaves, map_states, path_name, reboxed
+from .._tree import LEAF, Place, boxes_of, in_box, init_leaves, leaves_at, map_states, path_name, reboxed, unboxed
 from .._typing import Count, Entry, KeyPath, PyTree, TreeDef
 from ..state.mismatch import StateMismatchError, check_leaf
 from ..storage import Storage
 from ..storage._by_leaf import ByLeaf
 from ..storage.mixed import class_names, codes_of, form_of, places, stored_velocity, with_stored
-from ..storage.protocol import EncodeContext, encode_context
+from ..storage.protocol import EncodeContext, encode_context, new_state
 from ..storage.slopes import marked, unmarked
 from .initial import encode_initial
 
@@ -87,7 +87,10 @@ def compress_field(
         if not chosen[i]:
             return CompressedField(layout.holding(None, len(one)), leaf)
         storage = storages.at(path, leaf)
-        encoded = storage.init(leaf, 1) if id(leaf) in zeros else encode_initial(storage, (leaf,), number, i)
+        if id(leaf) in zeros:
+            encoded = new_state(storage, leaf, 1, number, i)
+        else:
+            encoded = encode_initial(storage, (leaf,), number, i)
         return CompressedField(layout.holding(encoded, len(one)), jnp.zeros(one, leaf.dtype))
 
     return init_leaves(init_leaf, tree, _leaf_treedef(layout.form))
@@ -106,10 +109,28 @@ def decompress_field(field: CompressedField) -> PyTree:
 
 
 def recompress_field(
-    storages: ByLeaf, old: CompressedField, tree: PyTree, step: Count | None, number: int
+    storages: ByLeaf,
+    old: CompressedField,
+    tree: PyTree,
+    step: Count | None,
+    number: int,
+    *,
+    gradients: PyTree,
+    share: float,
 ) -> CompressedField:
-    """The compressed form of the field `tree`, which replaces `old`; `number` as for `compress_field`."""
+    """The compressed form of the field `tree`, which replaces `old`; `number` as for `compress_field`.
+
+    Args:
+      storages: How its leaves are kept.
+      old: The field before this step.
+      tree: Its new values.
+      step: The number of the step, if a storage reads it.
+      number: As for `compress_field`.
+      gradients: What the optimizer was given, for a storage that looks at what enters.
+      share: About how much of these enters, if nothing else is done to them.
+    """
     _check_classes(storages, old)
+    entering = leaves_at(jax.tree.structure(unboxed(old.plain)), gradients)
 
     def recompress(place: Place, leaf: CompressedField, new: Entry) -> CompressedField:
         path, i = place
@@ -119,7 +140,10 @@ def recompress_field(
             return leaf._replace(plain=in_dtype_of(leaf.plain, new))
         storage = storages.at(path, new)
         check_leaf(path_name(path), stored_velocity(leaf.parts), storage.state_type)
-        return _encoded(storage, leaf, new, encode_context(storage, new, (step, number, i), (1.0,)))
+        write, g = encode_context(storage, new, (step, number, i), (1.0,)), entering[i]
+        if g is not None and jnp.shape(g) == new.shape:
+            write = write._replace(entering=(jnp.asarray(g), share, False))
+        return _encoded(storage, leaf, new, write)
 
     field: CompressedField = reboxed(map_field(recompress, old, tree), old)
     return field

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from .._typing import Count, Number, PyTree
 from ..storage import Storage
-from ..storage.protocol import encode_context
+from ..storage.protocol import encode_context, new_state
 
 # A storage learns its scale from what it wrote before: it writes again at most `_SETTLING` times until the largest
 # value is within reach, and then until it has written `_ROUNDS` times more.
@@ -21,26 +21,30 @@ def encode_initial(storage: Storage, velocities: tuple[jax.Array, ...], *numbers
 
     Before a storage knows a scale it writes coarsely, and in few bits too small by orders of magnitude where a leaf has
     few rows. So it writes until the largest value is within reach, again with the scale that this gives, and once more
-    for what a storage derives from how well that one fitted.
+    for what a storage derives from how well that one fitted. A storage with a method `fitted` is told instead.
     """
-    fresh = storage.init(velocities[0], len(velocities))
+    fresh = new_state(storage, velocities[0], len(velocities), *numbers)
     if isinstance(velocities[0], jax.ShapeDtypeStruct) or not velocities[0].size:
         return fresh
     sizes = [jnp.max(jnp.abs(v)) for v in velocities]
     nonzero = jnp.any(jnp.stack([size != 0 for size in sizes]))
     if not isinstance(nonzero, jax.core.Tracer) and not nonzero:
         return fresh
+    gains = _relative_sizes(sizes)
+    fitted = getattr(storage, "fitted", None)
+    if fitted is not None:
+        fresh = fitted(fresh, velocities, gains)
     # Copies: a storage may keep its arguments, and the caller may donate them.
     copies = tuple(jnp.array(v, copy=True) for v in velocities)
 
     def write(i: Count, parts: PyTree) -> PyTree:
-        return storage.encode(
-            copies, parts, encode_context(storage, copies[0], (-1 - i, *numbers), _relative_sizes(sizes))
-        )
+        return storage.encode(copies, parts, encode_context(storage, copies[0], (-1 - i, *numbers), gains))
 
-    count, parts = _write_until_within_reach(write, write(0, fresh), copies)
-    for i in range(1, _ROUNDS):
-        parts = write(count + i, parts)
+    parts = write(0, fresh)
+    if fitted is None:
+        count, parts = _write_until_within_reach(write, parts, copies)
+        for i in range(1, _ROUNDS):
+            parts = write(count + i, parts)
     if not isinstance(nonzero, jax.core.Tracer):
         return parts
     # A velocity of zero has no scale yet: the next write must still be a first one.

@@ -105,11 +105,10 @@ def test_parts_follow_their_parameter_where_they_have_its_length():
     tx = optax.chain(mo.scale_by_momentum(mo.nesterov(0.9), storage=BYTES), optax.scale_by_schedule(lambda t: t))
     mesh, shardings = placed("data and model")
     found = jax.tree.map(lambda s: s.spec, state_shardings(tx, PARAMS, shardings))
-    codes, scale, margin = (part[0]["w"] for part in (found[0].velocity[k] for k in (0, 2, 5)))
+    codes, scale, noise = (part[0]["w"] for part in (found[0].velocity[k] for k in (0, 1, 3)))
     assert type(found[0].velocity)._fields[0] == "codes"
     assert codes == P("data", "model")
-    assert scale == P("data", None)
-    assert margin == P(None, None)
+    assert scale == noise == P("data", None)
     assert found[0].step == found[1].count == P()
     assert {s.mesh for s in jax.tree.leaves(state_shardings(tx, PARAMS, shardings))} == {mesh}
 

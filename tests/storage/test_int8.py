@@ -3,27 +3,35 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import momentum_optax as mo
+from momentum_optax.storage.noise import mix
 
 SHAPE = (8, 512)  # eight rows, each with its own scale
 EIGHT = mo.storage.int8(min_size=1)
 TEXT = " ".join(mo.storage.int8.__doc__.split())
 
 
-# Of the tail in scales, and of a first step in numbers: written out in float64.
-TAIL = (1 + (4.0 ** np.arange(10) - 1) / 64) ** 2
-FIRST = 2.0**-126 * 4.0 ** np.arange(127)
+# Levels in scales: squares of codes from 23 to 120, the root; below it 22 that lie three quarters of an octave apart,
+# in the bits of a float; above it 16 times as much for each code.
+ROOT, JOIN = 120, (23 / 120) ** 2
+BELOW = np.float32(23**2).view(np.int32) - 3 * 2**21 * np.arange(22, -1, -1, dtype=np.int32)
+FOOT = np.array([0.0, *(np.float64(BELOW.view(np.float32)) / 120**2)])
+TAIL = np.array([1.0, *(2 * 16.0 ** np.arange(7))])
 
 
 def write(velocity, stamp, scale=None):
     """The parts of a velocity, written as the first one or at a given scale, a number or one for each row."""
     before = EIGHT.init(velocity, 1)
-    if scale is not None:
-        reach = jnp.broadcast_to(jnp.asarray(scale, jnp.float32), before.reach[0].shape)
-        before = before._replace(reach=(reach,), margin=(jnp.ones((1,) * velocity.ndim),))
-    return EIGHT.encode((velocity,), before, mo.storage.EncodeContext(stamp, (1.0,)))
+    shape = before.noise[0].shape
+    before = before._replace(noise=(mix(jnp.arange(shape[0], dtype=jnp.uint32).reshape(shape) ^ mix(stamp)) | 1,))
+    if scale is None:
+        return EIGHT.encode((velocity,), before, mo.storage.EncodeContext(None, (1.0,)))
+    before = before._replace(reach=(jnp.broadcast_to(jnp.asarray(scale, jnp.float32), shape),))
+    nothing = (jnp.zeros_like(velocity), 0.0, True)
+    return EIGHT.encode((velocity,), before, mo.storage.EncodeContext(None, (1.0,), nothing))
 
 
 def over_stamps(velocity, count, scale=None):
@@ -32,10 +40,16 @@ def over_stamps(velocity, count, scale=None):
     return np.asarray(once(np.arange(count, dtype=np.uint32)), np.float64)
 
 
+def deviation_of(shares):
+    """Of the rounding of values in scales: the root's by its steps, elsewhere between neighbours."""
+    root = np.sqrt(shares * ROOT**2 / 3 + 0.03) / ROOT**2
+    return np.where(shares < JOIN, between(FOOT, shares), np.where(shares <= 1, root, between(TAIL, shares)))
+
+
 def between(levels, x):
     """The deviation of rounding `x` at random between the levels around it."""
     above = np.searchsorted(levels, x, side="right")
-    low, high = levels[above - 1], levels[np.minimum(above, len(levels) - 1)]
+    low, high = levels[np.maximum(above, 1) - 1], levels[np.minimum(above, len(levels) - 1)]
     return np.sqrt(np.maximum((high - x) * (x - low), 0))
 
 
@@ -61,24 +75,32 @@ def normal(*shape, seed=0):
 @pytest.mark.one_in(4)
 @pytest.mark.parametrize("decade", range(-24, 31, 6))
 def test_the_mean_over_the_noise_is_the_value(decade):
-    # From a millionth of the scale up to it, and up to 100,000 times it.
-    shares = np.concatenate([10.0 ** np.linspace(-6, 0, 400), 10.0 ** np.linspace(0.01, 5, 112)])
+    # From 10^-7.5 of the scale up to it, and up to 100,000 times it.
+    shares = np.concatenate([10.0 ** np.linspace(-7.5, 0, 400), 10.0 ** np.linspace(0.01, 5, 112)])
     exact = np.where(np.arange(512) % 2, -1, 1) * shares
     kept = over_stamps(jnp.asarray(exact[None] * 10.0**decade, jnp.float32), 10_000, 10.0**decade)[:, 0] / 10.0**decade
-    y = 118 * np.sqrt(shares)
-    cell = np.sqrt(np.where(y < 1, 4 * y**3 / 3 - y**4, y**2 / 3 + 0.03)) / 118**2
-    deviation = np.where(shares <= 1, cell, between(TAIL, shares))
+    deviation = deviation_of(shares)
     assert np.all(abs(kept.mean(0) - exact) <= 4 * deviation / 100 + 1e-6 * shares)
-    body = shares <= 1
-    assert np.all(kept.std(0)[body] <= 1.06 * deviation[body] + 1e-6)
-    assert np.median(kept.std(0)[body] / deviation[body]) > 0.9, "the deviations above are tight"
+    # At the join the level is read with the root's noise.
+    fine = (shares <= 1) & ((shares < FOOT[-2]) | (shares > JOIN))
+    assert np.all(kept.std(0)[fine] <= 1.08 * deviation[fine] + 1e-6 * shares[fine])
+    assert np.median(kept.std(0)[fine] / deviation[fine]) > 0.9, "the deviations above are tight"
+
+
+@pytest.mark.parametrize("share", [1e-5, 1e-3, 0.04, 0.1, 1.0])
+def test_small_and_large_values_have_the_relative_errors_that_are_stated(share):
+    # Absolute accuracy that a sum needs, and relative accuracy that a division by an element's own size needs.
+    kept = over_stamps(jnp.full((1, 512), share), 200, 1.0)[:, 0] / np.float32(share)
+    bound = {1e-5: 0.3, 1e-3: 0.3, 0.04: 0.025, 0.1: 0.016, 1.0: 0.005}[share]
+    assert 0.15 * bound < np.sqrt(((kept - 1) ** 2).mean()) < bound
 
 
 def test_values_a_little_above_the_smallest_float_are_kept_without_bias():
     # 40 to 400 times 1.2e-38; the row's scale does not fall with them, since its inverse must be a float.
     values = 10.0 ** np.linspace(-36.3, -35.3, 512)
     kept = over_stamps(jnp.asarray(values[None], jnp.float32), 4000, 5e-36)[:, 0] / values
-    assert np.all(abs(kept.mean(0) - 1) < 4.5 * kept.std(0) / np.sqrt(4000) + 1e-6)
+    # And a few of the 4000 where a value is next to a level.
+    assert np.all(abs(kept.mean(0) - 1) < 4.5 * kept.std(0) / np.sqrt(4000) + 4 * 0.5 / 4000)
     assert np.sqrt((kept**2).mean()) < 1.2
 
 
@@ -123,26 +145,19 @@ def test_a_slow_average_reaches_its_limit():
     assert float(mo.velocity(state)[0].mean()) == pytest.approx(1, abs=0.02)
 
 
-@pytest.mark.one_in(2)
-@pytest.mark.parametrize("size", [1e-30, 1e-12, 1e-3, 1.0, 1e3, 1e12, 1e30])
-def test_the_first_step_is_coarse_but_without_bias_at_any_size(size):
-    values = normal(1, 512) * size
-    assert "between half of it and all of it" in TEXT
-    kept = over_stamps(values, 10_000)[:, 0] / size
-    exact = np.asarray(values, np.float64)[0] / size
-    deviation = between(FIRST / size, abs(exact))
-    assert np.all(abs(kept.mean(0) - exact) <= 4.5 * deviation / 100 + 1e-5 * abs(exact))
-    assert np.sqrt(((kept - exact) ** 2).mean() / (exact**2).mean()) < 1.1
+def relative_errors(signal, rule=None):
+    """Of the velocity after each step, in norm, and the exact ones and those that were kept."""
+    rule = mo.heavy_ball(0.9) if rule is None else rule
+    exact, kept = (np.asarray(run(rule, signal, s)[1], np.float64) for s in ("float32", EIGHT))
+    return np.linalg.norm(kept - exact, axis=(1, 2)) / np.linalg.norm(exact, axis=(1, 2)), exact, kept
 
 
-def test_after_its_coarse_first_step_a_leaf_is_as_exact_as_any():
-    signal = normal(60, *SHAPE, seed=8)
-    exact, kept = (np.asarray(run(mo.heavy_ball(0.5), signal, s)[1], np.float64) for s in ("float32", EIGHT))
-    error = np.linalg.norm(kept - exact, axis=(1, 2)) / np.linalg.norm(exact, axis=(1, 2))
-    # The first error halves at every step, as the first gradient does.
-    assert 0.2 < error[0] < 1
-    assert np.all(error[1:12] < error[0] * 0.5 ** np.arange(1, 12) + 0.03)
-    assert np.all(error[12:] < 0.03)
+@pytest.mark.parametrize("size", [1e-30, 1e-3, 1.0, 1e30])
+def test_the_first_step_and_those_after_it_are_as_exact_as_stated_at_any_size(size):
+    error, _, _ = relative_errors(normal(22, *SHAPE, seed=8) * size, mo.heavy_ball(0.5))
+    assert "within 0.05" in TEXT
+    assert error[0] < 0.05
+    assert error[5:].mean() < 0.04
 
 
 def test_a_converted_float32_velocity_needs_no_coarse_first_step():
@@ -157,16 +172,11 @@ def test_a_converted_float32_velocity_needs_no_coarse_first_step():
     assert np.linalg.norm(mo.velocity(state)[0] - exact) < 0.04 * np.linalg.norm(exact)
 
 
-def test_a_spike_a_million_times_larger_is_rounded_coarsely_once_and_forgotten_at_the_rules_own_pace():
-    signal = normal(260, *SHAPE).at[40].multiply(1e6)
-    exact, kept = (np.asarray(run(mo.heavy_ball(0.9), signal, s)[1], np.float64) for s in ("float32", EIGHT))
-    size, error = (np.linalg.norm(x, axis=(1, 2)) for x in (exact, kept - exact))
-    assert "about its own size for that step, in norm" in TEXT
-    assert error[40] < 2 * size[40]
-    assert abs((kept[40] * exact[40]).sum() / size[40] ** 2 - 1) < 0.2, "on average it is the spike"
-    # Like every error it goes as its own velocity goes.
-    assert np.all(error[41:140] < 1.1 * error[40] * 0.9 ** np.arange(1, 100) + 0.1 * size[41:140])
-    assert np.all(error[250:] < 0.05 * size[250:])
+def test_a_spike_a_million_times_larger_is_kept_and_forgotten_at_the_rules_own_pace():
+    error, _, _ = relative_errors(normal(260, *SHAPE).at[40].multiply(1e6))
+    assert error[40] < 0.08
+    assert np.all(error[41:100] < 0.1)
+    assert np.all(error[250:] < 0.05)
 
 
 def test_one_huge_element_is_kept_and_costs_its_row_alone():
@@ -178,17 +188,24 @@ def test_one_huge_element_is_kept_and_costs_its_row_alone():
 
 
 def test_a_row_that_was_silent_for_a_thousand_steps_wakes_up():
-    signal = normal(1040, 4, 512, seed=2).at[1:1000, 1].set(0.0)
-    exact, kept = (np.asarray(run(mo.heavy_ball(0.5), signal, s)[1], np.float64) for s in ("float32", EIGHT))
-    # What is left is the finest noise of a scale that never falls below 2^-24 of the leaf's largest.
-    assert abs(kept[999, 1]).max() < 1e-6
-    wake = (kept[1000, 1] * exact[1000, 1]).sum() / (exact[1000, 1] ** 2).sum()
-    assert abs(wake - 1) < 0.25, "coarse, but on average the gradient"
+    _, exact, kept = relative_errors(normal(1040, 4, 512, seed=2).at[1:1000, 1].set(0.0), mo.heavy_ball(0.5))
     error = np.linalg.norm((kept - exact)[1000:, 1], axis=1) / np.linalg.norm(exact[1000:, 1], axis=1)
-    assert error[0] < 2
+    assert error[0] < 0.08
     assert np.all(error[12:] < 0.03)
     others = [0, 2, 3]
     assert np.linalg.norm((kept - exact)[900:, others]) < 0.03 * np.linalg.norm(exact[900:, others])
+
+
+def test_what_the_window_does_not_see_is_rounded_coarsely_and_never_lost():
+    # Nothing but the last element of each piece that the window has the first one of.
+    value = jnp.zeros((64, 512)).at[:, 31::32].set(0.7)
+    kept = decoded(write(value, jnp.uint32(3)))
+    assert not kept[np.asarray(value) == 0].any()
+    assert abs(kept[:, 31::32].mean() / 0.7 - 1) < 4 * 2 / np.sqrt(64 * 16)
+    # A write later the scale is known.
+    before = write(value, jnp.uint32(3))
+    again = EIGHT.encode((value,), before, mo.storage.EncodeContext(None, (1.0,)))
+    assert np.linalg.norm(decoded(again) - np.asarray(value)) < 0.1 * np.linalg.norm(value)
 
 
 def test_rows_of_very_different_sizes_are_equally_exact():
@@ -196,9 +213,7 @@ def test_rows_of_very_different_sizes_are_equally_exact():
     signal = normal(400, *SHAPE, seed=9) * jnp.asarray(sizes, jnp.float32)
     exact, kept = (np.asarray(run(mo.heavy_ball(0.9), signal, s)[1], np.float64)[200:] for s in ("float32", EIGHT))
     error = np.linalg.norm(kept - exact, axis=(0, 2)) / np.linalg.norm(exact, axis=(0, 2))
-    # Down to 2^-24 of the largest; below, the scale stays where it is and the error grows with the root of the ratio.
-    assert np.all(error[:5] < 0.03)
-    assert np.all(error < 0.03 * np.maximum(1, np.sqrt(2.0**-24 / (sizes[:, 0] / sizes[0, 0])) * 1.5))
+    assert np.all(error < 0.03)
 
 
 def test_bursts_that_return_find_their_scale_again():
@@ -207,42 +222,6 @@ def test_bursts_that_return_find_their_scale_again():
     exact, kept = (np.asarray(run(mo.heavy_ball(0.1), signal, s)[1], np.float64) for s in ("float32", EIGHT))
     error = np.linalg.norm(kept - exact, axis=(1, 2)) / np.linalg.norm(exact, axis=(1, 2))
     assert error[200::4].mean() < 0.03
-
-
-@jax.jit
-def without_memory(sizes):
-    """For noise of each of these sizes in turn: rows that outgrew their scales, margins, errors of the velocities."""
-    tx = mo.scale_by_momentum(mo.Filter(0.0, 1.0, 1.0, 0.0), storage=EIGHT)
-
-    def step(state, x):
-        key, size = x
-        g = size * jax.random.normal(key, (16, 512))
-        _, state = tx.update(g, state)
-        ((v,), codes) = mo.velocity(state), state.velocity.codes[0]
-        outgrown = jnp.any(jnp.abs(codes.astype(jnp.int32)) > 118, axis=1)
-        return state, (outgrown.mean(), state.velocity.margin[0][0, 0], jnp.linalg.norm(v - g) / jnp.linalg.norm(g))
-
-    start = tx.init(jnp.zeros((16, 512)))
-    return jax.lax.scan(step, start, (jax.random.split(jax.random.key(0), len(sizes)), sizes))[1]
-
-
-def test_on_steady_noise_one_row_in_a_hundred_outgrows_its_scale():
-    outgrown, margin, error = map(np.asarray, without_memory(jnp.ones(1200)))
-    assert "on steady noise one row in a hundred outgrows it in a step" in TEXT
-    assert 0.008 < outgrown[400:].mean() < 0.0125
-    assert 1.1 <= margin[400:].min() <= margin[400:].max() < 2
-    assert error[400:].mean() < 0.012
-
-
-def test_a_scale_is_no_more_than_four_times_the_largest_recent_value_whatever_bursts_come():
-    bursts = np.where(np.arange(1200) % 40 == 0, 1e3, 1.0)
-    _, margin, error = map(np.asarray, without_memory(jnp.asarray(bursts, jnp.float32)))
-    assert "It is 1.1 to 4 times that value" in TEXT
-    assert margin.max() == 4
-    # What is left after 38 steps of a burst of about 4 * 1000, which may have been rounded up to 2.6 times that.
-    # A rounded root has an error of size (v s / 3)^(1/2) / 118.
-    scale = 4 * 2.6 * 4e3 * 0.9**38
-    assert error[40 * 20 + 39 :: 40].max() < np.sqrt(np.sqrt(2 / np.pi) * scale / 3) / 118
 
 
 def test_velocities_of_different_sizes_share_a_scale_times_their_gains():
@@ -294,9 +273,30 @@ def test_a_velocity_that_alternates_is_as_large_as_one_that_does_not(decay):
 
 def test_the_tail_ends_where_its_text_says():
     kept = decoded(write(jnp.full((1, 512), -1e12), jnp.uint32(1), 1.0))
-    np.testing.assert_allclose(kept, -TAIL[9], rtol=1e-6)
-    assert f"{TAIL[9]:.1e}" == "1.7e+07"
-    assert "1.7e7 times its row's scale is clipped" in TEXT
+    np.testing.assert_allclose(kept, -TAIL[-1], rtol=1e-6)
+    assert f"{TAIL[-1]:.1e}" == "3.4e+07"
+    assert "3.4e7 times its row's scale" in TEXT
+
+
+def adam_directions(share):
+    """Cosine to float32's direction in columns of that share of their row's gradients, and the longest steps."""
+    rows = jnp.where(jnp.arange(512) % 2 == 0, 1.0, share)
+    signal = (normal(60, *SHAPE, seed=3) + 0.1 * normal(*SHAPE, seed=4)) * rows
+
+    def run(storage):
+        tx = optax.adam(1.0) if storage is None else mo.compress(optax.adam(1.0), {"mu"}, storage)
+        return np.asarray(jax.lax.scan(lambda s, g: tx.update(g, s)[::-1], tx.init(signal[0]), signal)[1])
+
+    exact, kept = (run(storage)[20:, :, 1::2] for storage in (None, EIGHT))
+    cosine = (exact * kept).sum() / np.sqrt((exact**2).sum() * (kept**2).sum())
+    return cosine, abs(kept).max() / abs(exact).max()
+
+
+@pytest.mark.parametrize("share", [1e-2, pytest.param(1e-4, marks=pytest.mark.slow), 1e-5])
+def test_under_adam_columns_of_unlike_scale_keep_their_direction(share):
+    cosine, longest = adam_directions(share)
+    assert cosine > 0.85
+    assert longest < 2
 
 
 @pytest.mark.one_in(2)

@@ -17,6 +17,7 @@ from hypothesis.extra.numpy import arrays
 import momentum_optax as mo
 from momentum_optax.storage.noise import stamp_of
 from momentum_optax.storage.protocol import encode_context
+from momentum_optax.storage.rows import GROWTH
 
 SHAPES = [(), (0,), (7,), (3, 5), (2, 1, 4)]
 # Of one rounding, relative to the value; those of int8 and int4 depend on scales and are in tests of their own.
@@ -169,10 +170,12 @@ def test_after_a_change_of_sign_the_next_write_is_as_exact(name):
 @every_storage
 def test_neighbouring_values_are_as_far_apart_as_stated(name):
     storage, values = make(name), jnp.linspace(0.9, 1.0, 4097)[None]
-    before = stored(storage, values)
+    before, write = stored(storage, values), context(STAMP, 1)
     if name in SCALED:  # a scale of 1 exactly
-        before = before._replace(reach=(jnp.ones((1, 1)),), margin=(jnp.ones((1, 1)),))
-    (kept,) = storage.state_type.decode(storage.encode((values,), before, context(STAMP, 1)))
+        one = (jnp.ones((1, 1)),)
+        before = before._replace(reach=one, **({"margin": one} if name == "int4" else {}))
+        write = write._replace(entering=(jnp.zeros_like(values), 0.0, True))
+    (kept,) = storage.state_type.decode(storage.encode((values,), before, write))
     error = abs(np.asarray(kept, np.float64) - np.asarray(values)).max()
     assert error <= storage.step_size
     assert name == "float32" or error > 0.2 * storage.step_size
@@ -313,6 +316,25 @@ def test_the_noise_of_a_row_has_no_period():
     assert power.mean() == pytest.approx(1, abs=1e-9)
     related = np.corrcoef(noise) - np.eye(64)
     assert abs(related).max() < 6 / np.sqrt(512), "rows have their own noise"
+
+
+def test_the_noise_that_a_state_carries_has_no_period_and_differs_from_write_to_write():
+    from momentum_optax.storage.rows import element_noise, seeds
+
+    like = jnp.zeros((64, 512))
+    rows = seeds(like, jnp.zeros((64, 1)), 3, 5)
+    writes = [np.asarray(element_noise(rows, like, k, power)) / 2.0**32 for k, power in ((0, 0), (0, 1), (1, 0))]
+    for noise in writes:
+        power = abs(np.fft.fft(np.exp(2j * np.pi * noise))) ** 2 / 512
+        assert power.max() < np.log(64 * 512) + 12
+        assert abs(np.corrcoef(noise) - np.eye(64)).max() < 6 / np.sqrt(512), "rows have their own noise"
+    related = np.corrcoef([noise.ravel() for noise in writes]) - np.eye(3)
+    assert abs(related).max() < 5 / np.sqrt(64 * 512)
+    # What is read after a write is what was written with.
+    np.testing.assert_array_equal(element_noise(rows * np.uint32(GROWTH), like, 1), element_noise(rows, like, 1, 1))
+    for other in ((4, 5), (3, 6)):
+        noise = np.asarray(element_noise(seeds(like, jnp.zeros((64, 1)), *other), like, 0)) / 2.0**32
+        assert abs(np.corrcoef(noise.ravel(), writes[0].ravel())[0, 1]) < 5 / np.sqrt(64 * 512)
 
 
 @pytest.mark.slow

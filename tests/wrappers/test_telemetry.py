@@ -48,8 +48,8 @@ def test_batched_runs_have_batched_figures():
 def test_bytes_are_counted():
     like = {"a": jnp.zeros((8, 512)), "b": jnp.zeros(4)}
     tx = mo.monitor(mo.scale_by_momentum(BALL, storage=mo.storage.int8(min_size=8)))
-    # Codes; scale and reach by row; gain, first, margin and stamp; the values of "b", and its parts; a step.
-    expected = 8 * 512 + 8 * 8 + 4 * 4 + 4 * 4 + 6 * 4 + 4
+    # Codes; scale, reach and noise by row; the values of "b", and its parts; a step.
+    expected = 8 * 512 + 8 * 12 + 4 * 4 + 3 * 4 + 4
     got = mo.telemetry(tx.init(like))
     assert got["bytes"] == expected
     assert got["bytes_per_parameter"] == expected / (8 * 512 + 4)

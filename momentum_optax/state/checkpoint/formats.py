@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from ..._typing import Leaf
+from . import one_byte
 
 # Takes what `fields` returns, and returns the same for the next version.
 Migration: TypeAlias = Callable[[dict[str, Leaf]], Mapping[str, Leaf]]
@@ -40,4 +41,9 @@ def _is_value(x: object) -> bool:
     return x is not None and not isinstance(x, jax.ShapeDtypeStruct)
 
 
-UPGRADES: dict[int, Upgrade] = {1: _with_lookahead}
+def _from_first(target: Mapping[str, Leaf], leaves: dict[str, Leaf]) -> Mapping[str, Leaf]:
+    """Format 2 has other velocities in one byte, and the look-ahead of a rule."""
+    return one_byte.upgraded(_with_lookahead(target, leaves))
+
+
+UPGRADES: dict[int, Upgrade] = {1: _from_first}

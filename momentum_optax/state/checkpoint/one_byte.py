@@ -1,0 +1,72 @@
+"""Velocities in one byte as format 1 kept them, brought into format 2."""
+
+import re
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..._typing import Leaf
+from ...storage._int8 import Int8, Int8Velocity
+from ...storage.protocol import EncodeContext
+from ...storage.rows import row_hashes, row_noise
+
+# Of format 1: codes up to `_BODY` are square roots; beyond are the squares of 1 + (4^t - 1) `_NEAR`; without a scale,
+# where `body` is 0, the powers of 4.
+_BODY, _NEAR = 118, 2.0**-6
+
+
+_POWERS = 4.0 ** (_BODY - 64) / _NEAR
+
+
+def upgraded(leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
+    """The leaves of a state by path, with one-byte velocities in the present form, rounded once more.
+
+    They get noise of their own, that of seed 0; the next scale of a row is that of its largest velocity.
+    """
+    new = dict(leaves)
+    places = [re.fullmatch(r"(.*?)body/0(/.*)?", path) for path in leaves]
+    for number, place in enumerate(place for place in places if place):
+        before, after = place[1], place[2] or ""
+        order = sum(f"{before}codes/{k}{after}" in leaves for k in range(len(leaves)))
+        old = {
+            name: [new.pop(f"{before}{name}/{k}{after}") for k in range(order if name in ("codes", "gain") else 1)]
+            for name in ("codes", "gain", "scale", "body", "reach", "margin", "stamp")
+        }
+        for name, part in _parts(old, number)._asdict().items():
+            new |= {f"{before}{name}/{k}{after}": x for k, x in enumerate(part)}
+    return new
+
+
+def _parts(old: dict[str, list[Leaf]], number: int) -> Int8Velocity:
+    """The parts of one leaf."""
+    codes, gains = old["codes"], tuple(jnp.asarray(gain) for gain in old["gain"])
+    (one,) = old["body"]
+    if codes[0].dtype != np.int8:
+        # Kept in full, in a velocity or elsewhere in a field: the other parts stand for nothing.
+        kinds = [bool] * 3 if one.dtype == bool else [np.float32, np.float32, np.uint32]
+        counts = (len(codes), 1, 1)
+        small = [tuple(jnp.zeros(one.shape, kind) for _ in range(n)) for kind, n in zip(kinds, counts, strict=True)]
+        return Int8Velocity(tuple(map(jnp.asarray, codes)), *small)
+    hashes = row_hashes(codes[0].shape)
+    scale, body, stamp = (jnp.asarray(old[name][0]) for name in ("scale", "body", "stamp"))
+    velocities = tuple(
+        _decoded(jnp.asarray(c), scale * gain, body, row_noise(hashes, stamp, k))
+        for k, (c, gain) in enumerate(zip(codes, gains, strict=True))
+    )
+    storage = Int8(min_size=1)
+    fresh = storage.numbered(storage.init(velocities[0], len(codes)), velocities[0], number)
+    fresh = storage.fitted(fresh, velocities, gains)
+    nothing = (jnp.zeros_like(velocities[0]), 0.0, True)
+    return storage.encode(velocities, fresh, EncodeContext(None, gains, nothing))
+
+
+def _decoded(codes: jax.Array, scale: jax.Array, body: jax.Array, noise: jax.Array) -> jax.Array:
+    code = codes.astype(jnp.float32)
+    size = jnp.abs(code)
+    power = jax.lax.bitcast_convert_type((size.astype(jnp.int32) << 24) - np.int32(1 << 23), jnp.float32)
+    root = power * np.float32(_BODY / _POWERS) + np.float32(_BODY * (1 - _NEAR))
+    tail = jnp.where(body > 0, root * root, power)
+    value = jnp.where(size <= body, size * code, jnp.where(code < 0, -tail, tail))
+    return scale * np.float32(1 / _BODY**2) * (value + 2 * noise * jnp.minimum(size, body))

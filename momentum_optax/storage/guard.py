@@ -1,0 +1,140 @@
+r"""The scale of each row for a write, from what the last codes have shown and from a window of what enters now.
+
+The largest value of a row is known only once all of it has been computed, and by then its codes must have been written:
+a second look would cost a second pass. So a scale is a multiple of the largest value at the step before, read off the
+codes, or of the largest in a window of a 32nd of what enters, if that is more. What makes rows large at once, a first
+step, a spike, a row that wakes up, shows in all parts of a row; an outlier that the window misses meets the tail of the
+code.
+"""
+
+import math
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._typing import Condition, Number
+from .companding import SCALE, level
+from .rows import row_axes
+
+# The window is at least this share of a row, in as many pieces. They lie evenly, so that each device has its own where
+# an axis is split into as many shares or fewer.
+_SHARE, _PIECES = 32, 16
+
+
+# A tile of a TPU's memory.
+_SUBLANES, _LANES = 8, 128
+
+
+# The scale is the window's largest value times `_ROOM`, or that of the last codes times `_MARGIN`, or the latter and
+# the former times `_SUM` together. It falls by no more
+# than `_FALL` in a step, or `_SILENT` where the window is zero: a row that is silent may wake up.
+_ROOM, _SUM, _MARGIN, _FALL, _SILENT = 2.5, 1.1, np.float32(1.35), np.float32(0.9), np.float32(0.999)
+
+
+# Between these a scale, its inverse and every level of it are floats.
+_SMALLEST, _GREATEST = np.float32(2.0**-100), np.float32(2.0**102)
+
+
+# What rows are written with that have no scale and of which the window shows nothing, and the bit that says so.
+_DEFAULT, _UNKNOWN = np.float32(2.0**16), np.uint32(1 << 31)
+
+
+def inverse_scales(entering: jax.Array, factor: Number, is_sure: Condition, reach: jax.Array) -> jax.Array:
+    """`SCALE` over the scale of each row; the last bit is set where nothing is seen to enter.
+
+    It is negative where the scale is not known and a default stands in.
+
+    Args:
+      entering: Of the leaf's shape; what is about to be written is at least about `factor` times as large.
+      factor: Not negative.
+      is_sure: Whether that is known. If not it counts in rows without a scale alone.
+      reach: The largest values of the last codes times `_MARGIN`, one for each row; 0 where there is none.
+    """
+    entering = jax.lax.stop_gradient(entering)
+    axes = row_axes(entering.shape)
+    # One of a leaf's age has the rank of the leaf.
+    factor = jnp.asarray(factor * _ROOM, jnp.float32).reshape(())
+    is_sure = jnp.asarray(is_sure)
+    sharding = jax.typeof(reach).sharding
+
+    def smallest(array: jax.Array, reach: jax.Array, factor: jax.Array, is_sure: jax.Array) -> jax.Array:
+        def in_pieces(array: jax.Array, reach: jax.Array, factor: jax.Array, is_sure: jax.Array) -> jax.Array:
+            return _smallest(*_pieces(array, reach, axes), factor, is_sure).reshape(reach.shape)
+
+        def in_tiles(array: jax.Array, reach: jax.Array, factor: jax.Array, is_sure: jax.Array) -> jax.Array:
+            return _smallest(*_tiles(array, reach), factor, is_sure).reshape(reach.shape)
+
+        if not _has_tiles(array.shape, axes):
+            return in_pieces(array, reach, factor, is_sure)
+        return cast(
+            jax.Array, jax.lax.platform_dependent(array, reach, factor, is_sure, tpu=in_tiles, default=in_pieces)
+        )
+
+    if any(jax.typeof(entering).sharding.spec):
+        # Over explicit mesh axes a window of a part would need a sharding of its own.
+        return cast(
+            jax.Array, jax.sharding.auto_axes(smallest, out_sharding=sharding)(entering, reach, factor, is_sure)
+        )
+    return smallest(entering, reach, factor, is_sure)
+
+
+def _smallest(
+    window: jax.Array, reach: jax.Array, axes: tuple[int, ...], factor: jax.Array, is_sure: jax.Array
+) -> jax.Array:
+    """The smallest inverse over `axes`; `reach` broadcasts to `window`."""
+    size = jnp.abs(window.astype(jnp.float32))
+    # The comparison is false for NaN, which must not hide the rest of its row.
+    size = jnp.where(size <= np.finfo(np.float32).max, size * factor, 0)
+    # The last codes and what enters may add up, as they do while a memory fills.
+    grown = jnp.maximum(jnp.maximum(size, reach), reach * np.float32(1 / _MARGIN) + size * np.float32(_SUM / _ROOM))
+    scale = jnp.where(is_sure | (reach <= 0), grown, reach)
+    inverse = SCALE / jnp.clip(scale, _SMALLEST, _GREATEST)
+    # All of it before the minimum over the window, which then is the one small operation that a step begins with. As
+    # whole numbers without a sign, among which negative floats are the largest.
+    bits = jax.lax.bitcast_convert_type(inverse, jnp.uint32)
+    bits = jnp.where(scale > 0, bits, _DEFAULT.view(np.uint32) | _UNKNOWN)
+    bits = jnp.where(size > 0, bits & np.uint32(2**32 - 2), bits | np.uint32(1))
+    return jax.lax.bitcast_convert_type(jnp.min(bits, axes), jnp.float32)
+
+
+def next_reach(inverse: jax.Array, most: jax.Array, reach: jax.Array) -> jax.Array:
+    """The `reach` for the next write, from the largest size of a code in each row; unchanged in a row of zeros."""
+    is_silent = (jax.lax.bitcast_convert_type(inverse, jnp.int32) & 1) > 0
+    fall = jnp.where(is_silent, _SILENT, _FALL) * SCALE
+    return jnp.where(most > 0, jnp.maximum(level(most) * _MARGIN, fall) / jnp.abs(inverse), reach)
+
+
+def _pieces(array: jax.Array, reach: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array, tuple[int, ...]]:
+    """About a 32nd of each row, in even pieces of one axis; `reach` beside it; the axes of a row, `axes` before."""
+    shape = array.shape
+    axis = next((a for a in sorted(axes) if isinstance(shape[a], int) and shape[a] >= _SHARE), max(axes))
+    n = shape[axis]
+    if not isinstance(n, int):
+        return array, reach, axes
+    count = math.gcd(n, _PIECES)
+    split = array.reshape(*shape[:axis], count, n // count, *shape[axis + 1 :])
+    window = jax.lax.slice_in_dim(split, 0, -(-n // (_SHARE * count)), axis=axis + 1)
+    return window, jnp.expand_dims(reach, axis), (axis, *(a + (a >= axis) for a in axes))
+
+
+def _has_tiles(shape: tuple[int, ...], axes: tuple[int, ...]) -> bool:
+    """Whether rows are the last axis, and whole tiles of a TPU's memory cover the leaf."""
+    return (
+        len(shape) > 1
+        and axes == (len(shape) - 1,)
+        and all(isinstance(n, int) for n in shape)
+        and shape[-1] % _LANES == 0
+        and shape[-2] % _SUBLANES == 0
+    )
+
+
+def _tiles(array: jax.Array, reach: jax.Array) -> tuple[jax.Array, jax.Array, tuple[int, ...]]:
+    """`_pieces` of the last axis, as tiles: a TPU would copy an array of any other shape."""
+    *outer, m, n = array.shape
+    count = math.gcd(n // _LANES, _PIECES)
+    tiles = array.reshape(*outer, m // _SUBLANES, _SUBLANES, n // _LANES, _LANES)
+    tiles = jnp.moveaxis(tiles, -3, -2)[..., :: n // _LANES // count, :, : -(-n // (_SHARE * count))]
+    axis = len(outer) + 1
+    return tiles, reach.reshape(*outer, m // _SUBLANES, 1, _SUBLANES, 1), (axis, axis + 2)
