@@ -1,8 +1,8 @@
 r"""Signed numbers in a byte: square roots of what is near a row's scale, floats of few bits above and below.
 
-The codes c from 23 to 120 are roots: with the scale as 1, the value is $(c/120)^2$, from 0.037 to 1. Below lies a foot:
-levels at distances of three quarters of an octave, counted in the bits of a float, down to 4.0e-7, then zero. Above
-lies a tail: 2, then 16 times as much for each code, up to 3.4e7.
+The codes from 28 to 120 are roots: with c the code less 23 and the scale as 1, the value is $(c/97)^2$, from 0.0027 to
+1. Below lies a foot: levels at distances of half an octave, counted in the bits of a float, down to 2.3e-7, then zero.
+Above lies a tail: 2, then 16 times as much for each code, up to 3.4e7.
 
 In the root a noise n in [-1/2, 1/2) that decoding repeats is subtracted before rounding, $c = \lfloor y - n + 1/2
 \rfloor$, and comes back when reading: $c (c + 2n)$. Since c + n is y plus an error that is uniform whatever y is, and
@@ -22,22 +22,26 @@ import jax.numpy as jnp
 import numpy as np
 
 # Codes by size: 0 is zero, then come `_FIRST` - 1 levels of the foot, the root from `_FIRST` to `_LAST`, and the tail.
-_FIRST, _LAST, _MOST = 23, 120, 127
+_FIRST, _LAST, _MOST = 28, 120, 127
+
+
+# A code of the root less this is the root of its level.
+_SHIFT = 23
 
 
 # Distances of levels in the bits of a float, of which an octave is 2^23.
-_FOOT, _TAIL = 3 << 21, 1 << 25
+_FOOT, _TAIL = 1 << 22, 1 << 25
 
 
 # The bits of the levels of `_FIRST` and `_LAST`, of the level after that, and of that of code 1.
-_ROOT, _ROOT_END = (int(np.float32(code**2).view(np.int32)) for code in (_FIRST, _LAST))
+_ROOT, _ROOT_END = (int(np.float32((c - _SHIFT) ** 2).view(np.int32)) for c in (_FIRST, _LAST))
 _BEYOND = _ROOT_END + (1 << 23)
 _LEAST = _ROOT - (_FIRST - 1) * _FOOT
 
 
 # The scale, that is the level of `_LAST`; and the relative distance of neighbouring levels about it.
-SCALE = np.float32(_LAST**2)
-STEP_SIZE = 2 / _LAST
+SCALE = np.float32((_LAST - _SHIFT) ** 2)
+STEP_SIZE = 2 / (_LAST - _SHIFT)
 
 
 def _float(bits: jax.Array) -> jax.Array:
@@ -71,7 +75,8 @@ def level(size: jax.Array, noise: jax.Array | float = 0.0) -> jax.Array:
     foot, tail = _line(size, _FIRST, _ROOT, _FOOT), _line(size, _LAST + 1, _BEYOND, _TAIL)
     power = _float(jnp.where(size < _FIRST, foot, tail).astype(jnp.int32))
     # Before the tail any noise leaves the root above its line.
-    return jnp.where(size < _FIRST, power, jnp.maximum(size * (size + noise), power))
+    root = size - np.float32(_SHIFT)
+    return jnp.where(size < _FIRST, power, jnp.maximum(root * (root + noise), power))
 
 
 def _line(x: jax.Array, at: int, value: int, slope: int) -> jax.Array:
@@ -90,7 +95,7 @@ def encode(v: jax.Array, inverse: jax.Array, noise: jax.Array) -> jax.Array:
     r = jnp.abs(v * inverse)
     n = noise.astype(jnp.float32) * np.float32(2.0**-32)
     # Rounded by a conversion that cuts, and not as the last bits of a large float: XLA may add a constant to it early.
-    root = (jnp.sqrt(r) - n + np.float32(0.5)).astype(jnp.int32)
+    root = (jnp.sqrt(r) - n + np.float32(_SHIFT + 0.5)).astype(jnp.int32)
     x = _bits(r)
     code = jnp.where((x >= _ROOT) & (x < _ROOT_END), root, _rounded(r, x, 2 * jnp.abs(n)))
     # The comparison is false for NaN.

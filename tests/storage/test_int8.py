@@ -14,11 +14,11 @@ EIGHT = mo.storage.int8(min_size=1)
 TEXT = " ".join(mo.storage.int8.__doc__.split())
 
 
-# Levels in scales: squares of codes from 23 to 120, the root; below it 22 that lie three quarters of an octave apart,
-# in the bits of a float; above it 16 times as much for each code.
-ROOT, JOIN = 120, (23 / 120) ** 2
-BELOW = np.float32(23**2).view(np.int32) - 3 * 2**21 * np.arange(22, -1, -1, dtype=np.int32)
-FOOT = np.array([0.0, *(np.float64(BELOW.view(np.float32)) / 120**2)])
+# Levels in scales: squares of 5 to 97, the root; below it 27 that lie half an octave apart, in the bits of a float;
+# above it 16 times as much for each code.
+ROOT, JOIN = 97, (5 / 97) ** 2
+BELOW = np.float32(5**2).view(np.int32) - 2**22 * np.arange(27, -1, -1, dtype=np.int32)
+FOOT = np.array([0.0, *(np.float64(BELOW.view(np.float32)) / 97**2)])
 TAIL = np.array([1.0, *(2 * 16.0 ** np.arange(7))])
 
 
@@ -83,15 +83,17 @@ def test_the_mean_over_the_noise_is_the_value(decade):
     assert np.all(abs(kept.mean(0) - exact) <= 4 * deviation / 100 + 1e-6 * shares)
     # At the join the level is read with the root's noise.
     fine = (shares <= 1) & ((shares < FOOT[-2]) | (shares > JOIN))
-    assert np.all(kept.std(0)[fine] <= 1.08 * deviation[fine] + 1e-6 * shares[fine])
+    # Next to a level of the foot hardly any of the writes go to the other one.
+    few = np.where(shares < JOIN, 0.02, 1e-6) * shares
+    assert np.all(kept.std(0)[fine] <= 1.06 * deviation[fine] + few[fine])
     assert np.median(kept.std(0)[fine] / deviation[fine]) > 0.9, "the deviations above are tight"
 
 
-@pytest.mark.parametrize("share", [1e-5, 1e-3, 0.04, 0.1, 1.0])
+@pytest.mark.parametrize("share", [1e-5, 1e-3, 0.01, 0.1, 1.0])
 def test_small_and_large_values_have_the_relative_errors_that_are_stated(share):
     # Absolute accuracy that a sum needs, and relative accuracy that a division by an element's own size needs.
     kept = over_stamps(jnp.full((1, 512), share), 200, 1.0)[:, 0] / np.float32(share)
-    bound = {1e-5: 0.3, 1e-3: 0.3, 0.04: 0.025, 0.1: 0.016, 1.0: 0.005}[share]
+    bound = {1e-5: 0.2, 1e-3: 0.2, 0.01: 0.06, 0.1: 0.02, 1.0: 0.006}[share]
     assert 0.15 * bound < np.sqrt(((kept - 1) ** 2).mean()) < bound
 
 
@@ -141,8 +143,10 @@ def test_a_slow_average_reaches_its_limit():
     tx = mo.scale_by_momentum(mo.ema(0.9999), storage=EIGHT)
     ones = jnp.ones((8, 512))
     state = jax.lax.fori_loop(0, 60_000, lambda _, s: tx.update(ones, s)[1], tx.init(ones))
-    # The noise of one element is about 0.3 here; that of the mean a 64th of it.
-    assert float(mo.velocity(state)[0].mean()) == pytest.approx(1, abs=0.02)
+    # The noise of one element; that of the mean is a 64th of it.
+    kept = np.asarray(mo.velocity(state)[0])
+    assert kept.std() < 2.5
+    assert abs(kept.mean() - 1) < 4 * kept.std() / 64
 
 
 def relative_errors(signal, rule=None):
@@ -202,9 +206,10 @@ def test_what_the_window_does_not_see_is_rounded_coarsely_and_never_lost():
     kept = decoded(write(value, jnp.uint32(3)))
     assert not kept[np.asarray(value) == 0].any()
     assert abs(kept[:, 31::32].mean() / 0.7 - 1) < 4 * 2 / np.sqrt(64 * 16)
-    # A write later the scale is known.
-    before = write(value, jnp.uint32(3))
-    again = EIGHT.encode((value,), before, mo.storage.EncodeContext(None, (1.0,)))
+    # Three writes later the scale is known.
+    again = write(value, jnp.uint32(3))
+    for _ in range(3):
+        again = EIGHT.encode((value,), again, mo.storage.EncodeContext(None, (1.0,)))
     assert np.linalg.norm(decoded(again) - np.asarray(value)) < 0.1 * np.linalg.norm(value)
 
 
