@@ -265,8 +265,9 @@ class _Runner:
             u, gain = _debiased(now, u, gain)
         age = None if old.age is None else _next_age(old.age)
         context = encode_context(storage, wide, (step, i), now.scales)
-        entering = g if not raw or raw[i] is None else jnp.asarray(raw[i])
-        context = context._replace(entering=(entering, _largest_input(now), True))
+        if getattr(storage, "reads_entering", False):
+            entering = g if not raw or raw[i] is None else jnp.asarray(raw[i])
+            context = context._replace(entering=(entering, _largest_input(now), True))
         velocity = storage.encode(v, stored, context)
         if stored is not old.velocity:
             velocity = with_stored(old.velocity, velocity)

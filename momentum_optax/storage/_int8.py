@@ -63,6 +63,7 @@ class Int8(Compressed[Int8Velocity]):
         "noise": Part("row", jnp.uint32),
     }
     reads_stamp: ClassVar[bool] = False
+    reads_entering: ClassVar[bool] = True
     bytes_per_parameter: ClassVar[float] = 1.0
     step_size: ClassVar[float] = STEP_SIZE
 

@@ -78,7 +78,8 @@ class Storage(Protocol):
 
     It may have two methods for a new state, the result of `init`. `numbered(parts, leaf, *numbers)` gives it the noise
     of the leaf of these numbers, which `init` does not know, as data; `reads_stamp = False` then says that `encode`
-    needs no stamp. `fitted(parts, velocities, relative_scales)` gives it the scales of the first velocities.
+    needs no stamp. `fitted(parts, velocities, relative_scales)` gives it the scales of the first velocities. With
+    `reads_entering = True` it is told of what enters in a step, see `EncodeContext`.
     """
 
     @property

@@ -110,6 +110,8 @@ def half_precision_arithmetic(jaxpr):
         "broadcast_in_dim",
         "reshape",
         "bitcast_convert_type",
+        "slice",
+        "stop_gradient",
     }
     for equation in jaxpr.eqns:
         nested = [getattr(x, "jaxpr", x) for x in jax.tree.leaves(equation.params)]
