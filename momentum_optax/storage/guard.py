@@ -61,16 +61,14 @@ def inverse_scales(entering: jax.Array, factor: Number, is_sure: Condition, reac
 
     def smallest(array: jax.Array, reach: jax.Array, factor: jax.Array, is_sure: jax.Array) -> jax.Array:
         def in_pieces(array: jax.Array, reach: jax.Array, factor: jax.Array, is_sure: jax.Array) -> jax.Array:
-            return _smallest(*_pieces(array, reach, axes), factor, is_sure).reshape(reach.shape)
+            return _smallest(*_pieces(array, reach, axes, _PIECES), factor, is_sure).reshape(reach.shape)
 
-        def in_tiles(array: jax.Array, reach: jax.Array, factor: jax.Array, is_sure: jax.Array) -> jax.Array:
-            return _smallest(*_tiles(array, reach), factor, is_sure).reshape(reach.shape)
+        def on_tpu(array: jax.Array, reach: jax.Array, factor: jax.Array, is_sure: jax.Array) -> jax.Array:
+            window = _tiles(array, reach) if _has_tiles(array.shape, axes) else _pieces(array, reach, axes, 1)
+            return _smallest(*window, factor, is_sure).reshape(reach.shape)
 
-        if not _has_tiles(array.shape, axes):
-            return in_pieces(array, reach, factor, is_sure)
-        return cast(
-            jax.Array, jax.lax.platform_dependent(array, reach, factor, is_sure, tpu=in_tiles, default=in_pieces)
-        )
+        window = jax.lax.platform_dependent(array, reach, factor, is_sure, tpu=on_tpu, default=in_pieces)
+        return cast(jax.Array, window)
 
     if any(jax.typeof(entering).sharding.spec):
         # Over explicit mesh axes a window of a part would need a sharding of its own.
@@ -106,14 +104,19 @@ def next_reach(inverse: jax.Array, most: jax.Array, reach: jax.Array) -> jax.Arr
     return jnp.where(most > 0, jnp.maximum(level(most) * _MARGIN, fall) / jnp.abs(inverse), reach)
 
 
-def _pieces(array: jax.Array, reach: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array, tuple[int, ...]]:
-    """About a 32nd of each row, in even pieces of one axis; `reach` beside it; the axes of a row, `axes` before."""
+def _pieces(
+    array: jax.Array, reach: jax.Array, axes: tuple[int, ...], most: int
+) -> tuple[jax.Array, jax.Array, tuple[int, ...]]:
+    """About a 32nd of each row, in even pieces of one axis; `reach` beside it; the axes of a row, `axes` before.
+
+    In one piece where the axis allows no more, or on a TPU, which would copy an array of any other shape.
+    """
     shape = array.shape
     axis = next((a for a in sorted(axes) if isinstance(shape[a], int) and shape[a] >= _SHARE), max(axes))
     n = shape[axis]
     if not isinstance(n, int):
         return array, reach, axes
-    count = math.gcd(n, _PIECES)
+    count = math.gcd(n, most)
     split = array.reshape(*shape[:axis], count, n // count, *shape[axis + 1 :])
     window = jax.lax.slice_in_dim(split, 0, -(-n // (_SHARE * count)), axis=axis + 1)
     return window, jnp.expand_dims(reach, axis), (axis, *(a + (a >= axis) for a in axes))

@@ -158,19 +158,10 @@ def element_noise(noise: jax.Array, leaf: jax.Array, k: int, power: int = 0) -> 
     inner = row_axes(leaf.shape)
     # Another factor for another velocity: a sum would shift its noise along by the same for a whole row.
     factor = np.uint32(0x9E3779B1 * 0x85EBCA6B**k % 2**32)
-    place = _position_in(leaf.shape, inner) * factor + np.uint32(0x3C6EF372)
-    place = (place ^ (place >> 15)) * np.uint32(GROWTH**power % 2**32)
+    place = _position(leaf.shape, inner) * factor + np.uint32(0x3C6EF372)
+    # Worked out once, and not for every element again.
+    place = jax.lax.optimization_barrier(place ^ (place >> 15)) * np.uint32(GROWTH**power % 2**32)
     return jax.lax.bitcast_convert_type(split_as(noise * place, leaf), jnp.int32)
-
-
-def _position_in(shape: tuple[int, ...], axes: tuple[int, ...]) -> jax.Array:
-    """The running index over `axes`, for each element."""
-    index = jnp.zeros(shape, jnp.uint32)
-    stride: Any = 1
-    for axis in sorted(axes, reverse=True):
-        index = index + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * wrapped(stride)
-        stride *= shape[axis]
-    return index
 
 
 def row_largest(codes: tuple[jax.Array, ...]) -> jax.Array:
