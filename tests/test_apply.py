@@ -35,7 +35,7 @@ def ml_dtypes_nextafter(x, towards):
     return np.int16(bits + (1 if away else -1)).view(ml_dtypes.bfloat16)
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @NARROW
 @pytest.mark.parametrize("x", [1.0, 1.0011, -3.1415927, 2.0**-20 * 1.3, -(2.0**-14) * 0.99973, 1000.7, 0.0, -1e-6])
 def test_the_mean_over_all_noise_is_the_value_and_only_neighbours_occur(x, dtype):
@@ -57,6 +57,7 @@ def test_what_is_not_finite_stays_and_the_largest_value_does_not_overflow(dtype)
     np.testing.assert_array_equal(got, [np.nan, np.inf, -np.inf, largest, -largest, largest])
 
 
+@pytest.mark.one_in(2)
 @NARROW
 def test_weights_follow_the_sum_of_updates_too_small_for_them(dtype):
     start, update, steps = 1.0, -(2.0**-10) if dtype == jnp.bfloat16 else -(2.0**-13), 300
@@ -77,6 +78,7 @@ def test_weights_follow_the_sum_of_updates_too_small_for_them(dtype):
     assert float(near["w"][0]) == start
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("dtype", REAL, ids=lambda x: jnp.dtype(x).name)
 def test_every_dtype_narrower_than_float32_is_rounded(dtype):
     # By a quarter of the spacing, which is lost to nearest and may not be lost here.

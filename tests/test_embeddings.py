@@ -49,6 +49,7 @@ def followed(opt, table):
     return np.asarray(seen), table, state
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", RULES)
 def test_what_is_read_is_dense_momentum_of_the_papers_loop_at_every_step(name, x64):
     row = RULES[name]
@@ -176,7 +177,7 @@ def test_a_bcoo_gradient_with_rows_repeated_and_padding_is_its_dense_form():
     close(by_mask(table, state, jnp.asarray(whole), jnp.asarray(np.isin(np.arange(ROWS), [2, 5]))), expected)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("active", [0, 1, 4, 5, 12])
 def test_a_mask_may_hold_more_or_fewer_rows_than_usual(active):
     table, state = begun()
@@ -246,6 +247,7 @@ def test_a_row_may_occur_often_in_narrow_gradients_and_be_named_in_few_bits():
     np.testing.assert_array_equal(state.velocity[0], expected)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.complex64])
 def test_types_never_drift(dtype):
     opt = mo.row_sparse(mo.aggregated((0.5, 0.9)), lambda step: 0.1 / (step + 1))

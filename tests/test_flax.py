@@ -67,7 +67,7 @@ def check_training(name, losses, kernel, bias):
     assert losses[-1] < 0.75 * losses[0]
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @every_optimizer
 def test_an_nnx_optimizer_trains_as_numpy_does(name):
     x, y = map(jnp.asarray, digits())
@@ -106,6 +106,7 @@ def test_a_linen_train_state_trains_as_numpy_does(name):
     check_training(name, losses, state.params["params"]["kernel"], state.params["params"]["bias"])
 
 
+@pytest.mark.slow
 def test_an_nnx_model_can_freeze_a_part_and_keep_bf16_parameters():
     class Model(nnx.Module):
         def __init__(self, rngs):

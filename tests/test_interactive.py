@@ -229,6 +229,7 @@ def test_its_lines_of_python_make_the_rule_that_is_shown(tmp_path, capsys):
         assert rates[0] == pytest.approx(-case["rate"] * names["rule"].at(0).impulse_response(1)[0], rel=1e-6)
 
 
+@pytest.mark.one_in(2)
 @needs_browser
 @pytest.mark.parametrize("width", [1280, 390])
 def test_examples_stay_in_their_panel_and_leave_the_buttons_where_they_are(tmp_path, width):

@@ -158,7 +158,7 @@ def wrong_for(argument):
 TAKES = {f: [a for a in inspect.signature(f).parameters if wrong_for(a)] for f in public()}
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("function", [pytest.param(f, id=name) for f, name in public().items() if TAKES[f]])
 def test_a_wrong_kind_of_value_is_named_in_few_words(function):
     for argument in TAKES[function]:
@@ -342,7 +342,7 @@ REAL_OPTIMIZERS = {
 }  # fmt: skip
 
 
-@pytest.mark.one_in(6)
+@pytest.mark.one_in(12)
 @pytest.mark.parametrize("make", REAL_OPTIMIZERS.values(), ids=REAL_OPTIMIZERS)
 def test_parameters_of_numpys_float64_are_those_of_float32_without_a_warning(make):
     tx = optax.with_extra_args_support(make())

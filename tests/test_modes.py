@@ -113,7 +113,7 @@ def test_every_finished_optimizer_has_a_row():
     assert not without_a_row()
 
 
-@pytest.mark.one_in(8)
+@pytest.mark.one_in(16)
 @every_dtype
 @pytest.mark.parametrize("name", EVERYTHING)
 def test_the_modes_that_refuse_programs_take_this_one_and_change_nothing(name, dtype):
@@ -178,7 +178,7 @@ def types(tx, params):
     return [(x.dtype, x.shape) for x in jax.tree.leaves(jax.eval_shape(lambda p: steps(tx, p), params))]
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @every_dtype
 @pytest.mark.parametrize("name", {**OPTIMIZERS, **STORED})
 def test_64_bits_change_no_type(name, dtype, x64):

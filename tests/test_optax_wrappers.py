@@ -104,6 +104,7 @@ def test_multi_steps_with_any_storage_is_the_rule_on_averaged_gradients(k, stora
             np.testing.assert_array_equal(u[name], 0 * u[name] if (i + 1) % k else expected[i // k][name])
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("k", [2, 3])
 def test_multi_steps_averages_its_gradients_for_the_rule(k):
     out, _ = run(optax.MultiSteps(TX, k))

@@ -87,6 +87,7 @@ def sgd(storage, rate=0.1, decay=0.9):
     return mo.sgd(rate, decay, storage=storage)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("argument", ["rate", "decay"])
 def test_the_slope_by_a_hyperparameter(argument, x64):
     def f(value, storage, params=W):
@@ -143,6 +144,7 @@ AROUND = {
 }
 
 
+@pytest.mark.one_in(2)
 @some(AROUND, ("guarded", "compress"))
 def test_wrappers_hand_slopes_and_errors_through(name, x64):
     plain = AROUND[name](mo.storage.float32())

@@ -12,6 +12,7 @@ def profile(gamma, n, grid):
     return np.where(grid < n, (gamma + 1) * grid**gamma / n ** (gamma + 1), 0.0)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("wanted", [(10.0, 2000), (7.5, 1750), (12.0, 1900)])
 def test_the_weights_are_the_least_squares_fit_of_profiles(wanted):
     grid = (np.arange(200_000) + 0.5) / 100

@@ -18,7 +18,7 @@ KAPPAS = (10.0, 100.0, 1e4)
 UNSETTLED = {"implicit_transport", "nadam_mix", "schedule_free"}
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @every_rule
 def test_predicted_and_measured_contraction_agree_within_one_percent(rule, x64):
     r = RULES[rule]()
@@ -42,7 +42,7 @@ def test_predicted_and_measured_contraction_agree_within_one_percent(rule, x64):
     assert measured == pytest.approx(predicted, rel=0.01)
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @every_rule
 def test_the_run_converges_below_the_stability_limit_and_diverges_above(rule, x64):
     r = RULES[rule]()
@@ -224,7 +224,7 @@ def test_lessards_cycle(x64):
         assert abs(ends[name][1][-1, 0]) < most, name
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("point", analysis.loop.POINTS)
 @pytest.mark.parametrize("tolerance", [0.5, 1e-3, 1e-5])
 def test_iterations_are_counted_on_the_run_itself(tolerance, point):

@@ -10,7 +10,7 @@ from momentum_optax import analysis, rules, tuning
 from tests.analysis.runs import SPECTRUM, half_of_the_limit, quadratic, run
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @every_rule
 def test_the_error_curve_is_the_run_itself(rule, x64):
     r = RULES[rule]()

@@ -33,7 +33,7 @@ def test_stationary_variance_of_any_rule_with_one_velocity():
             checked += 1
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @every_rule
 def test_stationary_variance_is_the_sum_of_squares_of_the_runs_answer_to_one_kick(rule, x64):
     # Of independent noise each step's kick fades on its own, so variances add: no sampling is needed.

@@ -63,7 +63,7 @@ def test_a_rule_that_is_merely_scheduled_still_asks_for_a_step():
         analysis.bandwidth(mo.lookahead(5))
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @every_periodic_rule
 def test_the_contraction_of_a_period_is_that_of_the_run_within_one_percent(name, x64):
     rule, period = RULES[name]

@@ -25,6 +25,7 @@ def test_the_plot_has_four_panels_of_the_analysis_numbers():
     assert all(axes.get_title() and axes.get_xlabel() and axes.get_ylabel() for axes in figure.axes)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("rule", ["chebyshev", "grokfast_average"])
 def test_scheduled_rules_and_those_of_many_velocities_have_a_plot(rule, tmp_path):
     pytest.importorskip("matplotlib")

@@ -50,7 +50,7 @@ SETTLING = [
 ]
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("rule", SETTLING)
 def test_the_filters_numbers_are_those_of_the_transformation(rule, x64):
     r = RULES[rule]()

@@ -121,6 +121,7 @@ def test_single_step_keeps_its_digits_in_float32_and_has_an_outcome_without_vari
     np.testing.assert_allclose([rate, mu], [0.25, 0.25], rtol=1e-6)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("variance", [0.0, 3.0], ids=["range binds", "variance binds"])
 def test_the_rate_of_convergence_is_the_root_of_the_momentum_in_the_whole_range(x64, variance):
     # For x'' = s x' - mu x, the form x'^2 - s x x' + mu x^2 is multiplied by mu in each step: complex roots of modulus
@@ -226,6 +227,7 @@ def test_gradients_of_zero_leave_the_statistics_alone():
     assert np.all(np.isfinite(flat(STEP(SIGNAL[3], after)[0])))
 
 
+@pytest.mark.slow
 def test_a_leaf_without_a_gradient_keeps_what_is_its_own_and_counts_nowhere():
     begin = TX.init(LIKE)
     masked = optax.masked(TX, {"a": True, "b": False})

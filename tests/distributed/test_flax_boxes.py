@@ -293,6 +293,7 @@ def test_an_nnx_state_is_split_by_the_names_of_its_variables(name, kind):
     check_equal(split, train_nnx(Whole, tx))
 
 
+@pytest.mark.one_in(3)
 @eager_sharding
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 @every_optimizer

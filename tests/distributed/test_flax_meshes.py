@@ -82,6 +82,7 @@ def split_evenly(leaf, spec):
     return PartitionSpec(*(a if n % 2 == 0 else None for n, a in zip(leaf.shape, axes, strict=True)))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.rare_storages
 @every_rule
 @every_storage

@@ -88,7 +88,7 @@ def assert_bit_equal(a, b):
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
 
 
-@pytest.mark.one_in(16)
+@pytest.mark.one_in(32)
 @every_layout
 @every_optimizer
 def test_a_split_state_is_that_of_one_device_bit_for_bit(name, layout):
@@ -208,6 +208,7 @@ def described(shardings, states, state):
     return params, jax.tree.map(place, state, states), params
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", ["float32", "int8"])
 def test_a_step_on_sixteen_tpus_sends_no_more(name, monkeypatch):
     if importlib.util.find_spec("libtpu") is None:
@@ -275,6 +276,7 @@ EXPLICIT = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", ["float32", "int8", pytest.param("adamw", marks=pytest.mark.slow)])
 def test_explicit_axes_give_the_bits_of_one_device_and_types_that_stay(name):
     tx = EXPLICIT[name]()

@@ -8,7 +8,7 @@ from interop.recipe_pairs import RATES, cached, changed, every_pair, is_same, ra
 from momentum_optax.interop import Recipe, equivalent_hyperparameters
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @every_pair
 def test_a_scheduled_rate_keeps_them_the_same_if_and_only_if_it_is_said_to(source, found, x64):
     if source.dialect.startswith("muon") or not found.first_step:

@@ -53,6 +53,7 @@ SAME = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("pair", SAME)
 @pytest.mark.parametrize("back", [False, True])
 def test_published_rules_with_the_same_updates_take_over_from_each_other(pair, back, x64):
@@ -74,7 +75,7 @@ RECIPES = [
 ]
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize(("source", "target"), list(itertools.permutations(RECIPES, 2)), ids=lambda r: r.dialect)
 def test_dialects_take_over_from_each_other(source, target):
     one, two = source.transformation(), target.transformation()

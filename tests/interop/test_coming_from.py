@@ -15,6 +15,7 @@ PAGE = (ROOT / "docs" / "coming-from.md").read_text()
 LINES = sorted(set(re.findall(r"\| `(mo\.[^`]*\))` \|", PAGE)))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("line", LINES)
 def test_every_line_makes_an_optimizer_that_steps(line):
     tx = eval(line, {"mo": mo})

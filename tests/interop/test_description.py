@@ -39,7 +39,7 @@ def test_the_velocity_can_be_kept_in_any_storage(name, storage):
         getattr(interop, name)(**CALLS[name][0], storage="float8")
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @every
 def test_a_step_compiles_once_and_keeps_its_types(name):
     tx = getattr(interop, name)(**CALLS[name][0])

@@ -92,6 +92,7 @@ def test_the_decay_that_may_be_scheduled_is_the_argument_that_the_record_names(n
     assert decays or record.momentum is None
 
 
+@pytest.mark.one_in(2)
 @every
 def test_every_argument_changes_the_steps(name):
     base, others = CALLS[name]

@@ -13,7 +13,7 @@ def test_there_are_pairs_of_every_dialect():
     assert len(PAIRS) > 100
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @every_pair
 def test_both_take_the_same_steps_or_differ_by_the_first_as_is_said(source, found, x64):
     expected, got = cached(source), cached(found.recipe)
@@ -31,7 +31,7 @@ def test_both_take_the_same_steps_or_differ_by_the_first_as_is_said(source, foun
         assert is_same(expected, run(found.recipe, first=factor))
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @every_pair
 def test_a_scheduled_rate_comes_out_as_one_with_its_correction_or_is_refused(source, found, x64):
     if source.dialect.startswith("muon") or not found.first_step:
@@ -50,6 +50,7 @@ def test_a_scheduled_rate_comes_out_as_one_with_its_correction_or_is_refused(sou
     assert is_same(cached(given), run(answer.recipe))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("target", ["torch_sgd", "timm_sgdw", "apex_sgd", "flash_sgd", "heavyball_sgd", "tf1_momentum"])
 def test_keras_rate_is_corrected_by_a_scheduled_momentum(target, x64):
     def warm(step):

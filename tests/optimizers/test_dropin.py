@@ -90,7 +90,7 @@ def test_a_bfloat16_accumulator_rounds_to_nearest_as_optax_s():
         assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(state))
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("dtype", [None, jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("name", ["lion", "signum"])
 def test_sign_methods_keep_their_velocity_in_optax_s_dtype(name, dtype):

@@ -192,7 +192,7 @@ def test_defaults_are_traced_and_need_no_parameters(name):
     assert avals(after) == avals(state)
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @thinned
 def test_the_steps_at_injected_defaults_are_those_at_defaults(name, x64):
     required = {key: ROWS[name].numbers[key] for key in ROWS[name].required}
@@ -204,7 +204,7 @@ def test_the_steps_at_injected_defaults_are_those_at_defaults(name, x64):
     assert set(state.hyperparams) <= set(ROWS[name].numbers)
 
 
-@pytest.mark.one_in(6)
+@pytest.mark.one_in(12)
 @every
 def test_numbers_are_injected_and_act_when_they_change(name, x64):
     numbers = ROWS[name].numbers
@@ -306,7 +306,7 @@ def test_a_static_number_of_iterations_is_the_one_that_runs(x64):
     assert_same(ours, theirs, "muon")
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if "weight_decay" in row.numbers])
 def test_a_weight_decay_that_was_given_is_never_dropped(name):
     numbers = ROWS[name].numbers

@@ -127,6 +127,7 @@ def test_a_scale_is_a_name_or_a_factor_for_all(x64):
         mo.muon(0.1, scale="rms", consistent_rms=0.2)
 
 
+@pytest.mark.slow
 def test_a_missing_gradient_keeps_a_matrix_s_velocity_and_parameters_are_needed_for_a_decay_only():
     params = jax.tree.map(lambda x: x.astype(jnp.float32), tree(0))
     tx = mo.muon(0.1, weight_dimension_numbers=NUMBERS)

@@ -50,7 +50,7 @@ def test_the_closed_loop_is_the_papers_over_200_steps(row, scheduled, x64):
     assert abs(expected[-1] - expected[-2]).max() > 1e-5, "converged too early to tell anything"
 
 
-@pytest.mark.one_in(8)
+@pytest.mark.one_in(16)
 @every_case
 def test_float32_updates_keep_within_the_rounding_of_their_arithmetic(row, scheduled):
     # Open loop: both sides get the gradients of one run, rounded to float32, and the same float32 hyperparameters.
@@ -114,7 +114,7 @@ BY_STEP = {
 LATE = [(row, scheduled) for row, scheduled in CASES if row.rule not in BY_STEP]
 
 
-@pytest.mark.one_in(12)
+@pytest.mark.one_in(24)
 @pytest.mark.parametrize(
     ("row", "scheduled"), LATE, ids=[f"{row}-{'scheduled' if scheduled else 'constant'}" for row, scheduled in LATE]
 )

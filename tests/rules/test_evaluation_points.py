@@ -11,7 +11,7 @@ from tests.rules.oracles.look_ahead import nesterov
 from tests.rules.trajectories import CASES, STEPS, closed_loop, hyperparameters
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize(
     ("row", "scheduled"),
     [(row, scheduled) for row, scheduled in CASES if row.evaluates],

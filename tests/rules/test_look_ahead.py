@@ -19,6 +19,7 @@ def test_the_two_nesterovs_differ_under_a_schedule():
     assert not mo.equivalent(rules.nesterov(decay), rules.torch_nesterov(decay), rtol=1e-2)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("warmup", "power"), [(30, 2.0), (30, 1.0), (0, 2.0)])
 def test_behind_a_warm_up_schedule_free_is_that_of_optax(warmup, power, x64):
     theirs = optax.contrib.schedule_free_sgd(0.5, warmup or None, b1=0.9, weight_lr_power=power)

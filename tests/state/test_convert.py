@@ -11,7 +11,7 @@ import momentum_optax as mo
 IN_FLOATS = {"mu_bfloat16", "mu_float32", "nu", "plain"}
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     "new", [name if name in IN_FLOATS else pytest.param(name, marks=pytest.mark.slow) for name in COMPRESSED]
 )

@@ -34,6 +34,7 @@ def velocity_of(name):
     return np.asarray(mo.velocity(made(name)[1])[0]["w"], np.float64)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("first", [0, 3])
 def test_a_schedule_begins_at_the_step_of_like(first):
     tx = made("scheduled")[0]
@@ -52,6 +53,7 @@ def test_a_schedule_begins_at_the_step_of_like(first):
     assert optax.tree.get(state, "step") is None
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("compiled", [False, True])
 def test_dampening_finds_the_first_step_past_where_a_leaf_has_a_velocity(compiled):
     tx = made("dampened")[0]

@@ -10,7 +10,7 @@ import momentum_optax as mo
 from momentum_optax.state.mismatch import StateMismatchError
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("new", FAST)
 def test_each_state_is_taken_or_refused_in_a_sentence_and_goes_on_once_converted(new):
     for old in FAST:
@@ -32,7 +32,7 @@ def test_what_optax_wraps_goes_on_once_converted(new):
         assert outcome(tx, converted) is None, old
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("new", [*APART, "float32", "guarded", "accumulated", "storm"])
 def test_what_cannot_become_the_other_is_refused_twice_in_a_sentence(new):
     tx = made(new)[0]

@@ -12,6 +12,7 @@ from state.edited import PARAMS, debiased, in_head, steps
 import momentum_optax as mo
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "storage", ["float32", "int8", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bfloat16", "int4"))]
 )

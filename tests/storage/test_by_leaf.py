@@ -242,6 +242,7 @@ WHOLE = {
 every_route = pytest.mark.parametrize("make", WHOLE.values(), ids=WHOLE)
 
 
+@pytest.mark.one_in(2)
 @every_route
 @either
 def test_states_are_placed_read_and_edited_on_every_route(make, choice):

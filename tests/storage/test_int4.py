@@ -87,7 +87,7 @@ def test_the_error_at_decay_09_is_the_stated_one_and_the_limit_is_real():
     assert errors[0.99] > 1
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("size", [1e-30, 1e-6, 1.0, 1e12, 1e30])
 def test_the_first_step_tells_the_scale_and_nothing_else(size):
     signal = normal(30, 64, 512, seed=2) * jnp.float32(size)
@@ -217,6 +217,7 @@ def test_half_a_byte_and_the_small_leaves_in_full():
     assert 0.5 + others / params["w"].size <= 0.55
 
 
+@pytest.mark.slow
 def test_a_resumed_run_and_a_scanned_one_are_bit_equal():
     tx = mo.scale_by_momentum(mo.aggregated((0.0, 0.5, 0.9)), storage=mo.storage.int4(5, min_size=1))
     gradients = normal(6, *SHAPE, seed=3)

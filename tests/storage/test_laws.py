@@ -59,7 +59,7 @@ def test_every_storage_has_a_stated_error():
     assert set(RELATIVE_ERROR) == set(STORAGES)
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @every_storage
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_fresh_storage_decodes_to_zeros(name, shape):
@@ -156,6 +156,7 @@ def test_a_leaf_of_min_size_elements_takes_bytes_and_one_of_fewer_is_kept_in_ful
 
 
 # What int4 adds to int8 takes seconds to compile.
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", ["bfloat16", "int8", pytest.param("int4", marks=pytest.mark.slow)])
 def test_after_a_change_of_sign_the_next_write_is_as_exact(name):
     storage, (first, second) = make(name), (0.1 * samples((4, 600), k) / 1e30 for k in (1, 2))
@@ -268,6 +269,7 @@ def test_equal_leaves_are_rounded_apart_in_every_step():
     assert_rounded_apart(kept, g)
 
 
+@pytest.mark.slow
 def test_equal_fields_and_states_are_rounded_apart_at_init_in_steps_and_when_converted():
     g = normal(64, 64)
 
@@ -361,7 +363,7 @@ def test_a_resumed_run_is_bit_equal_to_one_that_never_stopped():
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("name", ["bfloat16", "int8", "int4"])
 def test_noise_that_would_depend_on_the_mesh_is_refused_under_shard_map(name):
     from jax.sharding import PartitionSpec as P

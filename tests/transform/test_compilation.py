@@ -39,7 +39,7 @@ def zeros(like):
 
 
 @pytest.mark.rare_storages("int8")
-@pytest.mark.one_in(16)
+@pytest.mark.one_in(32)
 @every_rule
 @every_storage
 def test_a_compiled_step_donates_its_state_compiles_once_and_shares_no_buffer(rule, storage):
@@ -98,7 +98,7 @@ def test_coefficients_of_zero_and_one_copy_what_they_pass_through(rule, wrap):
     assert len(kept) == len(set(kept))
 
 
-@pytest.mark.one_in(12)
+@pytest.mark.one_in(24)
 @every_rule
 def test_traced_scheduled_and_vmapped_arguments_equal_a_python_loop_over_numbers(rule, x64):
     arguments = numeric_arguments(rule)
@@ -164,7 +164,7 @@ def test_the_decay_of_a_compiled_step_can_be_an_argument_of_it():
     assert step._cache_size() == 1
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @pytest.mark.rare_storages
 @every_rule
 @every_storage

@@ -23,7 +23,7 @@ from momentum_optax.storage import resolve
 
 
 @pytest.mark.rare_storages("int8")
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @every_rule
 @every_storage
 def test_a_missing_gradient_keeps_its_leaf_to_the_bit_and_moves_the_others(rule, storage):
@@ -102,7 +102,7 @@ def test_apply_updates_skips_none_and_keeps_dtypes():
     assert new["b"] is params["b"]
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @every_rule
 def test_a_nan_spoils_its_own_element_and_no_other(rule):
     tx = runner(rule, debias=rule not in NOT_DEBIASABLE)
@@ -121,7 +121,7 @@ def test_a_nan_spoils_its_own_element_and_no_other(rule):
     assert any(np.isnan(v["a"][0, 1]) for v in mo.velocity(s))
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(9)
 @every_storage
 def test_apply_if_finite_skips_the_step_and_training_goes_on(storage):
     tx = optax.apply_if_finite(mo.sgd(0.1, 0.9, dampening=0.5, storage=storage), 5)
@@ -136,7 +136,7 @@ def test_apply_if_finite_skips_the_step_and_training_goes_on(storage):
     assert_bit_equal(descend(tx, params, spoilt[:3])[1].inner_state, descend(tx, params, signal[:2])[1].inner_state)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @every_storage
 def test_velocity_is_found_in_every_wrapped_state(storage):
     g = {"a": normal((2, 3)), "b": normal((3,), 1)}

@@ -43,14 +43,14 @@ def check_types(tx, real, complex_):
 
 
 @pytest.mark.rare_storages
-@pytest.mark.one_in(8)
+@pytest.mark.one_in(16)
 @every_runner
 def test_state_and_update_keep_their_types_for_every_pair_of_dtypes(rule, storage, debias):
     check_types(runner(rule, storage, debias), REAL, (jnp.complex64,))
 
 
 @pytest.mark.rare_storages("int8")
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @every_runner
 def test_state_and_update_keep_their_types_in_64_bits(rule, storage, debias, x64):
     check_types(runner(rule, storage, debias), (*REAL, jnp.float64), (jnp.complex64, jnp.complex128))
@@ -63,7 +63,7 @@ def test_a_weakly_typed_gradient_gives_a_strongly_typed_state():
     assert avals(after) == avals(state)
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @pytest.mark.rare_storages
 @every_rule
 @every_storage
@@ -89,7 +89,7 @@ def test_scan_cond_multisteps_and_apply_if_finite_accept_bf16_parameters_with_f3
     check(optax.MultiSteps(tx, 2), grads.update(dtype=jnp.bfloat16))
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @pytest.mark.rare_storages
 @every_runner
 def test_nothing_is_computed_in_half_precision(rule, storage, debias):

@@ -219,6 +219,7 @@ def test_a_storage_is_told_the_same_sizes_throughout_a_cycle_those_of_the_rule()
         np.testing.assert_allclose(np.ravel(state.momentum.velocity.sizes), sizes, rtol=1e-6)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("storage", ["bfloat16", "int8"])
 def test_a_narrow_storage_rounds_each_micro_step_and_keeps_its_mean(storage):
     # The same constant gradient for many equal elements: their mean is the exact velocity, their noise averages out.
@@ -290,6 +291,7 @@ def test_masked_leaves_and_partitions_accumulate_apart():
     np.testing.assert_array_equal(u1["b"], gradients(LIKE, 1)["b"])
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("storage", ["float32", "bfloat16", pytest.param("int8", marks=pytest.mark.slow)])
 def test_scan_resume_and_donation_give_the_same_codes_and_numbers(storage):
     tx = mo.accumulated(mo.heavy_ball(0.9), 3, REST, storage=STORAGES[storage]())

@@ -77,6 +77,7 @@ CASES = {
 QUICK = {"every third step", "debiased, every fourth, late", "scheduled"}
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CASES])
 def test_the_average_is_that_of_the_weights_after_each_step_whatever_is_done_to_them(name, x64):
     rng = np.random.default_rng(0)
@@ -192,6 +193,7 @@ def test_stated_errors():
     assert one < 0.06
 
 
+@pytest.mark.slow
 @every_storage
 def test_types_stay_and_replays_are_equal_in_any_dtype(storage):
     params = {
@@ -225,6 +227,7 @@ def test_types_stay_and_replays_are_equal_in_any_dtype(storage):
     assert jax.tree.all(jax.tree.map(lambda x: bool(jnp.all(jnp.isfinite(x))), averaged))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("storage", "bytes_"), [("float32", 4), ("bfloat16", 2), ("int8", 1)])
 def test_bytes_of_the_state_and_of_the_compiled_step(storage, bytes_):
     params = {"w": jax.ShapeDtypeStruct((512, 2048), jnp.float32)}

@@ -50,6 +50,7 @@ def test_boxes_of_linen_come_back_and_units_name_the_axes_that_they_have(storage
     assert specs.unit["w"] == (PartitionSpec("x", None) if storage == "int8" else PartitionSpec())
 
 
+@pytest.mark.slow
 def test_a_live_state_of_nnx_is_read_and_the_model_updated():
     model = nnx.Linear(3, 600, rngs=nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, build("bfloat16"), wrt=nnx.Param)

@@ -63,6 +63,7 @@ def test_nearest_bfloat16_is_the_accumulator_dtype_of_optax():
         np.testing.assert_allclose(a["w"], b["w"], rtol=0, atol=8 * 1.5 * 2.0**-8 * most)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("storage", "most"), [(mo.storage.bfloat16(), 0.01), (BYTES, 0.06)], ids=["bfloat16", "int8"])
 def test_a_kept_momentum_stays_close_to_the_exact_one(storage, most):
     _, exact = run(optax.adamw(1e-3), 40)
@@ -118,7 +119,7 @@ def test_what_cannot_be_kept_stays_as_it_is():
     assert abs(trace["w"].mean() - 3) < 0.5  # values that grow by half in a step are rounded coarsely
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @every_storage
 def test_donation_of_parameters_and_state(storage):
     tx = mo.compress(optax.adamw(1e-2), {"mu"}, storage)

@@ -191,7 +191,7 @@ def test_types_stay_for_some_rules(wrapper, storage, rule):
     check_types(wrapper, storage, [rule])
 
 
-@pytest.mark.one_in(8)
+@pytest.mark.one_in(24)
 @pytest.mark.rare_storages
 @thin
 def test_runs_are_replayed_donated_batched_and_skipped_for_some_rules(wrapper, storage, rule):

@@ -11,7 +11,7 @@ from stepping import SIGNAL
 import momentum_optax as mo
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("scope", ["tree", "leaf"])
 @pytest.mark.parametrize(
     ("tx", "form"),

@@ -17,7 +17,7 @@ from monitored import BALL, LIKE, PLAIN, SIGNAL, STORAGES, compiled, every_stora
 import momentum_optax as mo
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(9)
 @every_storage
 def test_updates_and_velocities_are_those_without_a_monitor_to_the_bit(storage):
     tx = mo.scale_by_momentum(BALL, storage=STORAGES[storage])

@@ -55,6 +55,7 @@ def signal(sizes: Any, seed: int = 0) -> list[Any]:
 SIZES = [1, 30, 2, 1, 1, 1e6, 1, 200, np.nan, 300, 1, 50, 60, 70, 80, 75, 0, 0, 1, 90, 400, 1e3, 1e3, np.nan, 1]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("scope", ["tree", "leaf"])
 def test_a_run_skips_what_the_definition_skips(scope):
     rule, gradients = mo.heavy_ball(0.5), signal(SIZES)
@@ -90,6 +91,7 @@ def test_a_run_skips_what_the_definition_skips(scope):
     assert avals(state) == avals(tx.init(LIKE))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("storage", ["float32", mo.storage.int8(min_size=1)])
 def test_a_spike_of_a_million_leaves_everything_as_it_was_to_the_bit(storage):
     tx = mo.guarded(mo.sgd(optax.linear_schedule(0.1, 0.0, 50), 0.9, dampening=0.5, storage=storage), max_ratio=10.0)

@@ -49,6 +49,7 @@ CASES = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("wrapper", CASES)
 def test_only_the_steps_that_the_rule_makes_count(wrapper, x64):
     tx, given, loop, made = CASES[wrapper]

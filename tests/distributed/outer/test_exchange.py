@@ -25,6 +25,7 @@ def test_workers_join_leave_and_count_for_what_they_say(x64):
     assert_follows(outer.diloco(), move, weights=weights)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("exchange", ["exact", "int8"])
 def test_what_a_missing_worker_holds_does_not_matter(exchange):
     kind = outer.local_sgd(exchange=exchange)
@@ -76,6 +77,7 @@ def test_a_worker_that_was_missing_has_still_to_say_what_it_had_not_said():
         np.testing.assert_array_equal(state.residual["w"][1], left[1])
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("exchange", ["exact", "int8"])
 def test_nothing_is_divided_by_zero_where_nobody_is_there_or_nobody_moved(exchange):
     kind = outer.outer_momentum(optax.sgd(0.7, 0.9), exchange=exchange)

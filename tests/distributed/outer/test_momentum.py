@@ -90,7 +90,7 @@ def test_workers_on_a_mesh_are_those_under_vmap():
     np.testing.assert_allclose(state.anchor, found[-1], rtol=2e-6, atol=1e-6)
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("exchange", ["exact", "int8"])
 @pytest.mark.parametrize("mask", [None, {"a": True, "b": False}])
 def test_one_worker_needs_no_axis(exchange, mask):

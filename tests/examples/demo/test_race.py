@@ -30,6 +30,7 @@ def test_errors_are_finite_and_a_run_that_diverges_gets_the_worst_and_is_not_cho
         assert (result.curves < 6).all()
 
 
+@pytest.mark.slow
 def test_the_table_reports_the_rate_of_least_mean_validation_error(results):
     lines = race.table(results).splitlines()
     for result, line in zip(results, lines[1:], strict=False):

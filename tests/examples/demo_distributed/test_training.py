@@ -105,6 +105,7 @@ def test_a_step_on_all_devices_is_one_on_all_images():
         np.testing.assert_allclose(found, expected[k], rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_a_round_is_steps_alone_and_a_meeting():
     programs = compiled()
     params, _, each_params, each_inner, outer, images, labels = start()
