@@ -81,8 +81,8 @@ class Int8(Compressed[Int8Velocity]):
 def int8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | None = None) -> Int8:
     r"""Velocities in one byte per parameter and velocity, plus 12 bytes per row (`storage.ROW_SIZE`).
 
-    The rounding has no bias, at any size. It serves what is added to the weights as it is, SGD and Nesterov, and what
-    is divided by its own size or whose sign is taken, Adam, Lion and Muon:
+    The rounding has no bias, at any size. It serves what is added to the weights as it is, in SGD and Nesterov, and
+    what is divided by its own size, as in Adam:
 
     * relative to the row: on white noise the relative error of a stored velocity, in rows of 512, is below 0.03 for
       decay 0.9 and 0.08 for 0.99; it grows with the memory, and slowly with the row;
@@ -95,9 +95,8 @@ def int8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | N
     32nd of what enters, or the sum of both, so that a step needs no second look at its data. The first step of a leaf,
     a spike of all of a row and a row that wakes up are within 0.05 in norm. What this does not see, such as a single
     element, is rounded for a step between levels of 1, 2, 32, 512, ... scales, and clipped beyond 3.4e7 times its row's
-    scale. A first
-    step of which that part is zero throughout is rounded as coarsely, between 1e-9 and 1e5; smaller values are stored
-    as zero or 1e-9, larger ones clipped. Under
+    scale. A first step of which that part is zero throughout is rounded as coarsely, between 1e-9 and 1e5; smaller
+    values are stored as zero or 1e-9, larger ones clipped. Under
     `compress`, which does not know what enters a field, that part of the gradients gives the first scale alone: a 16th
     of them, or all in a field named "trace". A spike is rounded coarsely for a step there.
 
