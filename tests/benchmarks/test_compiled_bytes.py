@@ -35,8 +35,8 @@ MOST = {
     "adamw, mu in int8": {"tpu": 22.5, "h200": 22.5},
     "adamw, mu in int8, nu in uint8": {"tpu": 16.5, "h200": 18.5},
 }
-# What takes a second pass, as docs/storage.md says: on H200 rows of several short axes behind a weight decay; for TPU, in
-# other versions of libtpu than that of the file, both fields of AdamW in bytes.
+# What takes a second pass, as docs/storage.md says: on H200 rows of several short axes behind a weight decay; for TPU,
+# in other versions of libtpu than that of the file, both fields of AdamW in bytes.
 TWO_PASSES = {("h200", (1024, 3, 16, 64)): 19.1}
 BY_OTHER_COMPILERS = {"adamw, mu in int8, nu in uint8": 19.2}
 
