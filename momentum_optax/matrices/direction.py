@@ -75,18 +75,12 @@ def on_matrices(
         def new(leaves: list[jax.Array]) -> list[jax.Array]:
             leaves = [jnp.asarray(x) for x in leaves]
             found = mesh_of(leaves, mesh)
-            split = [_WHOLE] * len(leaves)
-            if found is not None:
-                split = specs_of(list(zip(paths, leaves, strict=True)), axes, found, specs, bare)
-            layouts = tuple(
-                layout_of(x.shape, a, _dtype_for(x, wanted), spec, {} if found is None else found.shape)
-                for x, a, spec in zip(leaves, axes, split, strict=True)
-            )
-            if found is None or not leaves:
-                return directions(direction, leaves, layouts, {})
-            traced = any(isinstance(x, jax.core.Tracer) for x in leaves)
-            run: Callable[..., list[jax.Array]] = _on_mesh if traced else _compiled_on_mesh
-            return run(direction, layouts, found, *leaves)
+            named = list(zip(paths, leaves, strict=True))
+            split = [_WHOLE] * len(leaves) if found is None else specs_of(named, axes, found, specs, bare)
+            lengths = {} if found is None else found.shape
+            rows = zip(leaves, axes, split, strict=True)
+            layouts = tuple(layout_of(x.shape, a, _dtype_for(x, wanted), spec, lengths) for x, a, spec in rows)
+            return _directions(direction, leaves, layouts, found)
 
         return _tree.map_together(new, updates), state
 
@@ -94,6 +88,17 @@ def on_matrices(
 
 
 _WHOLE = PartitionSpec()
+
+
+def _directions(
+    direction: Direction, leaves: list[jax.Array], layouts: tuple[Layout, ...], mesh: AnyMesh | None
+) -> list[jax.Array]:
+    """The direction of each leaf, laid out over the mesh as its layout says; without a mesh on one device."""
+    if mesh is None or not leaves:
+        return directions(direction, leaves, layouts, {})
+    traced = any(isinstance(x, jax.core.Tracer) for x in leaves)
+    run: Callable[..., list[jax.Array]] = _on_mesh if traced else _compiled_on_mesh
+    return run(direction, layouts, mesh, *leaves)
 
 
 def _on_mesh(direction: Direction, layouts: tuple[Layout, ...], mesh: AnyMesh, *leaves: jax.Array) -> list[jax.Array]:

@@ -87,29 +87,24 @@ def muon(
     Reference:
       Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; `optax.contrib.muon`.
     """
-    _checks.within("learning_rate", learning_rate, "[0, inf)")
-    return in_gradient_dtype(
-        partition_matrices(
-            optax.chain(
-                scale_by_momentum(rule_of(momentum, muon_mix), storage=_storage_of(storage)),
-                orthogonalize(
-                    steps,
-                    weight_dimension_numbers,
-                    coefficients=coefficients,
-                    preconditioning=preconditioning,
-                    eps=eps,
-                    adaptive=adaptive,
-                    dtype=dtype,
-                    mesh=mesh,
-                    specs=specs,
-                ),
-                scale_by_shape(scale, weight_dimension_numbers, consistent_rms=consistent_rms),
-                weight_decay_of(weight_decay, mask),
-                optax.scale_by_learning_rate(learning_rate),
-            ),
-            optax.nadam(learning_rate) if others is None else others,
+    return _descent_of_matrices(
+        learning_rate,
+        others,
+        weight_dimension_numbers,
+        scale_by_momentum(rule_of(momentum, muon_mix), storage=_storage_of(storage)),
+        orthogonalize(
+            steps,
             weight_dimension_numbers,
-        )
+            coefficients=coefficients,
+            preconditioning=preconditioning,
+            eps=eps,
+            adaptive=adaptive,
+            dtype=dtype,
+            mesh=mesh,
+            specs=specs,
+        ),
+        scale_by_shape(scale, weight_dimension_numbers, consistent_rms=consistent_rms),
+        weight_decay_of(weight_decay, mask),
     )
 
 
@@ -168,30 +163,38 @@ def normuon(
     Reference:
       Li et al., "NorMuon: making Muon more efficient and scalable", 2025, arXiv:2510.05491, and their code.
     """
-    _checks.within("learning_rate", learning_rate, "[0, inf)")
-    return in_gradient_dtype(
-        partition_matrices(
-            optax.chain(
-                scale_by_momentum(rule_of(momentum, muon_mix), storage=_storage_of(storage)),
-                orthogonalize(
-                    steps,
-                    weight_dimension_numbers,
-                    coefficients=coefficients,
-                    preconditioning=preconditioning,
-                    eps=eps,
-                    dtype=dtype,
-                    mesh=mesh,
-                    specs=specs,
-                ),
-                scale_by_neuron(b2, weight_dimension_numbers, eps=eps),
-                scale_by_shape(scale, weight_dimension_numbers, consistent_rms=consistent_rms),
-                weight_decay_of(weight_decay, mask),
-                optax.scale_by_learning_rate(learning_rate),
-            ),
-            optax.nadam(learning_rate) if others is None else others,
+    return _descent_of_matrices(
+        learning_rate,
+        others,
+        weight_dimension_numbers,
+        scale_by_momentum(rule_of(momentum, muon_mix), storage=_storage_of(storage)),
+        orthogonalize(
+            steps,
             weight_dimension_numbers,
-        )
+            coefficients=coefficients,
+            preconditioning=preconditioning,
+            eps=eps,
+            dtype=dtype,
+            mesh=mesh,
+            specs=specs,
+        ),
+        scale_by_neuron(b2, weight_dimension_numbers, eps=eps),
+        scale_by_shape(scale, weight_dimension_numbers, consistent_rms=consistent_rms),
+        weight_decay_of(weight_decay, mask),
     )
+
+
+def _descent_of_matrices(
+    learning_rate: optax.ScalarOrSchedule,
+    others: optax.GradientTransformation | None,
+    weight_dimension_numbers: WeightDimensionNumbers,
+    *transformations: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """A chain of transformations and the learning rate for matrices, and `others` for other parameters."""
+    _checks.within("learning_rate", learning_rate, "[0, inf)")
+    matrices = optax.chain(*transformations, optax.scale_by_learning_rate(learning_rate))
+    others = optax.nadam(learning_rate) if others is None else others
+    return in_gradient_dtype(partition_matrices(matrices, others, weight_dimension_numbers))
 
 
 def _storage_of(storage: AnyStorage) -> Storage | ByLeaf:
