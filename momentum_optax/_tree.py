@@ -1,42 +1,28 @@
 """Trees like the parameters: taken apart leaf by leaf, put together again, and found in the state of any optimizer.
 
 Besides arrays such a tree may hold None (no parameter, or no gradient), `optax.MaskedNode` (masked by Optax) and Flax's
-boxes: nodes around one array with metadata, `flax.core.meta.AxisMetadata` in Linen (`nn.Partitioned`,
-`nn.LogicallyPartitioned`) and `nnx.Variable` in NNX. A tree without its boxes is called bare. Transformations compute
-with bare trees and return them in the boxes of what they were given, so that boxed and bare gradients and states go
-together.
-
-In a new state an array of the parameter's shape is in the parameter's box. One that is shorter along some axes is in a
-box whose names are None there, and in no box if no name is left: it is split as the parameter is, where that can be.
-Flax is never imported here: where there is a box, it has been.
+boxes, see `_boxes`. A tree without its boxes is called bare. Transformations compute with bare trees and return them in
+the boxes of what they were given, so that boxed and bare gradients and states go together.
 """
 
-import dataclasses
-import enum
-import functools
 import itertools
-import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeAlias, TypeVar, cast
 
 import jax
-import jax.numpy as jnp
 import optax
-from jax.sharding import PartitionSpec
 
-from ._typing import Entry, Function, KeyPath, Leaf, PyTree, TreeDef
+from ._boxes import BoxKind, box_kind, content, in_box, in_variable
+from ._typing import Entry, KeyPath, Leaf, PyTree, TreeDef
 
 State = TypeVar("State")
 NewState = TypeVar("NewState")
 # The path of a leaf and its number, in the order of the tree.
 Place: TypeAlias = tuple[KeyPath, int]
 IsLeaf: TypeAlias = Callable[[PyTree], bool]
-AxisNames = TypeVar("AxisNames", tuple[str | None, ...], PartitionSpec)
 
 # The structure of a tree that is one leaf.
 LEAF: TreeDef = jax.tree.structure(0)
-# Metadata of `nnx.Variable` that names the mesh axes of each axis; the last two in older versions of Flax.
-_NNX_NAMES = ("out_sharding", "optimizer_sharding", "sharding", "sharding_names")
 
 
 def absent(x: object) -> bool:
@@ -272,7 +258,7 @@ def broadcast(prefix: PyTree, tree: PyTree, is_entry: IsLeaf) -> list[PyTree]:
     Raises:
       ValueError: If `prefix` is not like `tree`.
     """
-    entries, treedef = flatten(prefix, is_leaf=lambda x: is_entry(x) or _kind(type(x)) is not _Kind.OTHER)
+    entries, treedef = flatten(prefix, is_leaf=lambda x: is_entry(x) or box_kind(type(x)) is not BoxKind.NONE)
     below = treedef.flatten_up_to(tree)
     pairs = zip(entries, below, strict=True)
     return [content(entry) for entry, part in pairs for _ in jax.tree.leaves(part)]
@@ -295,30 +281,7 @@ def _raise_mismatch(expected: PyTree, got: PyTree) -> NoReturn:
     raise ValueError("the gradients must have the containers of the parameters at init, got others for the same paths")
 
 
-# Boxes.
-
-
-def _cached(function: Function) -> Function:
-    """`functools.cache` for functions of a class, which type checkers do not take for hashable."""
-    return cast(Function, functools.cache(function))
-
-
-class _Kind(enum.Enum):
-    """The role of a class in a tree."""
-
-    LINEN = enum.auto()
-    NNX = enum.auto()
-    OTHER = enum.auto()
-
-
-@_cached
-def _kind(cls: type) -> _Kind:
-    """Whether instances of a class are boxes, and whose."""
-    for module, name, kind in (("flax.nnx", "Variable", _Kind.NNX), ("flax.core.meta", "AxisMetadata", _Kind.LINEN)):
-        base = getattr(sys.modules.get(module), name, None)
-        if base is not None and issubclass(cls, base):
-            return kind
-    return _Kind.OTHER
+# Trees with boxes of Flax.
 
 
 def is_box(x: object) -> bool:
@@ -327,19 +290,11 @@ def is_box(x: object) -> bool:
     So is a box of Linen around nothing, which Optax's masks make: its other transformations compare with it. Variables
     of NNX go whatever is in them, as with `nnx.as_pure`.
     """
-    kind = _kind(type(x))
-    if kind is _Kind.OTHER:
+    kind = box_kind(type(x))
+    if kind is BoxKind.NONE:
         return False
     child = content(x)
-    return jax.tree_util.all_leaves([child]) or (kind is _Kind.NNX and absent(child))
-
-
-def content(x: PyTree) -> PyTree:
-    """The leaf in the box `x`; `x` itself if it is not a box."""
-    if _kind(type(x)) is _Kind.OTHER:
-        return x
-    (child,) = jax.tree.leaves(x, is_leaf=lambda node: node is not x)
-    return child
+    return jax.tree_util.all_leaves([child]) or (kind is BoxKind.NNX and absent(child))
 
 
 def empty(x: object) -> bool:
@@ -356,7 +311,7 @@ def unboxed(tree: PyTree) -> PyTree:
 def plain(tree: PyTree) -> PyTree:
     """The live state of an `nnx.Optimizer` as arrays, in what boxes of Linen there are."""
     leaves, treedef = flatten(tree, is_leaf=is_box)
-    return treedef.unflatten([content(x) if _kind(type(x)) is _Kind.NNX else x for x in leaves])
+    return treedef.unflatten([content(x) if box_kind(type(x)) is BoxKind.NNX else x for x in leaves])
 
 
 def reboxed(bare: PyTree, like: PyTree) -> PyTree:
@@ -376,58 +331,12 @@ def merged(trees: Sequence[PyTree], is_there: Callable[[Leaf], bool]) -> PyTree:
     return treedef.unflatten([next((x for x in row if is_there(content(x))), row[0]) for row in rows])
 
 
-def in_box(box: PyTree, leaf_state: State) -> State:
-    """The arrays of `leaf_state`, the state of the leaf in `box`, in boxes that fit; unchanged without a box."""
-    return jax.tree.map(functools.partial(_fitted, box), leaf_state) if is_box(box) else leaf_state
-
-
-def _fitted(box: PyTree, x: Leaf) -> PyTree:
-    """`x` in the box of its parameter, with the names of the axes that it has in full."""
-    shape = jnp.shape(content(box))
-    if jnp.shape(x) == shape:
-        return _refilled(box, x)
-    if jnp.ndim(x) != len(shape):
-        return x
-    kept = [n == m for n, m in zip(jnp.shape(x), shape, strict=True)]
-    box = _renamed(box, lambda names: _where(kept, names))
-    return x if box is None else _refilled(box, x)
-
-
-def _refilled(box: PyTree, x: Leaf) -> PyTree:
-    return jax.tree.unflatten(jax.tree.structure(box, is_leaf=lambda node: node is not box), [x])
-
-
-def _where(kept: list[bool], names: AxisNames) -> AxisNames:
-    """The names of axes, None for those that are not kept."""
-    return type(names)(*_pad(names, kept)) if isinstance(names, PartitionSpec) else tuple(_pad(names, kept))
-
-
-def _pad(names: AxisNames, kept: list[bool]) -> list[str | None]:
-    return [name if keep else None for name, keep in zip(names, kept, strict=False)]
-
-
-def _renamed(box: PyTree, rename: Callable[[AxisNames], AxisNames]) -> PyTree:
-    """The box with other names of axes; None if it has none, or none is left."""
-    if _kind(type(box)) is _Kind.LINEN:
-        if not isinstance(getattr(box, "names", None), tuple):
-            return None
-        names = rename(box.names)
-        return dataclasses.replace(box, names=names) if any(names) else None
-    metadata = box.get_metadata()
-    there = {key: metadata[key] for key in _NNX_NAMES if metadata.get(key)}
-    if not there or not all(isinstance(names, tuple | PartitionSpec) for names in there.values()):
-        return None
-    new = {key: rename(names) for key, names in there.items()}
-    return box.replace(content(box), **new) if any(any(names) for names in new.values()) else None
-
-
 def is_live(tree: PyTree) -> bool:
     """Whether `tree` is the state of an `nnx.Optimizer`, with every array in a variable."""
     leaves = jax.tree.leaves(tree, is_leaf=is_box)
-    return bool(leaves) and all(_kind(type(x)) is _Kind.NNX for x in leaves)
+    return bool(leaves) and all(box_kind(type(x)) is BoxKind.NNX for x in leaves)
 
 
 def live(tree: PyTree) -> PyTree:
     """`tree` as the state of an `nnx.Optimizer`."""
-    array = sys.modules["flax.nnx"].OptArray
-    return jax.tree.map(lambda x: x if is_box(x) else array(x), tree, is_leaf=is_box)
+    return jax.tree.map(lambda x: x if is_box(x) else in_variable(x), tree, is_leaf=is_box)

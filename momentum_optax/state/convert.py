@@ -7,7 +7,8 @@ import jax
 import optax
 
 from .. import _checks
-from .._tree import boxes_of, in_box, is_live, live, reboxed, unboxed
+from .._boxes import in_box
+from .._tree import boxes_of, is_live, live, reboxed, unboxed
 from .._typing import PyTree
 from ..storage._by_leaf import AnyStorage
 from ..wrappers.selection import SECOND_MOMENTS

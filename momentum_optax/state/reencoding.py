@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .._tree import LEAF, Place, boxes_of, find_all, in_box, map_numbered, map_states, reboxed, unboxed
+from .._boxes import in_box
+from .._tree import LEAF, Place, boxes_of, find_all, map_numbered, map_states, reboxed, unboxed
 from .._typing import PyTree
 from ..storage import resolve
 from ..storage._by_leaf import AnyStorage, ByLeaf, chooser_of

@@ -6,8 +6,9 @@ from typing import NamedTuple, TypeGuard, TypeVar
 import jax
 import jax.numpy as jnp
 
+from .._boxes import in_box
 from .._export import serializable
-from .._tree import LEAF, Place, boxes_of, in_box, init_leaves, leaves_at, map_states, path_name, reboxed, unboxed
+from .._tree import LEAF, Place, boxes_of, init_leaves, leaves_at, map_states, path_name, reboxed, unboxed
 from .._typing import Count, Entry, KeyPath, PyTree, TreeDef
 from ..state.mismatch import StateMismatchError, check_leaf
 from ..storage import Storage
