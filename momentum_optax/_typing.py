@@ -22,6 +22,8 @@ Condition: TypeAlias = bool | jax.Array
 Number: TypeAlias = float | np.ndarray | jax.Array
 # The number of a step, of a leaf or of its gradients.
 Count: TypeAlias = int | jax.Array
+# A function of the step.
+Schedule: TypeAlias = Callable[[Count], Number]
 DType: TypeAlias = Any
 # The axis of `shard_map` or `vmap` along which workers are, or several; None for a single worker.
 AxisName: TypeAlias = "str | tuple[str, ...] | None"

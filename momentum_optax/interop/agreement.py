@@ -4,9 +4,9 @@ from typing import cast
 
 import numpy as np
 
+from .._typing import Schedule
 from ..filters import Filter
 from ..filters.coefficients import Scalar, is_zero
-from ..schedules import Schedule
 from .dialect import DIALECTS, Hyperparameter
 from .recipe import Recipe, changed, constant_form, value
 

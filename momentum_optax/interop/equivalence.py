@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 
 from .. import _checks
-from ..schedules import Schedule, momentum_correction
+from .._typing import Schedule
+from ..schedules import momentum_correction
 from .agreement import agree, agree_under_decays, agree_under_rates, times, varying
 from .constant_form import ConstantForm
 from .dialect import DIALECTS, Dialect, Hyperparameter
