@@ -1,8 +1,8 @@
 """`scale_by_momentum`: any rule as an Optax transformation. The one place with dtypes, counters and storage."""
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias, cast
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -10,24 +10,22 @@ import numpy as np
 import optax
 
 from . import _checks
+from ._boxes import content
 from ._export import serializable
-from ._tree import Place, content, init_leaves, leaves_at, path_name, reboxed, unboxed, update_leaves
-from ._typing import Count, DType, KeyPath, Leaf, Number, PyTree, jitted
+from ._tree import Place, init_leaves, leaves_at, path_name, reboxed, unboxed, update_leaves
+from ._typing import Count, DType, KeyPath, Leaf, PyTree, jitted
 from .filters import Filter, post_write_form
-from .filters.coefficients import Coefficient, PerLeafSchedule, is_zero, value_at
+from .filters.coefficients import PerLeafSchedule, is_zero, value_at
 from .filters.fingerprints import note
+from .filters.step import Arrays, ResolvedRule, Scales, advance, debiased, largest_input, relative_scales
 from .state.mismatch import ANYTHING, AnyVelocity, check_leaf, check_state
 from .storage import Storage, resolve
 from .storage._by_leaf import AnyStorage, ByLeaf, chooser_of
 from .storage.mixed import Layout, codes_of, form_of, stored_velocity, with_stored
-from .storage.protocol import SUPPORTED, arithmetic_dtype, encode_context, is_signed, new_state, unsupported
+from .storage.protocol import arithmetic_dtype, checked_leaf, encode_context, is_signed, new_state
 
 # The name of an extra argument of `update`: a tree like the gradients, that they were computed from.
 RAW = "raw_gradient"
-
-
-Arrays: TypeAlias = tuple[jax.Array, ...]
-Scales: TypeAlias = tuple[Number, ...]
 # Of a rule with its coefficients at a step and an age, of that step and of that age.
 ScalesAt: TypeAlias = Callable[[Filter, Count | None, Count | None], Scales]
 
@@ -133,20 +131,6 @@ def filter_transformation(
     return optax.GradientTransformationExtraArgs(runner.init, runner.update)
 
 
-class _Resolved(NamedTuple):
-    """A rule at one step.
-
-    Attributes:
-      rule: Its coefficients.
-      post_write: How the update is read from new velocities, where that is cheaper.
-      scales: About how large each velocity becomes.
-    """
-
-    rule: Filter
-    post_write: tuple[float, tuple[float, ...], float] | None
-    scales: Scales
-
-
 class _Runner:
     """The methods of a transformation. Trees are for `_tree`: here is one leaf with its coefficients and dtypes.
 
@@ -194,7 +178,7 @@ class _Runner:
     def init_leaf(self, layout: Layout, place: Place, leaf: Leaf) -> MomentumState:
         """The state of one leaf: a `MomentumState` with arrays in place of trees."""
         path, i = place
-        leaf = _checked_leaf(path, leaf)
+        leaf = checked_leaf(path, leaf)
         storage = self.storages.at(path, leaf)
         if self.storages.known is None:
             _check_storage(self.rule, storage)
@@ -233,15 +217,15 @@ class _Runner:
             return []
         return leaves_at(jax.tree.structure(unboxed(codes_of(state.velocity)[0])), tree)
 
-    def resolved(self, step: Count | None, age: Count | None) -> _Resolved:
+    def resolved(self, step: Count | None, age: Count | None) -> ResolvedRule:
         """The rule at a step, for a leaf of that age."""
         rule = self.rule if self.is_constant else self.rule.at(step, age)
         post_write = self.post_write if self.is_constant else post_write_form(rule)
-        return _Resolved(rule, post_write, self.scales_at(rule, step, age))
+        return ResolvedRule(rule, post_write, self.scales_at(rule, step, age))
 
     def update_leaf(
         self,
-        now: _Resolved | None,
+        now: ResolvedRule | None,
         step: Count | None,
         place: Place,
         g: Leaf,
@@ -259,15 +243,15 @@ class _Runner:
         dtype = arithmetic_dtype(g.dtype, *(x.dtype for x in v))
         now = self.resolved(step, old.age) if now is None else now
         wide = g.astype(dtype)
-        u, v = _advance(now, wide, tuple(x.astype(dtype) for x in v))
+        u, v = advance(now, wide, tuple(x.astype(dtype) for x in v))
         gain = old.gain
         if gain is not None:
-            u, gain = _debiased(now, u, gain)
+            u, gain = debiased(now, u, gain)
         age = None if old.age is None else _next_age(old.age)
         context = encode_context(storage, wide, (step, i), now.scales)
         if getattr(storage, "reads_entering", False):
             entering = g if not raw or raw[i] is None else jnp.asarray(raw[i])
-            context = context._replace(entering=(entering, _largest_input(now), True))
+            context = context._replace(entering=(entering, largest_input(now), True))
         velocity = storage.encode(v, stored, context)
         if stored is not old.velocity:
             velocity = with_stored(old.velocity, velocity)
@@ -289,86 +273,9 @@ def _lookahead(rule: Filter, step: Count | None, dtype: DType) -> Arrays:
     return tuple(jnp.array(value_at(c, step), dtype) for c in rule.lookahead)
 
 
-def _debiased(now: _Resolved, u: jax.Array, gain: Arrays) -> tuple[jax.Array, Arrays]:
-    """The update over what a constant gradient of 1 would have given, and the velocities of such gradients."""
-    dtype = jnp.finfo(u.dtype).dtype
-    unit, new = _advance(now, jnp.ones((1,) * u.ndim, dtype), gain)
-    return _over_response(u, unit), tuple(x.astype(old.dtype) for x, old in zip(new, gain, strict=True))
-
-
-@jitted
-def _over_response(u: jax.Array, unit: jax.Array) -> jax.Array:
-    # While the unit response is zero no gradient has counted yet, and the update is zero without division.
-    return u / jnp.where(unit == 0, 1, unit)
-
-
-def _advance(now: _Resolved, g: jax.Array, v: Arrays) -> tuple[jax.Array, Arrays]:
-    """One step of the filter for one leaf."""
-    rule = now.rule
-    new = tuple(_dot((b, *row), (g, *v)) for b, row in zip(rule.B, rule.A, strict=True))
-    if now.post_write is None:
-        return _dot((rule.D, *rule.C), (g, *v)), new
-    # Once the update needs no old velocity, XLA's CPU backend can write the new one in its place without a copy.
-    scale, weights, direct = now.post_write
-    u = _dot((direct, *weights), (g, *new))
-    return u if scale == 1 else _dot((scale,), (u,)), new
-
-
-def relative_scales(rule: Filter) -> Scales:
-    r"""About how large each velocity becomes, up to a common factor: what goes in over $(1 - a_{kk}^2)^{3/4}$.
-
-    For white noise the exponent would be 1/2, for a constant gradient 1.
-    """
-    if rule.order == 1:
-        return (1.0,)
-    scales = []
-    for k, row in enumerate(rule.A):
-        inputs = [rule.B[k], *(a for j, a in enumerate(row) if j != k)]
-        size = sum((jnp.abs(jnp.asarray(c, jnp.float32)) for c in inputs if not is_zero(c)), jnp.float32(0))
-        decay = jnp.minimum(jnp.abs(jnp.asarray(row[k], jnp.float32)), 0.9999)
-        scales.append(jnp.where(size > 0, size, 1.0) * (1 - decay * decay) ** -0.75)
-    return tuple(scales)
-
-
-def _largest_input(now: _Resolved) -> Number:
-    """The largest share of the gradient that enters a velocity, over its relative scale."""
-    # A rule at a step has numbers and arrays for coefficients.
-    shares = [cast(Number, b) / scale for b, scale in zip(now.rule.B, now.scales, strict=True)]
-    if all(map(_checks.is_number, shares)):
-        return max((abs(float(share)) for share in shares), default=0.0)
-    return functools.reduce(jnp.maximum, [jnp.abs(jnp.asarray(share, jnp.float32)) for share in shares])
-
-
-def _dot(coefficients: Sequence[Coefficient], arrays: Arrays) -> jax.Array:
-    """The sum of coefficient times array. Numbers 0 and 1 cost nothing; traced ones are data."""
-    terms = []
-    for c, x in zip(coefficients, arrays, strict=True):
-        if not _checks.is_number(c):
-            terms.append(jnp.asarray(c, jnp.finfo(x.dtype).dtype) * x)
-        elif c != 0:
-            # Not `float(c) * x`, the same program: an operator of jax.numpy takes three times as long to trace.
-            terms.append(x if c == 1 else jax.lax.mul(np.asarray(c, x.dtype), x))
-    if not terms:
-        return jnp.zeros_like(arrays[0])
-    total = terms[0]
-    for term in terms[1:]:
-        # The gains of `debias` may have two dtypes.
-        total = jax.lax.add(total, term) if total.dtype == term.dtype else total + term
-    # Outside jit an array passed through must not be shared with what it came from: donation would fail.
-    return jnp.array(total, copy=True) if any(total is x for x in arrays) else total
-
-
-def _checked_leaf(path: KeyPath, leaf: Leaf) -> Leaf:
-    """`leaf` as something with a shape and a supported dtype."""
-    leaf = leaf if hasattr(leaf, "shape") and hasattr(leaf, "dtype") else jnp.asarray(leaf)
-    if str(leaf.dtype) not in SUPPORTED:
-        raise TypeError(unsupported(path_name(path), leaf.dtype))
-    return leaf
-
-
 def _checked_gradient(path: KeyPath, g: Leaf, v: Arrays) -> jax.Array:
     """The gradient as an array that fits its velocities."""
-    g = _checked_leaf(path, g)
+    g = checked_leaf(path, g)
     for x in v:
         if x.shape != g.shape:
             raise ValueError(f"the gradient for {path_name(path)} must have shape {x.shape}, got {g.shape}")

@@ -8,8 +8,9 @@ import optax
 
 from .._tree import map_onto, path_name
 from .._typing import KeyPath, Leaf, Number
+from ..filters.step import weighted_sum
 from ..storage.protocol import arithmetic_dtype
-from ..transform import MomentumState, _dot
+from ..transform import MomentumState
 from .velocity import decoded
 
 
@@ -35,7 +36,7 @@ def displaced(
         if jnp.shape(p) != v[0].shape:
             name = path_name(path)
             raise ValueError(f"params must have the shapes of the state, {v[0].shape} for {name}, got {jnp.shape(p)}")
-        far = _dot(tuple(weights), v)
+        far = weighted_sum(tuple(weights), v)
         dtype = jnp.result_type(p)
         wide = jnp.asarray(p, arithmetic_dtype(dtype, far.dtype))
         return (wide + jnp.asarray(rate, jnp.finfo(far.dtype).dtype) * far).astype(dtype)

@@ -25,7 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._typing import AxisName, Condition, Count, DType, Leaf, Number
+from .._tree import path_name
+from .._typing import AxisName, Condition, Count, DType, KeyPath, Leaf, Number
 from .noise import stamp_of
 
 SUPPORTED = ("bfloat16", "float16", "float32", "float64", "complex64", "complex128")
@@ -123,6 +124,18 @@ def unsupported(name: str, dtype: DType) -> str:
         f"{name} must have a dtype of {', '.join(SUPPORTED)}, got {dtype}: keep it from the optimizer with "
         "optax.masked, or None in its place as equinox.filter(params, equinox.is_inexact_array) gives"
     )
+
+
+def checked_leaf(path: KeyPath, leaf: Leaf) -> Leaf:
+    """`leaf` as something with a shape and a supported dtype.
+
+    Raises:
+      TypeError: If it can have no velocity, naming its path.
+    """
+    leaf = leaf if hasattr(leaf, "shape") and hasattr(leaf, "dtype") else jnp.asarray(leaf)
+    if str(leaf.dtype) not in SUPPORTED:
+        raise TypeError(unsupported(path_name(path), leaf.dtype))
+    return leaf
 
 
 def arithmetic_dtype(*dtypes: DType) -> DType:

@@ -13,10 +13,11 @@ from .._tree import Leaves, absent
 from .._typing import Count, Number, PyTree
 from ..filters import Filter, velocity_only_readout
 from ..filters.coefficients import Coefficient, PerLeafSchedule, Scalar, is_zero, value_at
+from ..filters.step import relative_scales
 from ..state.mismatch import check_kind
 from ..storage import resolve
 from ..storage._by_leaf import AnyStorage, ByLeaf, chooser_of
-from ..transform import MomentumState, filter_transformation, relative_scales, scale_by_momentum
+from ..transform import MomentumState, filter_transformation, scale_by_momentum
 from .leaves import checked_transformation, where
 
 

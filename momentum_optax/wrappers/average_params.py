@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from .. import _checks
+from .._boxes import content
 from .._export import serializable
-from .._tree import Leaves, absent, content, find_all, init_leaves, path_name, plain, reboxed, unboxed
+from .._tree import Leaves, absent, find_all, init_leaves, path_name, plain, reboxed, unboxed
 from .._typing import Entry, KeyPath, Leaf, PyTree
 from ..filters.coefficients import Scalar, value_at
 from ..state.mismatch import ANYTHING, StateMismatchError, check_state
@@ -18,9 +19,8 @@ from ..storage._by_leaf import ByLeaf
 from ..storage._float32 import Float32
 from ..storage._int8 import Int8
 from ..storage.noise import stamp_of
-from ..storage.protocol import arithmetic_dtype, check_whole
+from ..storage.protocol import arithmetic_dtype, check_whole, checked_leaf
 from ..storage.rows import code_shapes, split_as, zeros_along
-from ..transform import _checked_leaf
 from .residues import is_coded, read, write
 
 # Leaves with fewer elements are kept in full, where a storage does not say.
@@ -190,7 +190,7 @@ class _Average:
 
     def init(self, params: optax.Params) -> AverageState:
         """See `average_params`."""
-        state = init_leaves(lambda place, x: self.init_leaf(_checked_leaf(place[0], x)), params, self.leaf_treedef)
+        state = init_leaves(lambda place, x: self.init_leaf(checked_leaf(place[0], x)), params, self.leaf_treedef)
         dtypes = [arithmetic_dtype(content(x).dtype) for x in jax.tree.leaves(state.codes)]
         real = jnp.finfo(arithmetic_dtype(*(d for d in dtypes if jnp.issubdtype(d, jnp.inexact)))).dtype
         return state._replace(

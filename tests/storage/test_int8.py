@@ -249,7 +249,7 @@ def test_velocities_of_different_sizes_share_a_scale_times_their_gains():
 
 
 def test_the_sizes_that_are_assumed_lie_half_way_between_those_of_noise_and_of_a_constant():
-    from momentum_optax.transform import relative_scales
+    from momentum_optax.filters.step import relative_scales
 
     rng = np.random.default_rng(0)
     for slow in (0.9, 0.99, 0.999):
@@ -268,7 +268,7 @@ def test_the_sizes_that_are_assumed_lie_half_way_between_those_of_noise_and_of_a
 
 @pytest.mark.parametrize("decay", [0.5, 0.99995, 1.0, 1.2])
 def test_a_velocity_that_alternates_is_as_large_as_one_that_does_not(decay):
-    from momentum_optax.transform import relative_scales
+    from momentum_optax.filters.step import relative_scales
 
     # Coupled velocities may have entries beyond 1 on the diagonal and forget all the same.
     plus, minus = (
