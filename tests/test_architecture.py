@@ -199,6 +199,18 @@ def test_no_function_hides_a_module():
         assert path.stem == "__init__" or hidden is None or inspect.ismodule(hidden), path
 
 
+@pytest.mark.parametrize("folder", ["momentum_optax", "benchmarks", "docs", "examples", "tests"])
+def test_files_and_functions_stay_short(folder):
+    """At most 400 lines in a file, 500 in one of tests, and 40 in a function, docstrings apart."""
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        text = path.read_text()
+        assert len(text.splitlines()) <= (500 if folder == "tests" else 400), f"{path} has too many lines: split it"
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                length = node.end_lineno - node.lineno - (ast.get_docstring(node) or "").count("\n")
+                assert length <= 40, f"{node.name} in {path} has {length} lines: give its parts names"
+
+
 def test_the_top_level_stays_small():
     names = [name for name in vars(mo) if not name.startswith("_")]
     rooms = {path.parts[0].removesuffix(".py") for path in MODULES}

@@ -81,7 +81,7 @@ def test_a_pending_first_step_goes_out_as_no_buffer():
 
 
 def entry_errors():
-    """Entries of the state dictionary and names that do not fit: an id, arguments of `take`, the message."""
+    """Entries of the state dictionary that do not fit: an id, arguments of `take`, the message."""
     bad = np.zeros((3, 4), np.float32)
     yield (
         "wrong shape",
@@ -94,6 +94,25 @@ def entry_errors():
         r"the velocity for 'dense/kernel' must have shape \(4, 3\), got \(3, 4\)",
     )
     yield (
+        "state of nothing",
+        {"state_dict": torch_state(_9={"momentum_buffer": bad})},
+        "state_dict has state for 9, which is not a parameter",
+    )
+    yield (
+        "adam",
+        {"state_dict": torch_state(_1={"momentum_buffer": bad[:, 0], "step": 3})},
+        "entry 1 of state_dict must hold momentum_buffer alone, got step too",
+    )
+    yield (
+        "dampened pending",
+        {"state_dict": torch_state(0.5, _2=None)},
+        "entry 2 for 'head' has had no gradient yet, and its first one will enter undampened",
+    )
+
+
+def name_errors():
+    """Names that do not fit."""
+    yield (
         "missing entry",
         {"names": {k: v for k, v in NAMES.items() if k != "head"}},
         "names lacks the path 'head' of opt_state",
@@ -104,25 +123,10 @@ def entry_errors():
         r"names has the path 'tail', which is not in opt_state \('dense/bias', 'dense/kernel', 'head'\)",
     )
     yield "unknown number", {"names": NAMES | {"head": 7}}, "names lacks the parameter 2"
+    yield "twice", {"names": NAMES | {"head": 1}}, "names lacks the parameter 2"
     there = torch_state()
     there["param_groups"][0]["params"] = [0, 1, 2, 3]
     yield "extra entry", {"state_dict": there}, "names lacks the parameter 3"
-    yield (
-        "state of nothing",
-        {"state_dict": torch_state(_9={"momentum_buffer": bad})},
-        "state_dict has state for 9, which is not a parameter",
-    )
-    yield (
-        "adam",
-        {"state_dict": torch_state(_1={"momentum_buffer": bad[:, 0], "step": 3})},
-        "entry 1 of state_dict must hold momentum_buffer alone, got step too",
-    )
-    yield "twice", {"names": NAMES | {"head": 1}}, "names lacks the parameter 2"
-    yield (
-        "dampened pending",
-        {"state_dict": torch_state(0.5, _2=None)},
-        "entry 2 for 'head' has had no gradient yet, and its first one will enter undampened",
-    )
 
 
 def option_errors():
@@ -165,7 +169,8 @@ def option_errors():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "match"), [pytest.param(a, m, id=n) for n, a, m in itertools.chain(entry_errors(), option_errors())]
+    ("arguments", "match"),
+    [pytest.param(a, m, id=n) for n, a, m in itertools.chain(entry_errors(), name_errors(), option_errors())],
 )
 def test_what_does_not_fit_is_named(arguments, match):
     with pytest.raises(ValueError, match=match):

@@ -15,9 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import momentum_optax as mo
-from momentum_optax.storage.noise import stamp_of
 from momentum_optax.storage.protocol import encode_context
-from momentum_optax.storage.rows import GROWTH
 
 SHAPES = [(), (0,), (7,), (3, 5), (2, 1, 4)]
 # Of one rounding, relative to the value; those of int8 and int4 depend on scales and are in tests of their own.
@@ -292,53 +290,6 @@ def test_equal_fields_and_states_are_rounded_apart_at_init_in_steps_and_when_con
     assert_rounded_apart(mo.velocity(state), g)
 
 
-def test_noise_differs_by_seed_step_leaf_velocity_and_element_and_by_nothing_else():
-    from momentum_optax.storage.noise import random_bits, stamp_of
-
-    base = np.asarray(random_bits((64, 32), stamp_of(0, stamp_of(3, 1), 0)))
-    assert np.array_equal(base, jax.jit(lambda s: random_bits((64, 32), stamp_of(0, stamp_of(s, 1), 0)))(3))
-    for numbers in ((1, 3, 1, 0), (0, 4, 1, 0), (0, 3, 2, 0), (0, 3, 1, 1), (0, 1, 3, 0)):
-        seed, step, leaf, k = numbers
-        other = np.asarray(random_bits((64, 32), stamp_of(seed, stamp_of(step, leaf), k)))
-        assert abs(np.corrcoef(base.ravel(), other.ravel())[0, 1]) < 0.09  # 4 standard errors
-    assert len(np.unique(base)) == base.size
-    uniform = base.ravel() / 2.0**32
-    assert abs(uniform.mean() - 0.5) < 4 / np.sqrt(12 * base.size)
-    for lag in (1, 2, 31, 32, 33):
-        assert abs(np.corrcoef(uniform[lag:], uniform[:-lag])[0, 1]) < 4 / np.sqrt(base.size)
-
-
-def test_the_noise_of_a_row_has_no_period():
-    from momentum_optax.storage.rows import row_hashes, row_noise
-
-    noise = np.asarray(jax.jit(lambda s: row_noise(row_hashes((64, 512)), s, 0))(jnp.full((1, 1), 3, jnp.uint32)))
-    # Of independent points on a circle no frequency holds more than chance gives one of 64 * 512, exp(-power).
-    power = abs(np.fft.fft(np.exp(2j * np.pi * np.float64(noise)))) ** 2 / 512
-    assert power.max() < np.log(64 * 512) + 12
-    assert power.mean() == pytest.approx(1, abs=1e-9)
-    related = np.corrcoef(noise) - np.eye(64)
-    assert abs(related).max() < 6 / np.sqrt(512), "rows have their own noise"
-
-
-def test_the_noise_that_a_state_carries_has_no_period_and_differs_from_write_to_write():
-    from momentum_optax.storage.rows import element_noise, seeds
-
-    like = jnp.zeros((64, 512))
-    rows = seeds(like, jnp.zeros((64, 1)), 3, 5)
-    writes = [np.asarray(element_noise(rows, like, k, power)) / 2.0**32 for k, power in ((0, 0), (0, 1), (1, 0))]
-    for noise in writes:
-        power = abs(np.fft.fft(np.exp(2j * np.pi * noise))) ** 2 / 512
-        assert power.max() < np.log(64 * 512) + 12
-        assert abs(np.corrcoef(noise) - np.eye(64)).max() < 6 / np.sqrt(512), "rows have their own noise"
-    related = np.corrcoef([noise.ravel() for noise in writes]) - np.eye(3)
-    assert abs(related).max() < 5 / np.sqrt(64 * 512)
-    # What is read after a write is what was written with.
-    np.testing.assert_array_equal(element_noise(rows * np.uint32(GROWTH), like, 1), element_noise(rows, like, 1, 1))
-    for other in ((4, 5), (3, 6)):
-        noise = np.asarray(element_noise(seeds(like, jnp.zeros((64, 1)), *other), like, 0)) / 2.0**32
-        assert abs(np.corrcoef(noise.ravel(), writes[0].ravel())[0, 1]) < 5 / np.sqrt(64 * 512)
-
-
 @pytest.mark.slow
 def test_a_slow_average_reaches_its_limit_in_stochastic_bfloat16():
     for decay in (0.99, 0.9999):
@@ -376,22 +327,18 @@ def test_noise_that_would_depend_on_the_mesh_is_refused_under_shard_map(name):
         u, state = tx.update(g, tx.init(g))
         return u, mo.velocity(state)[0]
 
-    def split(spec):
-        return jax.jit(jax.shard_map(step, mesh=mesh, in_specs=spec, out_specs=spec))
+    def run(step, spec, **options):
+        return jax.jit(jax.shard_map(step, mesh=mesh, in_specs=spec, out_specs=spec, **options))(g)
 
     # Whole on every device, as in data-parallel training: what one device writes.
-    for here, there in zip(split(P())(g), jax.jit(step)(g), strict=True):
+    for here, there in zip(run(step, P()), jax.jit(step)(g), strict=True):
         np.testing.assert_array_equal(here, there)
     with pytest.raises(ValueError, match="varies along 'data'"):
-        split(P("data"))(g)
-
-    def unchecked(step, spec):
-        return jax.jit(jax.shard_map(step, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
-
+        run(step, P("data"))
     # JAX does not know then what is whole; nor under pmap.
     for spec in (P(), P("data")):
         with pytest.raises(ValueError, match=r"cannot know if leaves are split along 'data'.*axis_names=\(\)"):
-            unchecked(step, spec)(g)
+            run(step, spec, check_vma=False)
     if getattr(jax.config, "jax_pmap_shmap_merge", True):
         with pytest.raises(ValueError, match="cannot know if leaves are split"):
             jax.pmap(step, "data")(g.reshape(8, 8, 512))
@@ -401,13 +348,11 @@ def test_noise_that_would_depend_on_the_mesh_is_refused_under_shard_map(name):
         u, state = whole.update(g, whole.init(g))
         return u, mo.velocity(state)[0]
 
-    for here, there in zip(unchecked(said, P())(g), jax.jit(step)(g), strict=True):
+    for here, there in zip(run(said, P(), check_vma=False), jax.jit(step)(g), strict=True):
         np.testing.assert_array_equal(here, there)
     adam = mo.compress(optax.adam(1e-3), {"mu"}, make(name))
     with pytest.raises(ValueError, match="varies along 'data'"):
-        jax.jit(
-            jax.shard_map(lambda g: adam.update(g, adam.init(g))[0], mesh=mesh, in_specs=P("data"), out_specs=P("data"))
-        )(g)
+        run(lambda g: adam.update(g, adam.init(g))[0], P("data"))
 
 
 @pytest.mark.parametrize("build", [mo.storage.bfloat16, mo.storage.int8, mo.storage.int4, mo.storage.uint8])
@@ -450,11 +395,6 @@ def test_every_seed_of_32_bits_gives_noise_and_no_other_is_taken(make):
             make(seed=bad)
     with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
         make(seed=-1)
-
-
-def test_a_stamp_takes_whole_numbers_modulo_32_bits():
-    for number in (-1, 2**31, 2**32 - 1, 2**32 + 5):
-        assert int(stamp_of(number, 3)) == int(stamp_of(jnp.uint32(number % 2**32), 3))
 
 
 # The laws once more, over leaves that nobody thought of.

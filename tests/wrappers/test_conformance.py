@@ -18,7 +18,7 @@ from wrapped import WRAPPERS
 import momentum_optax as mo
 
 # These look like wrappers, and have their contracts elsewhere.
-ELSEWHERE = {mo.scale_by_momentum: "test_transform.py", mo.compress: "test_compress.py"}
+ELSEWHERE = {mo.scale_by_momentum, mo.compress}
 every_wrapper = pytest.mark.parametrize("wrapper", WRAPPERS)
 
 # One leaf for the storage, and one that every storage keeps in full, which costs little to compile.
@@ -64,7 +64,7 @@ def is_wrapper(thing):
 
 def test_every_public_wrapper_has_a_row():
     public = {thing for name, thing in vars(mo).items() if is_wrapper(thing)}
-    assert public == {row.function for row in WRAPPERS.values()} | set(ELSEWHERE)
+    assert public == {row.function for row in WRAPPERS.values()} | ELSEWHERE
     assert {w for w, _, _ in THIN} == set(WRAPPERS)
     assert {s for _, s, _ in THIN} == set(STORAGES)
     orders = {name: build().pruned().order for name, build in RULES.items()}
@@ -138,38 +138,51 @@ def check_runs(wrapper, storage, rules):
     assert_bit_equal(traces[:5], traces[5:])
     assert any(np.any(np.float32(u[name]["a"]) != 0) for u in traces for name in rules)
 
+    check_a_bad_gradient(wrapper, step, saved)
+    assert step._cache_size() == 1
+    check_a_missing_gradient(update, saved)
+
+    # In a program for two runs the second one's gradients come in another order.
+    reversed_run = jax.tree.map(jnp.copy, start)
+    for i in range(5):
+        _, reversed_run = step(SIGNAL[4 - i], reversed_run, LOSSES[i])
+    check_two_runs_at_once(init, update, traces[:5], (last, reversed_run))
+
+
+def check_a_bad_gradient(wrapper, step, saved):
+    """A NaN stays out of the leaf that it came for, where the wrapper skips steps."""
     bad = {**SIGNAL[2], "a": SIGNAL[2]["a"].at[0, 1].set(jnp.nan)}
     u, after = step(bad, jax.tree.map(jnp.asarray, saved), LOSSES[1])
     assert avals(after) == avals(saved)
     if WRAPPERS[wrapper].skips:
-        for name in rules:
+        for name in saved:
             assert_bit_equal(slot(after[name].inner, "a"), slot(saved[name].inner, "a"))
             np.testing.assert_array_equal(u[name]["a"], np.zeros((2, 3)))
             if wrapper == "guarded":
                 assert_bit_equal(after[name].inner, saved[name].inner)
-    assert step._cache_size() == 1
 
-    # A leaf without a gradient keeps what belongs to it, also where the others restart, as here.
+
+def check_a_missing_gradient(update, saved):
+    """A leaf without a gradient keeps what belongs to it, also where the others restart, as here."""
     u, after = jax.jit(update)({**SIGNAL[2], "a": None}, saved, LOSSES[2])
     assert avals(after) == avals(saved)
-    for name in rules:
+    for name in saved:
         assert u[name]["a"] is None
         assert len(slot(saved[name], "a")) > 0
         assert_bit_equal(slot(after[name], "a"), slot(saved[name], "a"))
 
-    # Two runs at once, in one program; the second one's gradients in another order.
+
+def check_two_runs_at_once(init, update, traced, ends):
+    """Two runs in one program end as they do alone; the second one's gradients come in reversed order."""
+
     def scan(order):
         signal = jax.tree.map(lambda *x: jnp.stack(x)[order], *SIGNAL)
         return jax.lax.scan(lambda s, x: update(x[0], s, x[1])[::-1], init(LIKE), (signal, jnp.stack(LOSSES)))
 
     states, updates = jax.jit(jax.vmap(scan))(jnp.array([[0, 1, 2, 3, 4], [4, 3, 2, 1, 0]]))
-    first, second = (jax.tree.map(lambda x, i=i: x[i], states) for i in range(2))
-    check_close(first, last)
-    check_close([jax.tree.map(lambda x, i=i: x[0, i], updates) for i in range(5)], traces[:5])
-    reversed_run = jax.tree.map(jnp.copy, start)
-    for i in range(5):
-        _, reversed_run = step(SIGNAL[4 - i], reversed_run, LOSSES[i])
-    check_close(second, reversed_run)
+    for i, end in enumerate(ends):
+        check_close(jax.tree.map(lambda x, i=i: x[i], states), end)
+    check_close([jax.tree.map(lambda x, i=i: x[0, i], updates) for i in range(5)], traced)
 
 
 def check_close(got, expected):

@@ -31,41 +31,53 @@ def test_migrations_that_are_none_are_named(migrations, message):
         migrate(state, describe(state), state, migrations)
 
 
-def test_an_older_format_and_an_older_version_become_todays(monkeypatch):
-    tx = mo.sgd(0.1, 0.9, storage=BYTES)
-    state, target = small_run()["opt_state"], abstract(tx)
-    assert_bit_equal(migrate(state, describe(state), target), state)
-    # A format in which the step had another name, and a version in which codes came in a wider type.
-    older = {
+def renamed(target, leaves):
+    """From a format in which the step had another name."""
+    assert "2/step" in target
+    return {k.replace("/count", "/step"): x for k, x in leaves.items()}
+
+
+def narrowed(leaves):
+    """From a version in which codes came in a wider type."""
+    return {k: x.astype(jnp.int8) if "/codes/" in k and x.ndim else x for k, x in leaves.items()}
+
+
+def same(leaves):
+    return leaves
+
+
+@pytest.fixture
+def older(monkeypatch):
+    """A state of format 2 and version 2, its description, what it becomes, and the state that this is."""
+    state = small_run()["opt_state"]
+    leaves = {
         k.replace("/step", "/count"): x.astype(jnp.int16) if x.dtype == jnp.int8 else x
         for k, x in fields(state).items()
     }
-    layout = describe(older, version=2)
+    layout, target = describe(leaves, version=2), abstract(mo.sgd(0.1, 0.9, storage=BYTES))
+    assert_bit_equal(migrate(state, describe(state), target), state)
     monkeypatch.setattr(formats, "FORMAT", 3)
-    monkeypatch.setattr(formats, "UPGRADES", {})
+    monkeypatch.setattr(formats, "UPGRADES", {2: renamed})
+    return leaves, layout, target, state
+
+
+def test_an_older_format_and_an_older_version_become_todays(older, monkeypatch):
+    leaves, layout, target, state = older
     seen = []
 
-    def renamed(target, leaves):
-        assert "2/step" in target
-        seen.append("format 2")
-        return {k.replace("/count", "/step"): x for k, x in leaves.items()}
+    def noted(what, function):
+        return lambda *given: (seen.append(what), function(*given))[1]
 
-    def narrowed(leaves):
-        seen.append("version 2")
-        return {k: x.astype(jnp.int8) if "/codes/" in k and x.ndim else x for k, x in leaves.items()}
+    monkeypatch.setattr(formats, "UPGRADES", {2: noted("format 2", renamed)})
+    steps = {1: same, 2: noted("version 2", narrowed), 3: noted("version 3", same)}
+    assert_bit_equal(migrate(leaves, layout, target, steps), state)
+    assert seen == ["format 2", "version 2", "version 3"]
 
-    def same(leaves):
-        seen.append("version 3")
-        return leaves
 
+def test_an_older_state_without_a_way_to_todays_is_refused(older, monkeypatch):
+    older, layout, target, _ = older
     with pytest.raises(CheckpointError, match=r"have format 3, got 2: migrate"):
         check(layout, target)
-    with pytest.raises(CheckpointError, match=r"must hold a function from format 2, got \[\]"):
-        migrate(older, layout, target)
-    monkeypatch.setattr(formats, "UPGRADES", {2: renamed})
-    new = migrate(older, layout, target, {1: same, 2: narrowed, 3: same})
-    assert_bit_equal(new, state)
-    assert seen == ["format 2", "version 2", "version 3"]
     with pytest.raises(CheckpointError, match=r"must hold a function from version 3, got \[2, 4\]"):
         migrate(older, layout, target, {2: narrowed, 4: same})
     with pytest.raises(CheckpointError, match=r"have version 1 or an older one, got 2"):
@@ -76,6 +88,9 @@ def test_an_older_format_and_an_older_version_become_todays(monkeypatch):
         migrate(older, layout, target, {2: lambda leaves: None})
     with pytest.raises(CheckpointError, match=r"^2/count must have the checksum"):
         migrate(older | {"2/count": older["2/count"] + 1}, layout, target, {2: narrowed})
+    monkeypatch.setattr(formats, "UPGRADES", {})
+    with pytest.raises(CheckpointError, match=r"must hold a function from format 2, got \[\]"):
+        migrate(older, layout, target)
 
 
 @pytest.mark.parametrize(("order", "largest"), [(1, 118), (2, 118), (1, 127)])

@@ -1,0 +1,35 @@
+"""Noise of rows: it has no period, and differs between rows, velocities and writes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from momentum_optax.storage.rows import GROWTH, element_noise, row_hashes, row_noise, seeds
+
+
+def test_the_noise_of_a_row_has_no_period():
+    noise = np.asarray(jax.jit(lambda s: row_noise(row_hashes((64, 512)), s, 0))(jnp.full((1, 1), 3, jnp.uint32)))
+    # Of independent points on a circle no frequency holds more than chance gives one of 64 * 512, exp(-power).
+    power = abs(np.fft.fft(np.exp(2j * np.pi * np.float64(noise)))) ** 2 / 512
+    assert power.max() < np.log(64 * 512) + 12
+    assert power.mean() == pytest.approx(1, abs=1e-9)
+    related = np.corrcoef(noise) - np.eye(64)
+    assert abs(related).max() < 6 / np.sqrt(512), "rows have their own noise"
+
+
+def test_the_noise_that_a_state_carries_has_no_period_and_differs_from_write_to_write():
+    like = jnp.zeros((64, 512))
+    rows = seeds(like, jnp.zeros((64, 1)), 3, 5)
+    writes = [np.asarray(element_noise(rows, like, k, power)) / 2.0**32 for k, power in ((0, 0), (0, 1), (1, 0))]
+    for noise in writes:
+        power = abs(np.fft.fft(np.exp(2j * np.pi * noise))) ** 2 / 512
+        assert power.max() < np.log(64 * 512) + 12
+        assert abs(np.corrcoef(noise) - np.eye(64)).max() < 6 / np.sqrt(512), "rows have their own noise"
+    related = np.corrcoef([noise.ravel() for noise in writes]) - np.eye(3)
+    assert abs(related).max() < 5 / np.sqrt(64 * 512)
+    # What is read after a write is what was written with.
+    np.testing.assert_array_equal(element_noise(rows * np.uint32(GROWTH), like, 1), element_noise(rows, like, 1, 1))
+    for other in ((4, 5), (3, 6)):
+        noise = np.asarray(element_noise(seeds(like, jnp.zeros((64, 1)), *other), like, 0)) / 2.0**32
+        assert abs(np.corrcoef(noise.ravel(), writes[0].ravel())[0, 1]) < 5 / np.sqrt(64 * 512)
