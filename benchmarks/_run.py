@@ -4,9 +4,10 @@ import dataclasses
 import json
 import os
 import platform
+import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeAlias, TypeVar
 
@@ -22,6 +23,21 @@ FOLDER = Path(__file__).parent
 
 # A line of a table, by column: numbers, texts and lists of them, as JSON has them.
 Row: TypeAlias = dict[str, Any]
+
+
+def table(columns: Mapping[str, str], rows: Iterable[Row]) -> str:
+    """Rows in print.
+
+    Args:
+      columns: For each heading a format string over a row. A name alone, "{tree}", is text, on the left of its column;
+        numbers are on the right.
+      rows: With the names that the format strings have.
+    """
+    lines = [list(columns), *([form.format_map(row) for form in columns.values()] for row in rows)]
+    sides = ["<" if re.fullmatch(r"{\w+}", form) else ">" for form in columns.values()]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    forms = [f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True)]
+    return "\n".join("  ".join(forms).format(*line).rstrip() for line in lines)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,7 +32,9 @@ from . import _run
 from ._programs import kernels_of
 from ._run import Row
 from .step_time import (
+    NAMED,
     STORAGES,
+    TIMES,
     Shapes,
     Subject,
     copy_speed,
@@ -155,16 +157,8 @@ def numbers(storage: str) -> Row:
 
 def table(rows: list[Row]) -> str:
     """The rows in print."""
-    lines = [f"{'tree':13}{'optimizer':28}{'state':>6}{'ms':>9}{'ratio (quartiles)':>22}{'GB/s':>8}{'of copy':>9}"]
-    lines[0] += f"{'kernels':>9}"
-    for row in rows:
-        low, high = row["ratio_quartiles"]
-        ratio = f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})"
-        lines.append(
-            f"{row['tree']:13}{row['optimizer']:28}{row['state_bytes_per_parameter']:6.2f}{row['milliseconds']:9.3f}"
-            f"{ratio:>22}{row['gigabytes_per_second']:8.1f}{row['share_of_copy']:9.0%}{row['kernels'] or '':>9}"
-        )
-    return "\n".join(lines)
+    shown = [row | {"counted": row["kernels"] or ""} for row in rows]
+    return _run.table({**NAMED, **TIMES, "kernels": "{counted:>}"}, shown)
 
 
 @dataclasses.dataclass(frozen=True)

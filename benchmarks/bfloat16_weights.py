@@ -100,12 +100,19 @@ def against_float32(rows: list[Row], row: Row) -> tuple[float, float]:
 
 def table(rows: list[Row]) -> str:
     """The rows in print."""
-    lines = [f"{'task':6}{'decay':>6}  {'weights':12}{'loss: mean':>11}{'less float32':>14}{'standard error':>16}"]
+    columns = {
+        "task": "{task}",
+        "decay": "{decay:g}",
+        "weights": "{weights}",
+        "loss: mean": "{loss:.4f}",
+        "less float32": "{added:.4f}",
+        "standard error": "{error:.4f}",
+    }
+    shown = []
     for row in rows:
         mean, error = against_float32(rows, row)
-        loss = np.array(row["losses"], float).mean()
-        lines.append(f"{row['task']:6}{row['decay']:6}  {row['weights']:12}{loss:11.4f}{mean:14.4f}{error:16.4f}")
-    return "\n".join(lines)
+        shown.append(row | {"loss": np.array(row["losses"], float).mean(), "added": mean, "error": error})
+    return _run.table(columns, shown)
 
 
 def markdown(rows: list[Row]) -> list[str]:

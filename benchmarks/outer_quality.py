@@ -29,6 +29,7 @@ from examples.demo import autoencoder
 from examples.demo.data import flat_digits
 
 from . import _run
+from ._run import Row
 
 WORKERS, EVERY, RATE = 4, 20, 0.01
 MUON_RATE = 0.02
@@ -127,6 +128,39 @@ def rarely(
     return autoencoder.squared_error(jax.tree.map(lambda x: x[0], common.anchor), test)
 
 
+def ways() -> dict[str, tuple[Callable[[Setting], jax.Array], float]]:
+    """For each row its training, and the bytes that a worker exchanges for each parameter and step."""
+    return {
+        "every step": (functools.partial(synchronous, inner), 8.0),
+        **{
+            name: (functools.partial(rarely, outer, name == "SlowMo", inner), sent)
+            for name, (outer, sent) in STRATEGIES.items()
+        },
+        "every step, Muon": (functools.partial(synchronous, inner_muon), 8.0),
+        **{
+            name: (functools.partial(rarely, outer, False, inner_muon), sent)
+            for name, (outer, sent) in MUON_STRATEGIES.items()
+        },
+    }
+
+
+def table(rows: list[Row]) -> str:
+    """The rows in print; the last column is the median over that of the first row."""
+    columns = {
+        "workers meet by": "{way}",
+        "bytes": "{bytes:.2f}",
+        "median": "{median:.3f}",
+        "range": "{least:.3f} to {most:.3f}",
+        "to every step": "{ratio:.3f}",
+    }
+    base, shown = np.median(rows[0]["losses"]), []
+    for row in rows:
+        losses = np.asarray(row["losses"])
+        median = np.median(losses)
+        shown.append(row | {"median": median, "least": losses.min(), "most": losses.max(), "ratio": median / base})
+    return _run.table(columns, shown)
+
+
 @dataclasses.dataclass(frozen=True)
 class Options(_run.Options):
     """Options of this benchmark."""
@@ -141,24 +175,11 @@ def main() -> None:
     """Train every way, print the table and write the file."""
     run = _run.Run("outer_quality", __doc__, Options)
     setting = settings(run.options.seeds, run.options.epochs)
-    trainings: dict[str, tuple[Callable[[Setting], jax.Array], float]] = {
-        "every step": (functools.partial(synchronous, inner), 8.0)
-    }
-    for name, (outer, sent) in STRATEGIES.items():
-        trainings[name] = (functools.partial(rarely, outer, name == "SlowMo", inner), sent)
-    trainings["every step, Muon"] = (functools.partial(synchronous, inner_muon), 8.0)
-    for name, (outer, sent) in MUON_STRATEGIES.items():
-        trainings[name] = (functools.partial(rarely, outer, False, inner_muon), sent)
-    rows = []
-    for name, (train, sent) in tqdm(trainings.items(), leave=False):
+    rows: list[Row] = []
+    for name, (train, sent) in tqdm(ways().items(), leave=False):
         losses = np.asarray(jax.jit(jax.vmap(train))(setting))
         rows.append({"way": name, "bytes": sent, "losses": [float(x) for x in losses]})
-    base = np.median(rows[0]["losses"])
-    print(f"{'workers meet by':28}{'bytes':>7}{'median':>9}{'range':>18}{'to every step':>16}")
-    for row in rows:
-        losses = np.asarray(row["losses"])
-        span = f"{losses.min():.3f} to {losses.max():.3f}"
-        print(f"{row['way']:28}{row['bytes']:7.2f}{np.median(losses):9.3f}{span:>18}{np.median(losses) / base:16.3f}")
+    print(table(rows))
     run.write({"local_steps": int(np.prod(setting[2].shape[1:3])), "rows": rows})
 
 

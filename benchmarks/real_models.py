@@ -203,16 +203,24 @@ def ratios(cost: Cost, base: Cost) -> dict[str, float]:
 
 def table(rows: list[Row]) -> str:
     """The rows in print."""
-    lines = [f"{'target':7}{'tree':13}{'optimizer':23}{'trace s':>9}{'compile s':>10}{'ratio':>7}{'init':>6}"]
-    lines[0] += f"{'kernels':>9}{'per leaf':>9}{'temp. B':>9}{'state B':>9}"
+    columns = {
+        "target": "{target}",
+        "tree": "{tree}",
+        "optimizer": "{optimizer}",
+        "trace s": "{trace_seconds:.2f}",
+        "compile s": "{compile_seconds:.2f}",
+        "ratio": "{ratio:>}",
+        "init": "{init:>}",
+        "kernels": "{kernels:d}",
+        "per leaf": "{per_leaf:.2f}",
+        "temp. B": "{temporaries:.2f}",
+        "state B": "{state_bytes:.3f}",
+    }
+    shown = []
     for row in rows:
         ratio, init = (f"{row[key]:.1f}" if key in row else "" for key in ("trace_and_compile_ratio", "init_ratio"))
-        lines.append(
-            f"{row['target']:7}{row['tree']:13}{row['optimizer']:23}{row['trace_seconds']:9.2f}"
-            f"{row['compile_seconds']:10.2f}{ratio:>7}{init:>6}{row['kernels']:9}{row['kernels'] / row['leaves']:9.2f}"
-            f"{row['temporaries']:9.2f}{row['state_bytes']:9.3f}"
-        )
-    return "\n".join(lines)
+        shown.append(row | {"ratio": ratio, "init": init, "per_leaf": row["kernels"] / row["leaves"]})
+    return _run.table(columns, shown)
 
 
 def markdown(rows: list[Row]) -> list[str]:

@@ -248,19 +248,19 @@ def summary(seconds: np.ndarray, gradients: optax.Updates, subject: Subject, cop
     }
 
 
+# The columns in print of a row with a `summary`, besides those that only one benchmark has.
+NAMED = {"tree": "{tree}", "optimizer": "{optimizer}", "state": "{state_bytes_per_parameter:.2f}"}
+TIMES = {
+    "ms": "{milliseconds:.3f}",
+    "ratio (quartiles)": "{ratio:.2f} ({ratio_quartiles[0]:.2f} to {ratio_quartiles[1]:.2f})",
+    "GB/s": "{gigabytes_per_second:.1f}",
+    "of copy": "{share_of_copy:.0%}",
+}
+
+
 def table(rows: list[Row]) -> str:
     """The rows in print."""
-    lines = [f"{'tree':13}{'optimizer':28}{'state':>6}{'compile':>9}{'ms':>9}{'ratio (quartiles)':>22}{'GB/s':>8}"]
-    lines[0] += f"{'of copy':>9}"
-    for row in rows:
-        low, high = row["ratio_quartiles"]
-        ratio = f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})"
-        lines.append(
-            f"{row['tree']:13}{row['optimizer']:28}{row['state_bytes_per_parameter']:6.2f}"
-            f"{row['compile_seconds']:7.1f} s{row['milliseconds']:9.3f}{ratio:>22}"
-            f"{row['gigabytes_per_second']:8.1f}{row['share_of_copy']:9.0%}"
-        )
-    return "\n".join(lines)
+    return _run.table({**NAMED, "compile": "{compile_seconds:.1f} s", **TIMES}, rows)
 
 
 TREES, OPTIMIZERS = tuple(trees(quick=True)), tuple(names_of_all())

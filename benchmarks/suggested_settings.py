@@ -157,16 +157,16 @@ def measure(penalties: tuple[float, ...], seeds: tuple[int, ...]) -> list[Row]:
 
 def table(rows: list[Row]) -> str:
     """The rows in print."""
-    lines = [f"{'task':38}{'target':>14}{'suggested: rate, decay':>26}{'steps':>7}"]
-    lines[0] += f"{'grid: rate, decay':>22}{'steps':>7}{'ratio':>8}"
-    for row in rows:
-        ours = f"{row['learning_rate']:.4g}, {row['decay']:.3f}"
-        best = f"{row['best_learning_rate']:.4g}, {row['best_decay']:g}"
-        lines.append(
-            f"{row['task']:38}{row['target']:>14}{ours:>26}{row['steps']!s:>7}{best:>22}{row['best_steps']:>7}"
-            f"{row['ratio']!s:>8}"
-        )
-    return "\n".join(lines)
+    columns = {
+        "task": "{task}",
+        "target": "{target}",
+        "suggested: rate, decay": "{learning_rate:.4g}, {decay:.3f}",
+        "steps": "{steps!s}",
+        "grid: rate, decay": "{best_learning_rate:.4g}, {best_decay:g}",
+        "best steps": "{best_steps!s}",
+        "ratio": "{ratio!s}",
+    }
+    return _run.table(columns, rows)
 
 
 @dataclasses.dataclass(frozen=True)

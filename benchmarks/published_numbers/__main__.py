@@ -33,14 +33,16 @@ RUNS = 25 + 16 + 20 + 7 * len(MINIMA) + 2
 
 def table(rows: list[Row]) -> str:
     """The rows in print."""
-    lines = [f"{'experiment':14}{'case':48}{'measured':>12}{'known':>10}{'allowed':>10}"]
-    for entry in rows:
-        verdict = "" if abs(entry["measured"] - entry["known"]) <= entry["tolerance"] else "  differs"
-        lines.append(
-            f"{entry['experiment']:14}{entry['case']:48}{entry['measured']:12.5g}{entry['known']:10.5g}"
-            f"{entry['tolerance']:10.2g}{verdict}"
-        )
-    return "\n".join(lines)
+    columns = {
+        "experiment": "{experiment}",
+        "case": "{case}",
+        "measured": "{measured:.5g}",
+        "known": "{known:.5g}",
+        "allowed": "{tolerance:.2g}",
+        "": "{verdict}",
+    }
+    verdicts = ("" if abs(row["measured"] - row["known"]) <= row["tolerance"] else "differs" for row in rows)
+    return _run.table(columns, [row | {"verdict": verdict} for row, verdict in zip(rows, verdicts, strict=True)])
 
 
 def main() -> None:

@@ -85,18 +85,23 @@ def _finite(values: np.ndarray) -> list[float | None]:
 
 def table(rows: list[Row]) -> str:
     """The rows in print; "paired" is the median over seeds of the loss less that of float32 from the same seed."""
-    lines = [f"{'task':13}{'decay':>6}  {'storage':18}{'bytes':>6}{'loss: median (range)':>29}{'paired':>9}"]
-    lines[0] += f"{'error, leaf':>13}{'tree':>9}"
-    base: np.ndarray = np.zeros(0)
+    columns = {
+        "task": "{task}",
+        "decay": "{decay:g}",
+        "storage": "{storage}",
+        "bytes": "{bytes_per_parameter:.2f}",
+        "loss: median (range)": "{median:.4f} ({least:.4f} to {most:.4f})",
+        "paired": "{paired:.4f}",
+        "error, leaf": "{leaf:.4f}",
+        "tree": "{whole:.4f}",
+    }
+    shown, base = [], np.zeros(0)
     for row in rows:
         losses, leaf, tree = (np.array(row[key], float) for key in ("losses", "leaf_errors", "tree_errors"))
         base = losses if row["storage"] == "float32" else base
-        spread = f"{np.median(losses):.4f} ({losses.min():.4f} to {losses.max():.4f})"
-        lines.append(
-            f"{row['task']:13}{row['decay']:6}  {row['storage']:18}{row['bytes_per_parameter']:6.2f}{spread:>29}"
-            f"{np.median(losses - base):9.4f}{leaf.mean():13.4f}{tree.mean():9.4f}"
-        )
-    return "\n".join(lines)
+        found = {"median": np.median(losses), "least": losses.min(), "most": losses.max()}
+        shown.append(row | found | {"paired": np.median(losses - base), "leaf": leaf.mean(), "whole": tree.mean()})
+    return _run.table(columns, shown)
 
 
 @dataclasses.dataclass(frozen=True)

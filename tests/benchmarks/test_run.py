@@ -47,6 +47,15 @@ def test_a_wrong_option_ends_the_program_before_anything_is_measured(monkeypatch
     assert "Error parsing --output: must be a file in a directory" in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_table_has_texts_on_the_left_and_numbers_on_the_right():
+    rows = [{"name": "a", "x": 1.5}, {"name": "longer", "x": -10.25}]
+    assert _run.table({"name": "{name}", "value": "{x:.1f}", "wide column": "{x!s}"}, rows).splitlines() == [
+        "name    value  wide column",
+        "a         1.5          1.5",
+        "longer  -10.2       -10.25",
+    ]
+
+
 def programs():
     """The names of the benchmarks."""
     files = [path for path in FOLDER.glob("*.py") if not path.name.startswith("_")]
