@@ -10,17 +10,35 @@ import momentum_optax as mo
 from momentum_optax.matrices.newton_schulz import coefficients_of, newton_schulz
 
 RNG = np.random.default_rng(0)
-# Amsel et al., algorithm 1: triples divided by powers of 1.01, apart from the last, which is repeated.
-EXPRESS = [
-    (8.28721201814563, -23.595886519098837, 17.300387312530933),
-    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
-    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
-    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
-    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
-    (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
-    (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
-]
-EXPRESS = [(a / 1.01, b / 1.01**3, c / 1.01**5) for a, b, c in EXPRESS] + [(1.875, -1.25, 0.375)] * 2
+
+
+def best_quintic(low, high):
+    """The odd polynomial of degree 5 that is nearest to 1 on an interval: its error has four equal extremes."""
+    q, r = (3 * low + high) / 4, (low + 3 * high) / 4
+    for _ in range(30):
+        x = np.array([low, q, r, high])
+        *triple, _ = np.linalg.solve(np.stack([x, x**3, x**5, [1, -1, 1, -1]], 1), np.ones(4))
+        a, b, c = triple
+        q, r = np.sqrt(np.sort(np.roots([5 * c, 3 * b, a])))
+    return np.array(triple)
+
+
+def polar_express(count, low=1e-3, cushion=0.02407327424182761):
+    """Amsel et al., algorithm 1: the best polynomial for where the one before leaves the singular values.
+
+    The interval for the polynomial is not longer than `cushion` allows; then its values are centred at 1 again.
+    """
+    high = 1.0
+    for _ in range(count):
+        triple = best_quintic(max(low, cushion * high), high)
+        triple *= 2 / sum(triple @ [x, x**3, x**5] for x in (low, high))
+        low = triple @ [low, low**3, low**5]
+        high = 2 - low
+        yield triple / [1.01, 1.01**3, 1.01**5]
+
+
+# Then the limit, without the factor of safety.
+EXPRESS = [*polar_express(7), (1.875, -1.25, 0.375), (1.875, -1.25, 0.375)]
 
 
 def loop(x, triples):
@@ -43,9 +61,10 @@ FIRST = {
 )
 def test_every_preconditioning_is_its_formula_for_each_matrix_of_a_batch(preconditioning, x64):
     x = RNG.normal(size=(3, 4, 7)) * np.array([1.0, 30.0, 1e-2])[:, None, None]
-    got = jax.jit(lambda x: newton_schulz(x, coefficients_of("polar_express", 4), 1e-30, preconditioning))(x)
+    triples = coefficients_of("polar_express", 4)
+    got = jax.jit(lambda x: newton_schulz(x, triples, 1e-30, preconditioning))(x)
     for one, new in zip(x, got, strict=True):
-        np.testing.assert_allclose(new, loop(FIRST[preconditioning](one), EXPRESS[:4]), rtol=0, atol=1e-12)
+        np.testing.assert_allclose(new, loop(FIRST[preconditioning](one), triples), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -53,14 +72,17 @@ def test_every_preconditioning_is_its_formula_for_each_matrix_of_a_batch(precond
     [
         ("standard", None, [(3.4445, -4.7750, 2.0315)] * 5),
         ("standard", 2, [(3.4445, -4.7750, 2.0315)] * 2),
-        ("polar_express", None, EXPRESS[:5]),
-        ("polar_express", 9, EXPRESS),
         ((1.5, -0.5, 0.0), 3, [(1.5, -0.5, 0.0)] * 3),
         ([(2, -1.5, 0.5), (1.5, -0.5, 0)], None, [(2, -1.5, 0.5), (1.5, -0.5, 0)]),
     ],
 )
 def test_coefficients_by_name_once_for_all_and_one_by_one(given, steps, triples):
     np.testing.assert_allclose(coefficients_of(given, steps), triples, rtol=1e-15)
+
+
+def test_polar_express_is_made_of_the_best_polynomials():
+    np.testing.assert_allclose(coefficients_of("polar_express", 9), EXPRESS, rtol=1e-9)
+    np.testing.assert_array_equal(coefficients_of("polar_express", None), coefficients_of("polar_express", 9)[:5])
 
 
 def test_polar_express_converges_to_the_polar_factor_of_badly_conditioned_matrices(x64):
