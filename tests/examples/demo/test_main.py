@@ -1,6 +1,5 @@
 """The command line of the demo: it prints and draws what it trained, and refuses wrong options."""
 
-import dataclasses
 import importlib.util
 import re
 import sys
@@ -35,39 +34,6 @@ def test_main_writes_a_png_and_prints_what_it_did(tmp_path, capsys, monkeypatch,
     assert table(results) in printed
     assert str(path) in printed
     assert sys.modules.get("matplotlib.pyplot") is backend
-
-
-# A value of each option that is refused.
-WRONG = [
-    ("--epochs", "0"),
-    ("--epochs", "1.5"),
-    ("--batch-size", "-3"),
-    ("--batch-size", "9999"),
-    ("--learning-rate", "0"),
-    ("--learning-rate", "nan"),
-    ("--learning-rate", "fast"),
-    ("--seed", "-1"),
-    ("--seeds", "0"),
-    ("--race-epochs", "0"),
-    ("--rule", "adam"),
-    ("--data", "cifar"),
-    ("--output", "no/such/directory/a.png"),
-    ("--output", "."),
-]
-
-
-def test_every_option_has_a_wrong_value():
-    fields = dataclasses.fields(demo.Options)
-    assert {option for option, _ in WRONG} == {f"--{x.name.replace('_', '-')}" for x in fields if x.type is not bool}
-
-
-@pytest.mark.parametrize(("option", "value"), WRONG)
-def test_a_wrong_option_is_named_with_its_value_before_anything_is_trained(option, value, refused, monkeypatch):
-    monkeypatch.setattr(demo, "train_cnn", None)
-    monkeypatch.setattr(demo, "race", None)
-    message = refused(demo.main, "--data", "digits", f"{option}={value}")
-    assert re.search(rf"(Error parsing {option}: must be .*|invalid choice .* for argument '{option}'.*)", message)
-    assert value in message
 
 
 @pytest.mark.parametrize("package", sorted({*PACKAGES["mnist"]} - {"tyro"}))

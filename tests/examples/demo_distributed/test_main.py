@@ -1,6 +1,5 @@
 """The command line of the distributed demo: wrong options, errors, and whole runs with real workers."""
 
-import dataclasses
 import os
 import pathlib
 import re
@@ -23,33 +22,6 @@ from examples.demo.data import load_digits
 from examples.demo_distributed import __main__ as main
 from examples.demo_distributed import checkpoint, launcher, training
 from examples.demo_distributed.job import START
-
-# A value of each option that is refused.
-WRONG = [
-    ("--workers", "1"),
-    ("--workers", "two"),
-    ("--rounds", "1"),
-    ("--inner-steps", "0"),
-    ("--batch-size", "400"),
-    ("--learning-rate", "nan"),
-    ("--seed", "-1"),
-    ("--timeout", "0"),
-    ("--data", "cifar"),
-    ("--output", "no/such/directory/a.png"),
-]
-
-
-def test_every_option_has_a_wrong_value():
-    fields = dataclasses.fields(main.Options)
-    assert {option for option, _ in WRONG} == {f"--{x.name.replace('_', '-')}" for x in fields if x.type is not bool}
-
-
-@pytest.mark.parametrize(("option", "value"), WRONG)
-def test_a_wrong_option_is_named_with_its_value_before_anything_is_trained(option, value, refused, monkeypatch):
-    monkeypatch.setattr(main, "_demo", None)
-    message = refused(main.main, "--data", "digits", f"{option}={value}")
-    assert re.search(rf"(Error parsing {option}: must be .*|invalid choice .* for argument '{option}'.*)", message)
-    assert value in message
 
 
 @pytest.mark.parametrize(
