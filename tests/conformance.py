@@ -111,6 +111,11 @@ def public_storages():
     return {name for name in names if inspect.isfunction(getattr(mo.storage, name))}
 
 
+def storages_with(option):
+    """The storages, of velocities and of squares, whose function has an argument of this name."""
+    return [n for n in (*STORAGES, *SQUARES) if option in inspect.signature(getattr(mo.storage, n)).parameters]
+
+
 def runner(rule, storage="float32", debias=False):
     """The transformation for a row of the tables."""
     keep = STORAGES[storage]() if storage in STORAGES else storage

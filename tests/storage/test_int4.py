@@ -217,49 +217,6 @@ def test_half_a_byte_and_the_small_leaves_in_full():
     assert 0.5 + others / params["w"].size <= 0.55
 
 
-@pytest.mark.slow
-def test_a_resumed_run_and_a_scanned_one_are_bit_equal():
-    tx = mo.scale_by_momentum(mo.aggregated((0.0, 0.5, 0.9)), storage=mo.storage.int4(5, min_size=1))
-    gradients = normal(6, *SHAPE, seed=3)
-    update = jax.jit(lambda s, g: tx.update(g, s)[::-1])
-    straight, _ = jax.lax.scan(update, tx.init(gradients[0]), gradients)
-    state = tx.init(gradients[0])
-    for t, g in enumerate(gradients):
-        state, _ = update(state, g)
-        if t == 2:
-            state = jax.tree.map(jnp.asarray, jax.device_get(state))  # as a checkpoint would
-    for a, b in zip(jax.tree.leaves(straight), jax.tree.leaves(state), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-@pytest.mark.slow
-def test_many_devices_write_the_codes_of_one():
-    from jax.sharding import NamedSharding, PartitionSpec
-
-    signal = normal(5, *SHAPE, seed=6)
-    for shape, spec in (((8, 1), ("x",)), ((1, 8), (None, "y")), ((4, 2), ("x", "y"))):
-        mesh = jax.make_mesh(shape, ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-        split = jax.device_put(signal, NamedSharding(mesh, PartitionSpec(None, *spec)))
-        for a, b in zip(*(jax.tree.leaves(run(mo.nesterov(0.9), s)) for s in (signal, split)), strict=True):
-            np.testing.assert_array_equal(a, b)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [({"seed": -1}, "seed must be at least 0, got -1"), ({"min_size": 0}, "min_size must be at least 1, got 0")],
-)
-def test_wrong_options_are_named(arguments, words):
-    with pytest.raises(ValueError, match=words):
-        mo.storage.int4(**arguments)
-
-
-def test_every_option_changes_the_codes():
-    signal = normal(3, *SHAPE)
-    plain = run(mo.heavy_ball(0.9), signal)[1]
-    for other in (mo.storage.int4(1, min_size=1), mo.storage.int4(min_size=5000)):
-        assert np.any(np.asarray(run(mo.heavy_ball(0.9), signal, other)[1]) != np.asarray(plain))
-
-
 @pytest.mark.parametrize(
     ("shape", "size"),
     [((8,), 1.0), *(pytest.param(s, x, marks=pytest.mark.slow) for s in ((1, 512), (4, 8)) for x in (1e-20, 1e20))],

@@ -202,26 +202,6 @@ def test_one_byte_and_the_small_leaves_in_full():
     assert sum(part[0]["w"].nbytes for part in state) / params["w"].size <= 1.03
 
 
-@pytest.mark.slow
-def test_a_resumed_run_and_many_devices_write_the_same_bytes():
-    from jax.sharding import NamedSharding, PartitionSpec
-
-    signal = normal(6, *SHAPE, seed=3)
-    straight, _ = averages(signal, 0.9, SQUARES)
-    tx = mo.compress(optax.scale_by_adam(b1=0.0, b2=0.9), {"nu"}, SQUARES)
-    state, update = tx.init(signal[0]), jax.jit(lambda s, g: tx.update(g, s)[1])
-    for t, g in enumerate(signal):
-        state = update(state, g)
-        if t == 2:
-            state = jax.tree.map(jnp.asarray, jax.device_get(state))  # as a checkpoint would
-    for a, b in zip(jax.tree.leaves(straight), jax.tree.leaves(state), strict=True):
-        np.testing.assert_array_equal(a, b)
-    for shape, spec in (((8, 1), ("x",)), ((1, 8), (None, "y")), ((4, 2), ("x", "y"))):
-        mesh = jax.make_mesh(shape, ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-        split = jax.device_put(signal, NamedSharding(mesh, PartitionSpec(None, *spec)))
-        np.testing.assert_array_equal(averages(split, 0.9, SQUARES)[1], averages(signal, 0.9, SQUARES)[1])
-
-
 def test_it_is_for_squares_alone():
     with pytest.raises(ValueError, match="either sign, got Uint8"):
         mo.scale_by_momentum(mo.heavy_ball(0.9), storage="uint8")
@@ -238,22 +218,3 @@ def test_it_is_for_squares_alone():
     mo.convert(state, {"nu": "uint8"})
     with pytest.raises(ValueError, match="'velocity' may hold"):
         mo.convert(mo.scale_by_momentum(mo.ema(0.9)).init(params), "uint8")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "words"),
-    [
-        ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
-        ({"min_size": 0}, ValueError, "min_size must be at least 1, got 0"),
-    ],
-)
-def test_wrong_options_are_named(arguments, error, words):
-    with pytest.raises(error, match=words):
-        mo.storage.uint8(**arguments)
-
-
-def test_every_option_changes_the_bytes():
-    signal = normal(3, *SHAPE)
-    plain = averages(signal, 0.9, SQUARES)[1]
-    for other in (mo.storage.uint8(1, min_size=1), mo.storage.uint8(min_size=5000)):
-        assert np.any(np.asarray(averages(signal, 0.9, other)[1]) != np.asarray(plain))
