@@ -9,10 +9,9 @@ from ._tree import map_numbered
 from ._typing import Count
 from .storage.noise import stamp_of
 from .storage.protocol import check_whole
-from .storage.rounding import rounded_at
+from .storage.rounding import is_narrow, rounded_at
 
 _ROUNDINGS = ("nearest", "stochastic")
-_NARROW = (jnp.bfloat16, jnp.float16)
 # Distinguishes the noise of weights from that of their velocities, which are rounded in the same step.
 _WEIGHTS = 0x57454947
 
@@ -83,7 +82,7 @@ def _nearest(update: jax.Array | None, param: jax.Array) -> jax.Array:
 
 
 def _stochastic(update: jax.Array | None, param: jax.Array, stamp: jax.Array) -> jax.Array:
-    if update is None or param.dtype not in _NARROW:
+    if update is None or not is_narrow(param.dtype):
         return _nearest(update, param)
     wide = param.astype(jnp.float32) + update.astype(jnp.float32)
     check_whole("rounding='stochastic'", wide, "round outside of it")

@@ -1,4 +1,4 @@
-"""Stochastic rounding to bfloat16 and float16, for velocities and for weights."""
+"""Stochastic rounding to floats of 16 bits or fewer, for velocities and for weights."""
 
 from functools import partial
 
@@ -10,9 +10,10 @@ from .._typing import DType
 from .noise import random_bits
 from .slopes import straight_through
 
-_MANTISSA_BITS = {"bfloat16": 7, "float16": 10}
-# Below this magnitude float16 is subnormal: its values lie 2^-24 apart.
-_FLOAT16_NORMAL, _FLOAT16_UNIT = 2.0**-14, 2.0**-24
+
+def is_narrow(dtype: DType) -> bool:
+    """Whether `stochastic_round` goes to this dtype: a real one of fewer bits than float32."""
+    return bool(jnp.issubdtype(dtype, jnp.floating)) and jnp.finfo(dtype).bits < 32
 
 
 # Traced once for all leaves of a shape.
@@ -33,32 +34,32 @@ def stochastic_round(x: jax.Array, bits: jax.Array, dtype: DType) -> jax.Array:
     Args:
       x: Real array; it is read in float32.
       bits: Uniform random uint32 of the shape of `x`.
-      dtype: bfloat16 or float16.
+      dtype: bfloat16, float16 or another one that `is_narrow`.
 
     Returns:
       An array of that dtype.
-
-    Raises:
-      KeyError: If `dtype` is another one.
 
     Reference:
       Gupta et al., "Deep learning with limited numerical precision", ICML 2015, arXiv:1502.02551.
     """
     x = x.astype(jnp.float32)
-    cut = 23 - _MANTISSA_BITS[jnp.dtype(dtype).name]
+    form = jnp.finfo(dtype)
+    cut = 23 - form.nmant
     kept = np.uint32(2**32 - 2**cut)
     pattern = jax.lax.bitcast_convert_type(x, jnp.uint32)
     # Noise below the last bit that is kept, then a cut. Done in the bits of a float32, before the cast: XLA's TPU
     # backend keeps that in one fusion.
     noisy = jax.lax.bitcast_convert_type((pattern + (bits >> (32 - cut))) & kept, jnp.float32)
     down = jax.lax.bitcast_convert_type(pattern & kept, jnp.float32)
-    if jnp.dtype(dtype) == jnp.float16:
+    least, unit = float(form.smallest_normal), float(form.smallest_subnormal)
+    if least > jnp.finfo(jnp.float32).smallest_normal:
+        # Below it values are subnormal and lie one unit apart.
         uniform = (bits >> 8).astype(jnp.float32) * np.float32(2.0**-24)
-        size = jnp.abs(x) * np.float32(1 / _FLOAT16_UNIT)
+        size = jnp.abs(x) * np.float32(1 / unit)
         whole = jnp.floor(size)
-        units = (whole + (uniform < size - whole)) * np.float32(_FLOAT16_UNIT)
-        noisy = jnp.where(jnp.abs(x) < np.float32(_FLOAT16_NORMAL), jnp.copysign(units, x), noisy)
+        units = (whole + (uniform < size - whole)) * np.float32(unit)
+        noisy = jnp.where(jnp.abs(x) < np.float32(least), jnp.copysign(units, x), noisy)
     # Noise could turn the bits of NaN into anything, and the largest value into infinity.
-    largest = np.float32(jnp.finfo(dtype).max)
+    largest = np.float32(form.max)
     kept_value = jnp.where(jnp.isfinite(x), jnp.where(jnp.abs(noisy) <= largest, noisy, down), x)
     return straight_through(x, kept_value.astype(dtype))
