@@ -8,7 +8,7 @@ import optax
 from flax import nnx
 from sklearn.datasets import load_digits
 
-as_pure = getattr(nnx, "as_pure", None) or nnx.pure  # its name in older versions of Flax
+as_pure = getattr(nnx, "as_pure", None) or nnx.pure  # its name in Flax 0.12.0
 
 
 @functools.cache

@@ -79,7 +79,7 @@ def train_cnn(
     tx = _optimizer(rule, learning_rate, steps, epochs)
     optimizer = nnx.Optimizer(model, mo.monitor(tx, every=MEASURED), wrt=nnx.Param)
     step, accuracy = _jitted_functions()
-    # Its name in newer and in older versions of Flax.
+    # In Flax 0.12.0 it has the other name.
     pure = getattr(nnx, "as_pure", None) or nnx.pure
     measured: list[dict[str, float]] = []
     history = History([], [], sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))), measured)

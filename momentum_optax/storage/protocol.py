@@ -216,6 +216,7 @@ def check_whole(what: str, leaf: jax.Array, way_out: str) -> None:
 def _varying(x: jax.Array) -> Collection[str]:
     """The axes of an enclosing `shard_map` along which `x` may differ, as far as its type knows."""
     kind = jax.typeof(x)
+    # JAX 0.7.2 has the former, the newest versions the latter.
     varying: Collection[str] = kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying
     return varying
 

@@ -83,7 +83,7 @@ def reaches(shape: tuple[int, ...], least: int, what: str) -> bool:
         return math.prod(shape) >= least
     try:
         return bool(math.prod(shape) >= least)
-    except Exception as error:  # whose class has moved between versions of JAX
+    except Exception as error:  # whose class JAX 0.7.2 has elsewhere than newer versions
         raise ValueError(
             f"symbolic sizes must be known to be above or below {what}, {least} elements, for a storage in few bits, "
             f"got {shape}: bound them, as in symbolic_shape('n,m', constraints=('n >= 8', 'm >= {ROW_SIZE}'))"

@@ -12,11 +12,11 @@ import optax
 import pytest
 from flax import nnx
 from flax.training.train_state import TrainState
+from flax_models import as_pure
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import momentum_optax as mo
 
-as_pure = getattr(nnx, "as_pure", None) or nnx.pure  # its name in older versions of Flax
 P = PartitionSpec
 
 

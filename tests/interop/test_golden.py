@@ -38,6 +38,7 @@ handed_over = pytest.mark.parametrize(
 def enable(dtype):
     if dtype == "float32":
         return contextlib.nullcontext()
+    # JAX 0.7.2 has the latter alone.
     return jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64(True)
 
 

@@ -1,11 +1,5 @@
 """`monitor` does not change the step: its bits, its compiled program and the bytes that it moves."""
 
-import importlib.util
-import json
-import pathlib
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +7,7 @@ import optax
 import pytest
 from conformance import assert_bit_equal
 from monitored import BALL, LIKE, PLAIN, SIGNAL, STORAGES, compiled, every_storage, run
+from moved_on_tpu import counts, needs_libtpu
 
 import momentum_optax as mo
 
@@ -104,27 +99,20 @@ class AlwaysBytes(type(mo.storage.int8())):
         return super().encode(velocities, self.init(velocities[0], len(velocities)), write)
 
 
-# Counts of the compiled step: alone, measured at every tenth step, and at every step.
-COUNTS = """
-import json, math
-from benchmarks import _moved_bytes
-import momentum_optax as mo
-rule, found, device = mo.nesterov(0.9), {}, _moved_bytes.target("tpu")
+# Alone, measured at every tenth step, and at every step.
+MEASURED = """
+rule, optimizers = mo.nesterov(0.9), {}
 for storage in ("float32", "int8"):
     alone = mo.sgd(0.1, rule, storage=storage)
     for every, tx in ((0, alone), (10, mo.monitor(alone, rule, every=10)), (1, mo.monitor(alone, rule))):
-        program = _moved_bytes.compiled(tx, _moved_bytes.LARGE, device)
-        found[f"{storage} {every}"] = _moved_bytes.count(program, math.prod(_moved_bytes.LARGE))._asdict()
-print(json.dumps(found))
+        optimizers[f"{storage} {every}"] = tx
 """
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not made for this platform")
+@needs_libtpu
 def test_on_tpu_a_step_that_is_not_measured_moves_no_more_and_a_measured_one_eight_bytes():
-    root = pathlib.Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", COUNTS], cwd=root, capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = counts(MEASURED)
     for storage, floor in (("float32", 20), ("int8", 14)):
         alone, tenth, each = (found[f"{storage} {every}"] for every in (0, 10, 1))
         assert alone["bytes"] == pytest.approx(floor, abs=0.01)
