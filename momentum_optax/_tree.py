@@ -165,7 +165,7 @@ def to_leaf_states(state: State, treedef: TreeDef, leaf_treedef: TreeDef) -> lis
 
 
 def leaves_at(treedef: TreeDef, tree: PyTree) -> list[PyTree]:
-    """What a tree, boxed or not, has at the leaves of `treedef`; None for each if it has another structure."""
+    """The entries of a tree, boxed or not, at the leaves of `treedef`; None for each if it has another structure."""
     return _matched(unboxed(tree), treedef) or [None] * treedef.num_leaves
 
 

@@ -22,7 +22,7 @@ from .state.mismatch import ANYTHING, AnyVelocity, check_leaf, check_state
 from .storage import Storage, resolve
 from .storage._by_leaf import AnyStorage, ByLeaf, chooser_of
 from .storage.mixed import Layout, codes_of, form_of, stored_velocity, with_stored
-from .storage.protocol import arithmetic_dtype, checked_leaf, encode_context, is_signed, new_state
+from .storage.protocol import arithmetic_dtype, checked_leaf, encode_context, in_dtype, is_signed, new_state
 
 # The name of an extra argument of `update`: a tree like the gradients, that they were computed from.
 RAW = "raw_gradient"
@@ -140,6 +140,7 @@ class _Runner:
       reads_age: Whether coefficients differ between leaves.
       looks_ahead: Whether the rule has a point to evaluate other than the parameters, so that the state says where.
       counts_steps: Whether the state has a step.
+      reads_entering: Whether a storage is told of what enters, or may be.
       expected: A state of the structure that `check_state` wants.
     """
 
@@ -150,10 +151,12 @@ class _Runner:
         self.post_write = post_write_form(rule)
         self.reads_age = rule.reads_age
         self.looks_ahead = any(not is_zero(c) for c in rule.lookahead)
+        known = storages.known
+        self.reads_entering = known is None or any(getattr(x, "reads_entering", False) for x in known)
         self.counts_steps = rule.reads_step or storages.reads_step or any(map(callable, rule.lookahead))
         form = AnyVelocity((ANYTHING,) * rule.order)
-        if storages.known is not None:
-            form = Layout.of(storages.known, rule.order).form
+        if known is not None:
+            form = Layout.of(known, rule.order).form
         self.expected = self.state_of(form, lambda dtype: 0)._replace(
             step=jax.eval_shape(self.first_step),
             lookahead=jax.eval_shape(lambda: _lookahead(rule, 0, jnp.float32)) if self.looks_ahead else None,
@@ -221,7 +224,8 @@ class _Runner:
         """The rule at a step, for a leaf of that age."""
         rule = self.rule if self.is_constant else self.rule.at(step, age)
         post_write = self.post_write if self.is_constant else post_write_form(rule)
-        return ResolvedRule(rule, post_write, self.scales_at(rule, step, age))
+        scales = self.scales_at(rule, step, age)
+        return ResolvedRule(rule, post_write, scales, largest_input(rule, scales) if self.reads_entering else None)
 
     def update_leaf(
         self,
@@ -242,8 +246,8 @@ class _Runner:
         g = _checked_gradient(path, g, v)
         dtype = arithmetic_dtype(g.dtype, *(x.dtype for x in v))
         now = self.resolved(step, old.age) if now is None else now
-        wide = g.astype(dtype)
-        u, v = advance(now, wide, tuple(x.astype(dtype) for x in v))
+        wide = in_dtype(g, dtype)
+        u, v = advance(now, wide, tuple(in_dtype(x, dtype) for x in v))
         gain = old.gain
         if gain is not None:
             u, gain = debiased(now, u, gain)
@@ -251,11 +255,11 @@ class _Runner:
         context = encode_context(storage, wide, (step, i), now.scales)
         if getattr(storage, "reads_entering", False):
             entering = g if not raw or raw[i] is None else jnp.asarray(raw[i])
-            context = context._replace(entering=(entering, largest_input(now), True))
+            context = context._replace(entering=(entering, now.largest_input, True))
         velocity = storage.encode(v, stored, context)
         if stored is not old.velocity:
             velocity = with_stored(old.velocity, velocity)
-        return u.astype(g.dtype), MomentumState(velocity, None, age, gain)
+        return in_dtype(u, g.dtype), MomentumState(velocity, None, age, gain)
 
     def storage_of(self, path: KeyPath, g: Leaf, velocity: PyTree) -> tuple[Storage, PyTree]:
         """The storage of a leaf, and the velocity that it keeps."""
@@ -282,7 +286,7 @@ def _checked_gradient(path: KeyPath, g: Leaf, v: Arrays) -> jax.Array:
         if jnp.iscomplexobj(x) != jnp.issubdtype(g.dtype, jnp.complexfloating):
             kind = "complex" if jnp.iscomplexobj(x) else "real"
             raise TypeError(f"the gradient for {path_name(path)} must be {kind} as at init, got {g.dtype}")
-    return jnp.asarray(g)
+    return g if isinstance(g, jax.Array) else jnp.asarray(g)
 
 
 def _check_storage(rule: Filter, storage: Storage) -> None:

@@ -36,7 +36,7 @@ def loop_matrix(rule: Filter, eta: np.ndarray, curvature: np.ndarray) -> np.ndar
 
 
 def kick(rule: Filter, eta: np.ndarray) -> np.ndarray:
-    """What a gradient of 1 adds to (theta, v), (-eta D, B); shape (..., K + 1)."""
+    """The change of (theta, v) by a gradient of 1, (-eta D, B); shape (..., K + 1)."""
     _, B, _, D = rule.matrices()
     G = np.empty((*eta.shape, len(B) + 1))
     G[..., 0], G[..., 1:] = -eta * D, B

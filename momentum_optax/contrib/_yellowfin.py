@@ -34,7 +34,7 @@ def yellowfin(
     Args:
       learning_rate: A factor on the tuned learning rate, or a schedule of one.
       decay: beta in [0, 1), of the averages.
-      window: How many gradients the curvature range looks back at, known now; 20 if None.
+      window: How many gradients the curvature range looks back at, static; 20 if None.
       storage: The storage of the velocity, see `scale_by_momentum`.
 
     Raises:
@@ -124,7 +124,7 @@ def scale_by_yellowfin(
 
     Args:
       decay: beta in [0, 1): a number, a scalar array, or a schedule of the number of gradients that counted.
-      window: How many squared norms the range looks back at, at least 1, known now; 20 if None, as in the paper.
+      window: How many squared norms the range looks back at, at least 1, static; 20 if None, as in the paper.
       storage: The storage of the velocity, see `scale_by_momentum`. The mean gradient, whose norm is compared with
         that of the gradients, stays exact: 4 bytes per parameter.
 

@@ -132,7 +132,7 @@ def zero1(
 
 
 def zero1_specs(params: optax.Params, mesh: Mesh, axis: str, specs: PyTree = _WHOLE) -> PyTree:
-    """How `zero1` splits the shares of parameters: what an optimizer within it is given as `specs`.
+    """The partition of the parameters' shares under `zero1`: the `specs` of an optimizer inside it.
 
         shares = mo.sharding.zero1_specs(params, mesh, "data", specs)
         tx = mo.sharding.zero1(mo.muon(0.02, mesh=mesh, specs=shares), mesh, "data", specs)

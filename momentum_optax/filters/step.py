@@ -24,11 +24,13 @@ class ResolvedRule(NamedTuple):
       rule: Its coefficients.
       post_write: How the update is read from new velocities, where that is cheaper.
       scales: About how large each velocity becomes.
+      largest_input: See the function of this name; None where nothing reads it.
     """
 
     rule: Filter
     post_write: tuple[float, tuple[float, ...], float] | None
     scales: Scales
+    largest_input: Number | None = None
 
 
 def advance(now: ResolvedRule, g: jax.Array, v: Arrays) -> tuple[jax.Array, Arrays]:
@@ -91,10 +93,10 @@ def relative_scales(rule: Filter) -> Scales:
     return tuple(scales)
 
 
-def largest_input(now: ResolvedRule) -> Number:
+def largest_input(rule: Filter, scales: Scales) -> Number:
     """The largest share of the gradient that enters a velocity, over its relative scale."""
     # A rule at a step has numbers and arrays for coefficients.
-    shares = [cast(Number, b) / scale for b, scale in zip(now.rule.B, now.scales, strict=True)]
+    shares = [cast(Number, b) / scale for b, scale in zip(rule.B, scales, strict=True)]
     if all(map(_checks.is_number, shares)):
         return max((abs(float(share)) for share in shares), default=0.0)
     return functools.reduce(jnp.maximum, [jnp.abs(jnp.asarray(share, jnp.float32)) for share in shares])

@@ -1,4 +1,4 @@
-"""Dimension numbers: which axes of a parameter are rows and columns of matrices, and which parameters are none."""
+"""Dimension numbers: the axes of a parameter that are rows and columns of matrices; None where it is not one."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ class Axes(NamedTuple):
 
 
 def axes_of_leaves(weight_dimension_numbers: WeightDimensionNumbers, tree: PyTree) -> list[Axes | None]:
-    """The axes of each leaf of a bare tree; None for leaves that are no matrices.
+    """The axes of each leaf of a bare tree; None for leaves that are not matrices.
 
     Args:
       weight_dimension_numbers: None takes the leaves with two axes.

@@ -25,7 +25,7 @@ def on_matrices(
     mesh: AnyMesh | None = None,
     specs: PyTree = None,
 ) -> optax.GradientTransformation:
-    r"""A function of whole matrices as a transformation: stacked by shape, and where they are in parts, sent for it.
+    r"""Apply a function to whole matrices: those of one shape as one batch, gathered where they are sharded.
 
         polar = lambda x: (lambda u, s, v: u @ v)(*jnp.linalg.svd(x, full_matrices=False))
         exact = mo.matrices.on_matrices(polar)           # in the place of mo.orthogonalize()
@@ -157,7 +157,7 @@ def orthogonalize(
     `matrices.on_matrices`: the transformation that takes any other direction, too.
 
     Args:
-      steps: The number of iterations, a whole number of at least 1 that is known now; None for 5, or for one with each
+      steps: The number of iterations, a whole number of at least 1 that is static; None for 5, or for one with each
         of a sequence of coefficients.
       weight_dimension_numbers: Which axes of each parameter are a matrix, see `matrices.on_matrices`.
       coefficients: "standard"; "polar_express", the best for singular values of at least 1e-3; Optax's "dion"; (a, b,

@@ -1,4 +1,4 @@
-"""Layouts: how the matrices of a leaf lie in it and over the devices of a mesh; matrices alike are moved together."""
+"""Layouts: the place of a leaf's matrices among its axes and on the devices of a mesh; equal kinds are stacked."""
 
 import dataclasses
 import math
@@ -28,7 +28,7 @@ class Side(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What matrices have in common that are stacked.
+    """The properties that all matrices of a stack share.
 
     Attributes:
       rows: The axes along the shorter side of each matrix.
@@ -60,10 +60,10 @@ class Kind:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How the matrices of a leaf lie in it.
+    """The place of the matrices of a leaf among its axes.
 
     Attributes:
-      kind: What they have in common with those of others.
+      kind: The properties that decide with which others they are stacked.
       order: The leaf's axes as batch, rows, columns.
       spec: How the leaf is split.
     """

@@ -49,7 +49,7 @@ def mesh_of(leaves: Sequence[jax.Array], mesh: AnyMesh | None) -> AnyMesh | None
 def specs_of(
     pairs: Sequence[tuple[KeyPath, jax.Array]], axes: Sequence[Axes], mesh: AnyMesh, specs: PyTree, tree: PyTree
 ) -> list[PartitionSpec]:
-    """How each leaf is split over the mesh.
+    """The partition of each leaf over the mesh.
 
     Args:
       pairs: Path and array of each leaf.
@@ -80,7 +80,7 @@ def specs_of(
 
 
 def _found(leaf: jax.Array, axes: Axes, mesh: AnyMesh) -> PartitionSpec:
-    """How a leaf is split where nothing was said: by its type, by the array, or by rows over all of the mesh."""
+    """The partition of a leaf without a given one: from its type or array, or of its rows over the whole mesh."""
     typed = jax.typeof(leaf).sharding
     if AxisType.Explicit in mesh.axis_types and AxisType.Explicit in typed.mesh.axis_types:
         return cast(PartitionSpec, typed.spec)

@@ -1,4 +1,4 @@
-"""Scales of directions: by the shape of a matrix, and by the size of the updates of each of its outputs."""
+"""Scales of directions: by the shape of a matrix, and by the recent size of the updates of each output."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeAlias
@@ -25,7 +25,7 @@ def scale_by_shape(
     *,
     consistent_rms: Number | None = None,
 ) -> optax.GradientTransformation:
-    r"""A factor for each matrix by its inputs and outputs, as Muon has behind the orthogonalisation.
+    r"""Multiply each matrix by a factor of its inputs and outputs, as Muon does after the orthogonalisation.
 
     Args:
       scale: "spectral": $\sqrt{\max(1, \mathrm{outputs}/\mathrm{inputs})}$. "rms":
@@ -87,7 +87,7 @@ class NeuronState(NamedTuple):
 def scale_by_neuron(
     decay: Number = 0.95, weight_dimension_numbers: WeightDimensionNumbers = None, *, eps: Number | None = None
 ) -> optax.GradientTransformation:
-    r"""The direction of each neuron over its own recent size, at the same norm of each matrix: NorMuon's second step.
+    r"""Divide each neuron's direction by its recent size, the norm of each matrix unchanged: NorMuon's second step.
 
     $$ w' = \beta_2 w + (1 - \beta_2)\, \mathrm{mean}_{\text{inputs}}(O^2), \qquad
        \hat O = O / (\sqrt{w'} + \epsilon), \qquad u = \hat O\, \|O\|_F / \|\hat O\|_F $$

@@ -6,6 +6,7 @@ import optax
 
 from .._typing import PyTree
 from ..state.mismatch import explained
+from ..storage.protocol import in_dtype
 
 
 def in_gradient_dtype(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -20,7 +21,7 @@ def in_gradient_dtype(tx: optax.GradientTransformation) -> optax.GradientTransfo
     ) -> tuple[optax.Updates, optax.OptState]:
         with jax.numpy_dtype_promotion("standard"):
             new, state = run(updates, state, params, **extra)
-        return jax.tree.map(lambda u, g: u.astype(jnp.result_type(g)), new, updates), state
+        return jax.tree.map(lambda u, g: in_dtype(u, jnp.result_type(g)), new, updates), state
 
     return optax.GradientTransformationExtraArgs(tx.init, update)
 

@@ -1,14 +1,13 @@
 """`partition_matrices`: one optimizer for matrices and another for the other parameters."""
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from .. import _checks, _tree
 from .._typing import Leaf, PyTree
 from ..matrices.dimensions import WeightDimensionNumbers, axes_of_leaves
 from ..storage.mixed import codes_of
-from ..storage.protocol import SUPPORTED, unsupported
+from ..storage.protocol import checked_leaf
 from ..transform import MomentumState
 
 MATRICES, OTHERS = "matrices", "others"
@@ -36,7 +35,7 @@ def partition_matrices(
       weight_dimension_numbers: Which parameters are matrices, see `matrices.on_matrices`.
 
     Raises:
-      TypeError: If `others` is no transformation; at `init` if a parameter is not of a float or complex dtype.
+      TypeError: If `others` is not a transformation; at `init` if a parameter is not of a float or complex dtype.
     """
     _checks.transformation("others", others)
 
@@ -56,9 +55,7 @@ def partition_matrices(
 
     def init(params: optax.Params) -> optax.OptState:
         for path, x in jax.tree_util.tree_leaves_with_path(_tree.unboxed(params)):
-            dtype = x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
-            if str(dtype) not in SUPPORTED:
-                raise TypeError(unsupported(_tree.path_name(path), dtype))
+            checked_leaf(path, x)
         return tx.init(params)
 
     def update(

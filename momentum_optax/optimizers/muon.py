@@ -47,8 +47,8 @@ def muon(
     $$ \theta' = \theta - \eta \left(\sqrt{\max(1, \tfrac{n}{m})}\;\mathrm{orthogonalize}(u) + \lambda\theta\right) $$
 
     for u of the rule and $\theta$ of m inputs by n outputs, the layout of Flax and Optax (PyTorch's is transposed).
-    Embeddings and output layers are matrices too; whoever wants another optimizer for them says so, by
-    `weight_dimension_numbers`: `mo.matrices.excluding("embed", "head")` does it by name.
+    Embeddings and output layers are matrices too. To give them to the other optimizer, exclude them in
+    `weight_dimension_numbers`, by name with `mo.matrices.excluding("embed", "head")`.
 
     The default rule, `muon_mix`, is that of the reference code. `optax.contrib.muon` debiases momentum and gradient by
     their own corrections, which is `momentum=nadam_mix(beta, psi=1e6)`; its `nesterov=False` is `momentum=ema(beta)`.
@@ -60,7 +60,7 @@ def muon(
         Optax: `optax.contrib.MuonDimensionNumbers` or None for each, in a tree like the parameters or a prefix of it,
         or a function of the parameters to one. Axes in neither, of stacked layers, heads or experts, count matrices.
         None for the parameters with two axes.
-      steps: Newton-Schulz iterations, at least 1, known now; None for the reference code's 5.
+      steps: Newton-Schulz iterations, at least 1, static; None for the reference code's 5.
       coefficients: Of the iterations, see `orthogonalize`.
       preconditioning: What is orthogonalised is first divided by: "frobenius", "spectral", "schatten" or "aol".
       eps: Added to the norm, at least 0; None for 1e-8.
@@ -68,7 +68,7 @@ def muon(
       scale: "spectral", as above; "rms", $0.2\sqrt{\max(m, n)}$ in its place, so that a learning rate of AdamW fits; or
         a factor for all shapes.
       consistent_rms: Optax's name for "rms" with another number than 0.2.
-      weight_decay: lambda in [0, inf), decoupled, of Muon's parameters; `update` then needs `params`. None for none.
+      weight_decay: lambda in [0, inf), decoupled, of Muon's parameters; `update` then needs `params`. None disables it.
       mask: Which of them decay, see `sgd`.
       others: The optimizer of the other parameters, learning rate included; None for Optax's `nadam` at Muon's rate,
         which is what `optax.contrib.muon` does.
@@ -128,7 +128,7 @@ def normuon(
     specs: PyTree = None,
     storage: AnyStorage = "float32",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""NorMuon: Muon with the update of each neuron over its own recent size, at the same norm of each matrix.
+    r"""NorMuon: Muon with the update of each neuron divided by its recent size, the norm of each matrix unchanged.
 
     $$ O = \mathrm{orthogonalize}(u), \quad w' = \beta_2 w + (1-\beta_2)\,\mathrm{mean}_{\text{inputs}}(O^2), \quad
        \hat O = \frac{O}{\sqrt{w'} + \epsilon}, \quad \theta' = \theta - \eta \left(\sqrt{\max(1, \tfrac{n}{m})}\;

@@ -91,7 +91,7 @@ def outer_nesterov(period: int = 28, learning_rate: Scalar = 0.68, decay: Scalar
     r"""Outer Nesterov steps: SNOO, and MuLoCo and DiLoCo with one worker.
 
     Every k steps, at those where k divides t + 1, the displacement d of the last k steps becomes the gradient of a
-    Nesterov step of the outer parameters, and the inner ones go on from there:
+    Nesterov step of the outer parameters, and the inner ones continue from there:
 
     $$ m' = \mu m + d, \qquad \theta_{outer}' = \theta_{outer} - \eta_{outer} (d + \mu m') $$
 
@@ -130,10 +130,10 @@ def lookahead(period: int = 5, step_size: Scalar = 0.5) -> Filter:
     r"""Lookahead: k steps forward, one step back.
 
     Every k steps, at those where k divides t + 1, the slow parameters move a share alpha of the way to the fast ones,
-    and the fast ones go on from there: $\phi' = \phi + \alpha (\theta - \phi)$, $\theta' = \phi'$.
+    and the fast ones continue from there: $\phi' = \phi + \alpha (\theta - \phi)$, $\theta' = \phi'$.
 
     The stored parameters are the fast ones and v is the sum of the updates since the last meeting; `eval_params` gives
-    the slow ones. t counts all steps, also those of leaves without gradients. The optimizer's own state goes on, as
+    the slow ones. t counts all steps, also those of leaves without gradients. The optimizer's state is kept, as
     with `optax.lookahead(reset_state=False)`.
 
     Args:

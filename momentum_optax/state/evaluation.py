@@ -73,7 +73,7 @@ def eval_params(
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """Where a rule is.
+    """A rule in an optimizer's state.
 
     Attributes:
       name: The path of its state, such as "1" or "0/momentum"; "" for the state itself.

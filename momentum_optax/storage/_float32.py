@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from .._export import serializable
 from .._typing import Leaf, Number
-from .protocol import EncodeContext, arithmetic_dtype, times
+from .protocol import EncodeContext, arithmetic_dtype, in_dtype, times
 
 
 @serializable
@@ -48,7 +48,7 @@ class Float32:
     ) -> Float32Velocity:
         """The velocities in the dtypes of `previous`."""
         pairs = zip(velocities, previous.values, strict=True)
-        return Float32Velocity(tuple(new.astype(old.dtype) for new, old in pairs))
+        return Float32Velocity(tuple(in_dtype(new, old.dtype) for new, old in pairs))
 
 
 def float32() -> Float32:

@@ -43,7 +43,9 @@ class Int8Velocity(NamedTuple):
     @staticmethod
     def decode(state: "Int8Velocity") -> tuple[jax.Array, ...]:
         """The velocities, in float32 where they are compressed."""
-        return _decoded(state) if is_compressed(state.codes, jnp.int8) else state.codes
+        if not is_compressed(state.codes, jnp.int8):
+            return state.codes
+        return _decoded(state.codes, state.scale, state.noise[0])
 
     @staticmethod
     def rescale(state: "Int8Velocity", factor: Number) -> "Int8Velocity":
@@ -71,7 +73,9 @@ class Int8(Compressed[Int8Velocity]):
         self, velocities: tuple[jax.Array, ...], previous: Int8Velocity, context: EncodeContext
     ) -> Int8Velocity:
         """The codes of the velocities, at a scale that follows from the last codes and from what enters."""
-        return _encoded(velocities, context.relative_scales, context.entering, (previous.reach[0], previous.noise[0]))
+        # Relative to each other only: a single velocity has none.
+        factors = context.relative_scales if len(velocities) > 1 else (None,)
+        return _encoded(velocities, factors, context.entering, (previous.reach[0], previous.noise[0]))
 
     def fitted(self, parts: Int8Velocity, velocities: tuple[jax.Array, ...], gains: tuple[Number, ...]) -> Int8Velocity:
         """The parts of a new state with the scales that these velocities need."""
@@ -124,26 +128,23 @@ def int8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | N
 
 
 @jitted
-def _decoded(state: Int8Velocity) -> tuple[jax.Array, ...]:
+def _decoded(codes: tuple[jax.Array, ...], scales: tuple[jax.Array, ...], noise: jax.Array) -> tuple[jax.Array, ...]:
     """The velocities of one leaf in bytes."""
-    (noise,) = state.noise
     return tuple(
-        decode(codes, unmarked(scale), element_noise(noise, codes, k))
-        for k, (codes, scale) in enumerate(zip(state.codes, state.scale, strict=True))
+        decode(c, unmarked(scale), element_noise(noise, c, k))
+        for k, (c, scale) in enumerate(zip(codes, scales, strict=True))
     )
 
 
 @jitted
 def _encoded(
     velocities: tuple[jax.Array, ...],
-    gains: tuple[Number, ...],
+    factors: tuple[Number | None, ...],
     entering: tuple[jax.Array, Number, Condition] | None,
     before: tuple[jax.Array, jax.Array],
 ) -> Int8Velocity:
     """The velocities of one leaf in bytes, after `before`, the last reach and noise."""
     reach, noise = before
-    # Relative to each other only: a single velocity has none.
-    factors: tuple[Number | None, ...] = gains if len(velocities) > 1 else (None,)
     alike = tuple(_over(v.astype(jnp.float32), factor) for v, factor in zip(velocities, factors, strict=True))
     inverse = inverse_scales(*((_largest_of(alike), 1.0, True) if entering is None else entering), reach)
     codes = tuple(encode(v, inverse, element_noise(noise, v, k, 1)) for k, v in enumerate(alike))

@@ -17,7 +17,7 @@ BASES = ("sgd", "adam", "norm")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Defects:
-    """What a transfer changes on quadratics, relative to the old settings; 0 is kept exactly.
+    """Relative changes that a transfer makes on quadratics; 0 where nothing changes.
 
     Attributes:
       curvatures: The curvatures asked for, shape (n,); those of the normalised loss for Adam and norms.

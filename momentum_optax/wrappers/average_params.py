@@ -76,14 +76,14 @@ def average_params(
     inside `guarded`, `optax.MultiSteps` and `optax.apply_if_finite`, so that steps that are skipped do not count. The
     weights are read from `params`, one step later, and `averaged_params` adds the last ones: whatever
     is done to them after the update, rounding, stochastic rounding, a projection, is in the average. A leaf whose
-    gradient is None is averaged as it stands. A weight that is not finite makes its average so, for good.
+    gradient is None is averaged too. A non-finite weight makes its average non-finite for good.
 
     What is not trained by the optimizer is not averaged: statistics of normalization layers must be measured anew for
     averaged weights, see the guide.
 
     Storage. In "float32" (wider where the weights are) the average itself is kept. "bfloat16" takes 2 bytes a parameter
     and "int8" 1, and 4 for each row (`storage.ROW_SIZE`); they hold not floats but the last 16 or 8 bits of the
-    average in units of its row, the weights tell the others. The error does not grow with the memory: on 64 x 512
+    average in units of its row, and the weights give the others. The error does not grow with the memory: on 64 x 512
     weights with decaying rate and noise it is 0.05 % of the average in 2 bytes and 1.2 % in 1 byte for decay 0.999,
     0.2 % and 4.3 % for 0.9999 (`benchmarks/weight_averages.py`). That is 1 % and 12 to 17 % of the distance between
     average and weights, which is the noise that the average removes. Steps a thousand times as large as usual

@@ -117,7 +117,7 @@ def compress(
 
 
 def _share(path: KeyPath) -> float:
-    """What share of a gradient enters a field: all of it a trace, a tenth Adam's average and a hundredth Lion's."""
+    """The share of a gradient that enters a field: all of it in a trace, a part of it in averages."""
     return 1.0 if field_name(path) == "trace" else 1 / 16
 
 

@@ -89,7 +89,13 @@ class Told:
         self.calls, self.patch = [], monkeypatch.setattr
 
     def record(self, module, name, result=None):
-        self.patch(module, name, lambda *given, **more: (self.calls.append((name, given, more)), result)[1])
+        """Strings are titles, which say the options to the reader only."""
+
+        def told(*given, **more):
+            self.calls.append((name, [x for x in given if not isinstance(x, str)], more))
+            return result
+
+        self.patch(module, name, told)
 
     def loaders(self, module):
         """Data that nothing has to be loaded for."""
@@ -133,7 +139,7 @@ def test_every_option_reaches_what_is_trained_or_drawn(program, option, monkeypa
             told = Told(patch)
             getattr(told, program)()
             assert PROGRAMS[program].main([*START, *arguments]) == 0
-        assert len(told.calls) >= 3
+        assert len(told.calls) >= 2
         return told.calls
 
     value = OTHER[program][option]
