@@ -16,6 +16,7 @@ import numpy as np
 
 from .._typing import Condition, Number
 from .companding import SCALE, level
+from .noise import wrapped
 from .rows import row_axes
 
 # The window is at least this share of a row, in as many pieces. They lie evenly, so that each device has its own where
@@ -112,14 +113,34 @@ def _pieces(
     In one piece where the axis allows no more, or on a TPU, which would copy an array of any other shape.
     """
     shape = array.shape
-    axis = next((a for a in sorted(axes) if isinstance(shape[a], int) and shape[a] >= _SHARE), max(axes))
+    if not all(isinstance(shape[a], int) for a in axes):
+        # What is zero counts as what is not seen.
+        return jnp.where(_is_in_pieces(shape, axes, most), array, 0), reach, axes
+    axis = next((a for a in sorted(axes) if shape[a] >= _SHARE), max(axes))
     n = shape[axis]
-    if not isinstance(n, int):
-        return array, reach, axes
     count = math.gcd(n, most)
     split = array.reshape(*shape[:axis], count, n // count, *shape[axis + 1 :])
     window = jax.lax.slice_in_dim(split, 0, -(-n // (_SHARE * count)), axis=axis + 1)
     return window, jnp.expand_dims(reach, axis), (axis, *(a + (a >= axis) for a in axes))
+
+
+def _is_in_pieces(shape: tuple[int, ...], axes: tuple[int, ...], most: int) -> jax.Array:
+    """Whether an element is in the window of `_pieces`, for sizes that are symbols of `jax.export`.
+
+    `most` is a power of two.
+    """
+
+    def along(axis: int) -> jax.Array:
+        n = jnp.asarray(wrapped(shape[axis]))
+        # The greatest common divisor with a power of two.
+        count = (n | np.uint32(most)) & -(n | np.uint32(most))
+        index = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+        return index % (n // count) < (n + _SHARE * count - 1) // (_SHARE * count)
+
+    is_in = along(max(axes))
+    for axis in sorted(axes, reverse=True):
+        is_in = jnp.where(wrapped(shape[axis]) >= _SHARE, along(axis), is_in)
+    return is_in
 
 
 def _has_tiles(shape: tuple[int, ...], axes: tuple[int, ...]) -> bool:
