@@ -29,7 +29,7 @@ def excluding(*names: str) -> Callable[[optax.Params], PyTree]:
       A function for `weight_dimension_numbers`.
 
     Raises:
-      TypeError: If a name is not a text.
+      TypeError: If a name is not a string.
     """
     _check_names(names)
 
@@ -70,7 +70,7 @@ def of_model(model: Module, *inputs: PyTree, exclude: Sequence[str] = (), **opti
       `optax.contrib.MuonDimensionNumbers` and None.
 
     Raises:
-      TypeError: If `model` is not a module of Flax, or a name is not a text.
+      TypeError: If `model` is not a module of Flax, or a name is not a string.
     """
     _check_names(exclude)
     if _is_of(model, "flax.linen", "Module"):
@@ -92,7 +92,7 @@ def of_model(model: Module, *inputs: PyTree, exclude: Sequence[str] = (), **opti
 
 def _check_names(names: Sequence[str]) -> None:
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"names must be texts such as 'embed', got {_checks.shown(names)}")
+        raise TypeError(f"names must be strings such as 'embed', got {_checks.shown(names)}")
 
 
 def _is_of(model: Module, module: str, name: str) -> bool:

@@ -10,13 +10,8 @@ from ._int8 import int8
 from ._uint8 import uint8
 from .protocol import Storage
 
-_BY_NAME: dict[str, Callable[[], Storage]] = {
-    "float32": float32,
-    "bfloat16": bfloat16,
-    "int8": int8,
-    "int4": int4,
-    "uint8": uint8,
-}
+_ALL: tuple[Callable[[], Storage], ...] = (float32, bfloat16, int8, int4, uint8)
+_BY_NAME = {storage.__name__: storage for storage in _ALL}
 
 
 def named(storage: object) -> Storage:

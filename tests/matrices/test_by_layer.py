@@ -93,7 +93,7 @@ def test_parameters_are_left_out_by_name():
     params = {"Embed_0": {"embedding": np.ones((4, 2))}, "layer": {"kernel": np.ones((2, 2)), "bias": np.ones(2)}}
     numbers = mo.matrices.excluding("embed", "head")(params)
     assert numbers == {"Embed_0": {"embedding": None}, "layer": {"kernel": D(), "bias": None}}
-    with pytest.raises(TypeError, match="names must be texts such as 'embed', got"):
+    with pytest.raises(TypeError, match="names must be strings such as 'embed', got"):
         mo.matrices.excluding(3)
     with pytest.raises(TypeError, match="model must be a module of Flax, NNX or Linen, got"):
         mo.matrices.of_model(params)

@@ -39,7 +39,7 @@ def test_a_field_that_like_compresses_needs_a_storage_that_is_fit_for_it():
 
 
 @pytest.mark.one_in(4)
-@pytest.mark.parametrize("name", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("name", STORAGES)
 def test_what_is_in_that_storage_already_stays_to_the_bit(name):
     state = made(name)[1]
     tx = SGD(SCHEDULE, dampening=0.5, storage=STORAGES[name]())

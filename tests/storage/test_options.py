@@ -53,6 +53,11 @@ def written(name, **options):
 ROWS = [(name, option) for name in EVERY for option in inspect.signature(getattr(mo.storage, name)).parameters]
 
 
+@pytest.mark.parametrize("name", EVERY)
+def test_a_name_stands_for_the_storage_without_options(name):
+    assert mo.storage.resolve(name) == getattr(mo.storage, name)()
+
+
 @pytest.mark.parametrize(("name", "option"), [row for row in ROWS if row[1] not in IN_A_MESH])
 def test_every_option_changes_what_is_stored(name, option):
     assert np.any(written(name, **{option: OTHER[option]}) != written(name))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conformance import STORAGES, every_storage
 from distributed.outer.workers import RATE, WORKERS, Velocity, assert_follows, exchanged, loop, problem, rounds
 
 import momentum_optax as mo
@@ -87,10 +88,9 @@ def test_slowmo_of_workers_whose_rate_is_zero_decays():
 
 
 @pytest.mark.one_in(3)
-@pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8", "int4"])
+@every_storage
 def test_the_outer_velocity_in_any_storage(storage):
-    keep = storage if storage in ("float32", "bfloat16") else getattr(mo.storage, storage)(min_size=1)
-    found = rounds(outer.diloco(0.5, 0.5, storage=keep), dtype=np.float32)[0]
+    found = rounds(outer.diloco(0.5, 0.5, storage=STORAGES[storage]()), dtype=np.float32)[0]
     exact = rounds(outer.diloco(0.5, 0.5), dtype=np.float32)[0]
     most = {"float32": 1e-6, "bfloat16": 0.01, "int8": 0.1, "int4": 0.6}[storage]
     assert np.linalg.norm(found[-1] - exact[-1]) <= most * np.linalg.norm(exact[-1] - 1)
