@@ -83,7 +83,17 @@ def test_sizes_that_decide_how_a_leaf_is_kept_must_be_bounded(keep, dims, words)
 # NamedTuples that are in no state.
 OTHERS = {
     *("AnyVelocity", "Axes", "CodeShapes", "ConstantForm", "EncodeContext", "Layout", "Limits", "NormalForm"),
-    *("OuterMomentum", "ParameterVelocity", "Part", "PostHoc", "RowSparse", "Selection", "Side", "StateBytes"),
+    *(
+        "OuterMomentum",
+        "ParameterVelocity",
+        "Part",
+        "PostHoc",
+        "ResolvedRule",
+        "RowSparse",
+        "Selection",
+        "Side",
+        "StateBytes",
+    ),
 }
 
 

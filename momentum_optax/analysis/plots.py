@@ -120,10 +120,14 @@ def _drawn(rule: "Filter | Mapping[str, Filter]", learning_rate: "float | Mappin
     """The rules with their names, learning rates and styles, all checked."""
     rules = rule if isinstance(rule, Mapping) else {"": rule}
     if not 0 < len(rules) <= len(_STYLES):
-        raise ValueError(f"rule must be one rule, or a mapping of up to {len(_STYLES)}, got {len(rules)}")
+        got = f"{len(rules)}: {_checks.shown(rules)}"
+        raise ValueError(f"rule must be one rule, or a mapping of up to {len(_STYLES)}, got {got}")
     rates = learning_rate if isinstance(learning_rate, Mapping) else dict.fromkeys(rules, learning_rate)
+    if not isinstance(rule, Mapping) and isinstance(learning_rate, Mapping):
+        raise TypeError(f"learning_rate must be a number for one rule, got {_checks.shown(learning_rate)}")
     if set(rates) != set(rules):
-        raise ValueError(f"learning_rate must have the names of the rules, {sorted(rules)}, got {sorted(rates)}")
+        got = _checks.shown(sorted(rates))
+        raise ValueError(f"learning_rate must have the names of the rules, {_checks.shown(sorted(rules))}, got {got}")
     for name, rate in rates.items():
         _checks.number(f"learning_rate[{name!r}]" if rates is learning_rate else "learning_rate", rate, "(0, inf)")
     pairs = zip(rules.items(), _STYLES, strict=False)
