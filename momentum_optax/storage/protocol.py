@@ -162,7 +162,9 @@ def encode_context(
         check_whole(type(storage).__name__, leaf, "give the storage axis_names=()")
     if not getattr(storage, "reads_stamp", True):
         return EncodeContext(None, relative_scales)
-    return EncodeContext(stamp_of(*cast(tuple[Count, ...], numbers)), relative_scales)
+    *before, leaf = cast(tuple[Count, ...], numbers)
+    stamp = stamp_of(*before, leaf=leaf) if isinstance(leaf, int) else stamp_of(*before, leaf)
+    return EncodeContext(stamp, relative_scales)
 
 
 _WHOLE: ContextVar[frozenset[str]] = ContextVar("_WHOLE", default=frozenset())
