@@ -52,7 +52,7 @@ def _hashed(x: jax.Array, *numbers: jax.Array | np.uint32) -> jax.Array:
 
 
 @jitted
-def _first_hashed(x: jax.Array, pair: jax.Array) -> jax.Array:
+def _first_hashed(x: jax.Array, pair: jax.Array | np.ndarray) -> jax.Array:
     return mix(jax.lax.squeeze(jax.lax.slice(x ^ pair, (0,), (1,)), (0,)) + _GOLDEN)
 
 
