@@ -63,7 +63,7 @@ def apply_updates(
     if jnp.ndim(step) or not jnp.issubdtype(jnp.result_type(step), jnp.integer):
         raise TypeError(f"step must be an integer or an integer scalar array, got {step!r}")
     return map_numbered(
-        lambda place, u, p: _stochastic(u, p, stamp_of(_WEIGHTS, seed, step, place[1])),
+        lambda place, u, p: _stochastic(u, p, stamp_of(_WEIGHTS, seed, step, leaf=place[1])),
         updates,
         params,
         is_leaf=_is_none,

@@ -30,7 +30,13 @@ _SHIFT = 23
 
 
 # Distances of levels in the bits of a float, of which an octave is 2^23.
-_FOOT, _TAIL = 1 << 22, 1 << 25
+_FOOT_BITS, _TAIL_BITS = 22, 25
+_FOOT, _TAIL = 1 << _FOOT_BITS, 1 << _TAIL_BITS
+
+
+# From here to twice as much floats are whole numbers, and the last bits count them.
+_WHOLE = 1 << 23
+_WHOLE_BITS = int(np.float32(_WHOLE).view(np.int32))
 
 
 # The bits of the levels of `_FIRST` and `_LAST`, of the level after that, and of that of code 1.
@@ -60,32 +66,41 @@ def decode(codes: jax.Array, unit: jax.Array, noise: jax.Array) -> jax.Array:
       unit: float32, the scale over `SCALE`.
       noise: int32, uniform; that of `encode`.
     """
-    code = codes.astype(jnp.float32)
+    code = codes.astype(jnp.int32)
     # Not `jnp.sign`, which XLA's GPU backend takes to be dear.
-    sign = jnp.maximum(jnp.minimum(code, 1), -1)
+    sign = jax.lax.clamp(np.float32(-1), code.astype(jnp.float32), np.float32(1))
     return unit * (level(jnp.abs(code), noise.astype(jnp.float32) * np.float32(2.0**-31)) * sign)
 
 
-def level(size: jax.Array, noise: jax.Array | float = 0.0) -> jax.Array:
-    """The level of a code above 0 by its size, a float; `SCALE` at the scale. `noise` is twice a root's.
+def level(size: jax.Array, noise: jax.Array | None = None) -> jax.Array:
+    """The level of a code above 0 by its size, int32; `SCALE` at the scale. `noise` is twice a root's.
 
     The bits of the other levels are lines. XLA's GPU backend counts operations here, and would rather write the
     velocity to memory than do a few more of them for each of its three uses.
     """
-    foot, tail = _line(size, _FIRST, _ROOT, _FOOT), _line(size, _LAST + 1, _BEYOND, _TAIL)
-    power = _float(jnp.where(size < _FIRST, foot, tail).astype(jnp.int32))
-    # Before the tail any noise leaves the root above its line.
-    root = size - np.float32(_SHIFT)
-    return jnp.where(size < _FIRST, power, jnp.maximum(root * (root + noise), power))
+    root = size.astype(jnp.float32) - np.float32(_SHIFT)
+    root = root * (root if noise is None else root + noise)
+    # Before the tail any noise leaves the root above its line. Positive floats compare as their bits do.
+    above = jnp.maximum(_bits(root), _line(size, _LAST + 1, _BEYOND, _TAIL))
+    return _float(_either(size < _FIRST, _line(size, _FIRST, _ROOT, _FOOT), above))
 
 
-def _line(x: jax.Array, at: int, value: int, slope: int) -> jax.Array:
-    """The line through (at, value)."""
-    return x * np.float32(slope) + np.float32(value - at * slope)
+def _line(x: jax.Array, at: int, value: int, distance: int) -> jax.Array:
+    """The line through (at, value) of a slope that is a power of two, modulo 2^32."""
+    start = np.uint32((value - at * distance) % 2**32).view(np.int32)
+    return (x << np.int32(distance.bit_length() - 1)) + start
+
+
+def _either(condition: jax.Array, x: jax.Array | int, y: jax.Array | int) -> jax.Array:
+    """`jnp.where` for int32, without a function of its own to inline."""
+    full = (jax.lax.full_like(condition, z, jnp.int32) if isinstance(z, int) else z for z in (x, y))
+    return jax.lax.select(condition, *full)
 
 
 def encode(v: jax.Array, inverse: jax.Array, noise: jax.Array) -> jax.Array:
     """The codes of float32 values, int8; 0 for what is not finite.
+
+    Conversions of floats to integers are left out: XLA's CPU backend takes six operations for each, to saturate.
 
     Args:
       v: float32.
@@ -94,12 +109,12 @@ def encode(v: jax.Array, inverse: jax.Array, noise: jax.Array) -> jax.Array:
     """
     r = jnp.abs(v * inverse)
     n = noise.astype(jnp.float32) * np.float32(2.0**-32)
-    # Rounded by a conversion that cuts, and not as the last bits of a large float: XLA may add a constant to it early.
-    root = (jnp.sqrt(r) - n + np.float32(_SHIFT + 0.5)).astype(jnp.int32)
+    # Rounded to a whole number where floats have no other ones, and read off their last bits.
+    root = _bits(jnp.sqrt(r) - n + np.float32(_WHOLE + _SHIFT)) - _WHOLE_BITS
     x = _bits(r)
-    code = jnp.where((x >= _ROOT) & (x < _ROOT_END), root, _rounded(r, x, 2 * jnp.abs(n)))
+    code = _either((x >= _ROOT) & (x < _ROOT_END), root, _rounded(r, x, 2 * jnp.abs(n)))
     # The comparison is false for NaN.
-    code = jnp.where(jnp.abs(v) <= np.finfo(np.float32).max, jnp.minimum(code, _MOST), 0)
+    code = _either(jnp.abs(v) <= np.finfo(np.float32).max, jnp.minimum(code, _MOST), 0)
     sign = _bits(v) >> 31
     return ((code ^ sign) - sign).astype(jnp.int8)
 
@@ -107,16 +122,11 @@ def encode(v: jax.Array, inverse: jax.Array, noise: jax.Array) -> jax.Array:
 def _rounded(r: jax.Array, x: jax.Array, chance: jax.Array) -> jax.Array:
     """The code, by its size, of a value in foot or tail with the bits `x`; `chance` is uniform in [0, 1)."""
     is_foot = x < _ROOT
-    end = jnp.where(is_foot, _ROOT, _BEYOND)
-    # How many levels from the end, rounded down: one too few or too many at a level itself does no harm.
-    whole = jnp.floor((x - end).astype(jnp.float32) * jnp.where(is_foot, np.float32(1 / _FOOT), np.float32(1 / _TAIL)))
-    whole = whole.astype(jnp.int32)
-    distance = jnp.where(is_foot, _FOOT, _TAIL)
-    low = end + whole * distance
+    end, shift = _either(is_foot, _ROOT, _BEYOND), _either(is_foot, _FOOT_BITS, _TAIL_BITS)
+    whole = (x - end) >> shift
+    low, high = end + (whole << shift), end + ((whole + 1) << shift)
+    code = jnp.maximum(whole + _either(is_foot, _FIRST, _LAST + 1), 0)
     # The cells at the ends: from the root to the tail, and from zero to the foot.
-    below = _float(jnp.where(is_foot, low, jnp.maximum(low, _ROOT_END)))
-    is_least = x < _LEAST
-    below = jnp.where(is_least, np.float32(0), below)
-    above = _float(jnp.where(is_least, _LEAST, low + distance))
-    code = jnp.where(is_least, 0, whole + jnp.where(is_foot, _FIRST, _LAST + 1))
+    below = _either(is_foot, low, jnp.maximum(low, _ROOT_END))
+    below, above = _float(_either(code > 0, below, 0)), _float(jnp.maximum(high, _LEAST))
     return code + (chance * (above - below) < r - below).astype(jnp.int32)

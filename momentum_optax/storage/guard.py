@@ -102,7 +102,7 @@ def next_reach(inverse: jax.Array, most: jax.Array, reach: jax.Array) -> jax.Arr
     """The `reach` for the next write, from the largest size of a code in each row; unchanged in a row of zeros."""
     is_silent = (jax.lax.bitcast_convert_type(inverse, jnp.int32) & 1) > 0
     fall = jnp.where(is_silent, _SILENT, _FALL) * SCALE
-    return jnp.where(most > 0, jnp.maximum(level(most) * _MARGIN, fall) / jnp.abs(inverse), reach)
+    return jnp.where(most > 0, jnp.maximum(level(most.astype(jnp.int32)) * _MARGIN, fall) / jnp.abs(inverse), reach)
 
 
 def _pieces(

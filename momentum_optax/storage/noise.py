@@ -4,7 +4,7 @@ A stamp stands for the seed, the step, the leaf and the velocity. The element is
 XLA counts globally however the array is sharded.
 """
 
-import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,18 +23,37 @@ def mix(x: jax.Array) -> jax.Array:
     return x ^ (x >> 16)
 
 
-def stamp_of(*numbers: jax.Array | np.uint32 | int) -> jax.Array:
-    """One uint32 from several integers, in their order and modulo 2^32; scalars or arrays that broadcast."""
-    # A Python integer modulo 2^32, as JAX would convert it if it fitted an int32.
-    return _hashed(*(np.uint32(n % 2**32) if isinstance(n, int) else n for n in numbers))
+def stamp_of(*numbers: jax.Array | np.uint32 | int, leaf: int | None = None) -> jax.Array:
+    """One uint32 from several integers, in their order and modulo 2^32; scalars or arrays that broadcast.
+
+    Args:
+      *numbers: The integers.
+      leaf: One more, last, that tells leaves apart. It is data of the program: with a literal no two leaves would have
+        the same kernels, of which XLA's CPU backend compiles equal ones once.
+    """
+    known = next((i for i, n in enumerate(numbers) if not isinstance(n, int | np.integer)), len(numbers))
+    # What is known needs no operations of the program. An array, since scalars of NumPy warn.
+    stamp: Any = np.zeros(1, np.uint32)
+    for number in numbers[:known]:
+        stamp = mix((stamp ^ np.uint32(int(number) % 2**32)) + _GOLDEN)
+    stamp = jnp.asarray(stamp[0])
+    if known < len(numbers):
+        # A Python integer modulo 2^32, as JAX would convert it if it fitted an int32.
+        stamp = _hashed(stamp, *(np.uint32(n % 2**32) if isinstance(n, int) else n for n in numbers[known:]))
+    # Two different numbers, since XLA takes an array of equal ones for a literal.
+    return stamp if leaf is None else _first_hashed(stamp, np.array([leaf, ~leaf], np.int32).view(np.uint32))
 
 
 @jitted
-def _hashed(*numbers: jax.Array | np.uint32) -> jax.Array:
-    x = jnp.zeros((), jnp.uint32)
+def _hashed(x: jax.Array, *numbers: jax.Array | np.uint32) -> jax.Array:
     for number in numbers:
         x = mix((x ^ number.astype(jnp.uint32)) + _GOLDEN)
     return x
+
+
+@jitted
+def _first_hashed(x: jax.Array, pair: jax.Array | np.ndarray) -> jax.Array:
+    return mix(jax.lax.squeeze(jax.lax.slice(x ^ pair, (0,), (1,)), (0,)) + _GOLDEN)
 
 
 def wrapped(size: int) -> jax.Array | np.uint32:
@@ -44,9 +63,20 @@ def wrapped(size: int) -> jax.Array | np.uint32:
 
 def random_bits(shape: tuple[int, ...], stamp: jax.Array) -> jax.Array:
     """Independent uint32, one per element: the hash of `stamp` and the element's position."""
-    position = jnp.zeros(shape, jnp.uint32)
-    for axis, size in enumerate(shape):
+    return mix(running_index(shape, {axis: shape for axis in range(len(shape))}) * _GOLDEN + stamp)
+
+
+def running_index(shape: tuple[int, ...], along: dict[int, tuple[int, ...]]) -> jax.Array:
+    """The running index, uint32, over some axes of an array of this shape; each in an array of the shape `along` it.
+
+    Without a factor of one or a sum with zero: all operations are there to be compiled for every leaf.
+    """
+    index, stride = None, 1
+    for axis in sorted(along, reverse=True):
+        size = shape[axis]
         if not isinstance(size, int) or size > 1:
-            stride = wrapped(math.prod(shape[axis + 1 :]))
-            position = position + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * stride
-    return mix(position * _GOLDEN + stamp)
+            term = jax.lax.broadcasted_iota(jnp.uint32, along[axis], axis)
+            term = term if isinstance(stride, int) and stride == 1 else term * wrapped(stride)
+            index = term if index is None else index + term
+        stride *= size
+    return jnp.zeros((1,) * len(shape), jnp.uint32) if index is None else index

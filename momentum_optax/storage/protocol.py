@@ -176,7 +176,9 @@ def encode_context(
         check_whole(type(storage).__name__, leaf, "give the storage axis_names=()")
     if not getattr(storage, "reads_stamp", True):
         return EncodeContext(None, relative_scales)
-    return EncodeContext(stamp_of(*cast(tuple[Count, ...], numbers)), relative_scales)
+    *before, last = cast(tuple[Count, ...], numbers)
+    stamp = stamp_of(*before, leaf=last) if isinstance(last, int) else stamp_of(*before, last)
+    return EncodeContext(stamp, relative_scales)
 
 
 _WHOLE: ContextVar[frozenset[str]] = ContextVar("_WHOLE", default=frozenset())

@@ -61,5 +61,6 @@ def stochastic_round(x: jax.Array, bits: jax.Array, dtype: DType) -> jax.Array:
         noisy = jnp.where(jnp.abs(x) < np.float32(least), jnp.copysign(units, x), noisy)
     # Noise could turn the bits of NaN into anything, and the largest value into infinity.
     largest = np.float32(form.max)
-    kept_value = jnp.where(jnp.isfinite(x), jnp.where(jnp.abs(noisy) <= largest, noisy, down), x)
+    finite = jax.lax.select(jnp.abs(noisy) <= largest, noisy, down)
+    kept_value = jax.lax.select(jnp.isfinite(x), finite, x)
     return straight_through(x, kept_value.astype(dtype))

@@ -1,7 +1,7 @@
 """Rows: the elements that share a scale; and noise for them that costs a handful of operations an element."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from .._typing import DType, Leaf
-from .noise import mix, stamp_of, wrapped
+from .noise import mix, running_index, stamp_of
 from .protocol import arithmetic_dtype
 
 # A row is as many trailing axes of a leaf as hold at least this number of elements; they share a scale.
@@ -99,13 +99,7 @@ def _inverse(size: int) -> jax.Array | np.float32:
 
 def _position(shape: tuple[int, ...], axes: tuple[int, ...]) -> jax.Array:
     """The running index over `axes`, with all other axes of size 1."""
-    index = jnp.zeros((1,) * len(shape), jnp.uint32)
-    stride = 1
-    for axis in sorted(axes, reverse=True):
-        line = tuple(n if d == axis else 1 for d, n in enumerate(shape))
-        index = index + jax.lax.broadcasted_iota(jnp.uint32, line, axis) * wrapped(stride)
-        stride *= shape[axis]
-    return index
+    return running_index(shape, {a: tuple(n if d == a else 1 for d, n in enumerate(shape)) for a in axes})
 
 
 def row_hashes(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
@@ -153,15 +147,27 @@ def seeds(leaf: Leaf, like: jax.Array, *numbers: int) -> jax.Array:
 GROWTH = 1099087573
 
 
+# Up to this length of a row the numbers of its places are a constant of the program.
+_LONGEST = 1 << 14
+
+
 def element_noise(noise: jax.Array, leaf: jax.Array, k: int, power: int = 0) -> jax.Array:
     """int32, uniform, for each element of `leaf`; that of the velocity `k`, after `power` more writes."""
-    inner = row_axes(leaf.shape)
+    growth = np.uint32(GROWTH**power % 2**32)
+    return jax.lax.bitcast_convert_type(split_as(noise * (_places(leaf.shape, k) * growth), leaf), jnp.int32)
+
+
+def _places(shape: tuple[int, ...], k: int) -> jax.Array | np.ndarray:
+    """The numbers of the places of a row, for the velocity `k`; the axes of a row have their sizes, the others 1."""
+    inner = row_axes(shape)
+    row = tuple(n if d in inner else 1 for d, n in enumerate(shape))
+    is_short = all(isinstance(n, int) for n in row) and math.prod(row) <= _LONGEST
+    index: Any = np.arange(math.prod(row), dtype=np.uint32).reshape(row) if is_short else _position(shape, inner)
     # Another factor for another velocity: a sum would shift its noise along by the same for a whole row.
-    factor = np.uint32(0x9E3779B1 * 0x85EBCA6B**k % 2**32)
-    place = _position(leaf.shape, inner) * factor + np.uint32(0x3C6EF372)
+    index = index * np.uint32(0x9E3779B1 * 0x85EBCA6B**k % 2**32) + np.uint32(0x3C6EF372)
+    index = index ^ (index >> 15)
     # Worked out once, and not for every element again.
-    place = jax.lax.optimization_barrier(place ^ (place >> 15)) * np.uint32(GROWTH**power % 2**32)
-    return jax.lax.bitcast_convert_type(split_as(noise * place, leaf), jnp.int32)
+    return cast("jax.Array | np.ndarray", index if is_short else jax.lax.optimization_barrier(index))
 
 
 def row_largest(codes: tuple[jax.Array, ...]) -> jax.Array:
