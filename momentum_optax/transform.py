@@ -253,7 +253,7 @@ class _Runner:
             u, gain = debiased(now, u, gain)
         age = None if old.age is None else _next_age(old.age)
         context = encode_context(storage, wide, (step, i), now.scales)
-        if getattr(storage, "reads_entering", False):
+        if now.largest_input is not None and getattr(storage, "reads_entering", False):
             entering = g if not raw or raw[i] is None else jnp.asarray(raw[i])
             context = context._replace(entering=(entering, now.largest_input, True))
         velocity = storage.encode(v, stored, context)
@@ -283,8 +283,8 @@ def _checked_gradient(path: KeyPath, g: Leaf, v: Arrays) -> jax.Array:
     for x in v:
         if x.shape != g.shape:
             raise ValueError(f"the gradient for {path_name(path)} must have shape {x.shape}, got {g.shape}")
-        if jnp.iscomplexobj(x) != jnp.issubdtype(g.dtype, jnp.complexfloating):
-            kind = "complex" if jnp.iscomplexobj(x) else "real"
+        if (x.dtype.kind == "c") != (g.dtype.kind == "c"):
+            kind = "complex" if x.dtype.kind == "c" else "real"
             raise TypeError(f"the gradient for {path_name(path)} must be {kind} as at init, got {g.dtype}")
     return g if isinstance(g, jax.Array) else jnp.asarray(g)
 

@@ -121,7 +121,8 @@ def _pieces(
     count = math.gcd(n, most)
     split = array.reshape(*shape[:axis], count, n // count, *shape[axis + 1 :])
     window = jax.lax.slice_in_dim(split, 0, -(-n // (_SHARE * count)), axis=axis + 1)
-    return window, jnp.expand_dims(reach, axis), (axis, *(a + (a >= axis) for a in axes))
+    # In order, since XLA's GPU backend transposes the window for any other one.
+    return window, jnp.expand_dims(reach, axis), tuple(sorted((axis, *(a + (a >= axis) for a in axes))))
 
 
 def _is_in_pieces(shape: tuple[int, ...], axes: tuple[int, ...], most: int) -> jax.Array:
