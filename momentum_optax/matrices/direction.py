@@ -9,7 +9,7 @@ import optax
 from jax.sharding import PartitionSpec
 
 from .. import _checks, _tree
-from .._typing import DType, Number, PyTree
+from .._typing import DType, Number, PyTree, jitted
 from .dimensions import WeightDimensionNumbers, matrices_of
 from .exchange import Direction, directions
 from .layout import Layout, layout_of
@@ -191,6 +191,8 @@ def orthogonalize(
     eps = 1e-8 if eps is None else eps
     _checks.constant("eps", eps, "[0, inf)")
 
+    # Outside jit its loop would be compiled at every step.
+    @jitted
     def direction(x: jax.Array) -> jax.Array:
         new = newton_schulz(x, triples, eps, preconditioning)
         return new * jnp.sum(x.conj() * new, axis=(-2, -1), keepdims=True) if adaptive else new

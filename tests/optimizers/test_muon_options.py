@@ -178,14 +178,8 @@ def test_normuon_is_the_paper_s_loop_and_keeps_a_number_for_each_neuron(x64):
             np.testing.assert_allclose(matrix(np.asarray(u[name])), expected, rtol=0, atol=1e-8)
 
 
-def test_storages_that_lose_the_direction_are_refused_or_warned_of():
+def test_the_warning_of_int8_is_at_the_line_of_the_user():
     for make in (mo.muon, mo.normuon):
-        with pytest.raises(ValueError, match=r"storage must not be int4 here: .*take 'bfloat16' or 'int8'") as caught:
-            make(0.1, storage="int4")
-        assert len(str(caught.value)) < 300
-        with pytest.warns(
-            UserWarning, match=r"storage int8 turns the orthogonalised direction .* Take 'bfloat16'"
-        ) as seen:
+        with pytest.warns(UserWarning, match="storage int8 turns the orthogonalised direction") as seen:
             make(0.1, storage="int8")
-        assert all(len(str(x.message)) < 300 and x.filename == __file__ for x in seen)
-        make(0.1, storage="bfloat16")
+        assert {x.filename for x in seen} == {__file__}
