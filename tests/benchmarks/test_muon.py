@@ -28,10 +28,13 @@ def test_the_page_has_every_row_of_what_is_sent(committed):
 
 def test_the_page_has_every_cosine(committed):
     rows = {(row["storage"], row["noise"]): row["cosine"] for row in committed("muon_storages")}
-    for name in muon_storages.STORAGES:
+    for name in (*muon_storages.STORAGES, *muon_storages.IDEAL):
         cells = " | ".join(f"{rows[name, noise]:.3f}" for noise in muon_storages.NOISES)
         assert f"| {name} | {cells} |" in PAGE
     assert min(rows["bfloat16", noise] for noise in muon_storages.NOISES) >= 0.97
+    # What the page says of one byte.
+    assert rows["8 bits, ideally used", 0.01] < 0.9
+    assert rows["9 bits", 0.01] < 0.97 < rows["10 bits", 0.01]
 
 
 @pytest.mark.slow

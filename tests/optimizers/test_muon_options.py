@@ -1,5 +1,6 @@
 """Every option of `muon` against `optax.contrib.muon`, stacks against their layers, and `normuon` against its paper."""
 
+import inspect
 from functools import partial
 
 import jax
@@ -54,6 +55,11 @@ SAME = {
         {"weight_decay": 0.1, "mask": {**dict.fromkeys(SHAPES, True), "conv": False}},
         {"weight_decay": 0.1, "weight_decay_mask": {**dict.fromkeys(SHAPES, True), "conv": False}},
     ),
+    "mu_dtype": (
+        {"storage": mo.storage.bfloat16("nearest"), "others": optax.nadam(0.1, mu_dtype=jnp.bfloat16)},
+        {"mu_dtype": jnp.bfloat16},
+    ),
+    "beta": ({"momentum": mo.nadam_mix(0.8, psi=1e6)}, {"beta": 0.8}),
     "no look-ahead": (
         {"momentum": mo.ema(0.95), "others": optax.adam(0.1)},
         {"nesterov": False},
@@ -84,6 +90,12 @@ def test_every_option_is_optax_s(name, numbers, x64):
     theirs, _ = steps(optax.contrib.muon(0.1, muon_weight_dimension_numbers=numbers, **there))
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * abs(b).max())
+
+
+def test_no_option_of_optax_s_is_left_out():
+    here = {"learning_rate", "adaptive", "muon_weight_dimension_numbers"}
+    tested = {option for _, there in SAME.values() for option in there}
+    assert set(inspect.signature(optax.contrib.muon).parameters) == here | tested
 
 
 @pytest.mark.slow
