@@ -35,7 +35,7 @@ def excluding(*names: str) -> Callable[[optax.Params], PyTree]:
     _check_names(names)
 
     def numbers(params: optax.Params) -> PyTree:
-        if jnp.issubdtype(getattr(params, "dtype", None), jnp.integer):
+        if hasattr(params, "dtype") and jnp.issubdtype(params.dtype, jnp.integer):
             raise TypeError(f"weight_dimension_numbers must be given parameters, got a step; {STATIC}")
         axes = iter(axes_of_leaves(None, _tree.unboxed(params)))
 

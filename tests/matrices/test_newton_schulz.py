@@ -98,6 +98,17 @@ def test_complex_matrices_go_to_their_unitary_factor(x64):
     np.testing.assert_allclose(got, u @ v, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
+def test_iterations_in_bfloat16_are_near_the_polar_factor_and_updates_keep_their_dtype():
+    u, _, v = np.linalg.svd(RNG.normal(size=(6, 40)), full_matrices=False)
+    x = jnp.asarray(u * np.linspace(0.5, 1, 6) @ v, jnp.float32)
+    tx = mo.orthogonalize(6, coefficients="polar_express", dtype=jnp.bfloat16)
+    got, _ = jax.jit(tx.update)(x, optax.EmptyState())
+    assert got.dtype == jnp.float32
+    assert (got == got.astype(jnp.bfloat16)).all()
+    np.testing.assert_allclose(got, u @ v, rtol=0, atol=0.02)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "match"),
     [

@@ -86,3 +86,11 @@ def test_a_rule_of_every_kind_is_a_momentum_of_muon():
         state = jax.eval_shape(tx.init, PARAMS)
         updates, new = jax.eval_shape(tx.update, PARAMS, state, PARAMS)
         assert types((updates, new)) == types((PARAMS, state))
+
+
+def test_updates_of_another_shape_are_named_by_the_scale_of_neurons():
+    tx = mo.matrices.scale_by_neuron()
+    state = tx.init({"w": jnp.ones((3, 4))})
+    match = r"update for params\['w'\] must fit the second moment of shape \(1, 4\), .* got shape \(3, 5\)"
+    with pytest.raises(ValueError, match=match):
+        tx.update({"w": jnp.ones((3, 5))}, state)
