@@ -106,7 +106,8 @@ def test_iterations_in_bfloat16_are_near_the_polar_factor_and_updates_keep_their
     got, _ = jax.jit(tx.update)(x, optax.EmptyState())
     assert got.dtype == jnp.float32
     assert (got == got.astype(jnp.bfloat16)).all()
-    np.testing.assert_allclose(got, u @ v, rtol=0, atol=0.02)
+    assert np.sum(got * (u @ v)) > 0.99 * np.linalg.norm(got) * 6**0.5
+    np.testing.assert_allclose(np.linalg.svd(got)[1], 1, atol=0.1)
 
 
 @pytest.mark.parametrize(

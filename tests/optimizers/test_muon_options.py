@@ -55,10 +55,6 @@ SAME = {
         {"weight_decay": 0.1, "mask": {**dict.fromkeys(SHAPES, True), "conv": False}},
         {"weight_decay": 0.1, "weight_decay_mask": {**dict.fromkeys(SHAPES, True), "conv": False}},
     ),
-    "mu_dtype": (
-        {"storage": mo.storage.bfloat16("nearest"), "others": optax.nadam(0.1, mu_dtype=jnp.bfloat16)},
-        {"mu_dtype": jnp.bfloat16},
-    ),
     "beta": ({"momentum": mo.nadam_mix(0.8, psi=1e6)}, {"beta": 0.8}),
     "no look-ahead": (
         {"momentum": mo.ema(0.95), "others": optax.adam(0.1)},
@@ -93,9 +89,22 @@ def test_every_option_is_optax_s(name, numbers, x64):
 
 
 def test_no_option_of_optax_s_is_left_out():
-    here = {"learning_rate", "adaptive", "muon_weight_dimension_numbers"}
+    here = {"learning_rate", "adaptive", "mu_dtype", "muon_weight_dimension_numbers"}
     tested = {option for _, there in SAME.values() for option in there}
     assert set(inspect.signature(optax.contrib.muon).parameters) == here | tested
+
+
+@pytest.mark.slow
+def test_mu_dtype_is_a_storage_up_to_the_product_that_optax_rounds_too():
+    single = partial(jax.tree.map, lambda x: x.astype(jnp.float32))
+    nearest, rule = mo.storage.bfloat16("nearest"), mo.nadam_mix(0.95, psi=1e6)
+    _, state = steps(mo.muon(0.1, rule, storage=nearest), like=single)
+    _, other = steps(optax.contrib.muon(0.1, mu_dtype=jnp.bfloat16), like=single)
+    (ours,), theirs = mo.velocity(state), optax.tree.get(other.inner_states["muon"], "mu")
+    for name in ("tall", "wide"):
+        assert theirs[name].dtype == state.inner_states["matrices"].inner_state[0].velocity[0][0][name].dtype
+        # In each of three steps a product with a decay in bfloat16, and a sum.
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=3 * 3 * 2.0**-9 * abs(theirs[name]).max())
 
 
 @pytest.mark.slow
