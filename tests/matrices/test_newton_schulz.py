@@ -163,3 +163,12 @@ def kernels(count):
 
 def test_more_matrices_of_a_shape_need_no_more_kernels():
     assert kernels(16) <= kernels(4) + 1
+
+
+def test_elsewhere_the_parts_of_a_stack_are_slices():
+    tree = {str(i): jnp.ones((4, 6)) for i in range(5)}
+    traced = jax.jit(lambda g: mo.orthogonalize().update(g, optax.EmptyState())[0]).trace(tree)
+    for platform, loops, slices in (("tpu", 1, 5), ("cuda", 1, 5), ("cpu", 2, 0)):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        found = text.count("stablehlo.while"), text.count(": (tensor<5x4x6xf32>) -> tensor<1x4x6xf32>")
+        assert found == (loops, slices), platform
