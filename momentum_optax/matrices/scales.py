@@ -132,11 +132,7 @@ def scale_by_neuron(
 
         def of_leaf(place: _tree.Place, x: Leaf, old: NeuronState) -> tuple[jax.Array, NeuronState]:
             name = _tree.path_name(place[0])
-            if _shape_of_moment(x, by_path[name]) != old.second_moment.shape:
-                raise ValueError(
-                    f"the update for {name} must fit the second moment of shape {old.second_moment.shape}, which has "
-                    f"length 1 along inputs, got shape {x.shape}"
-                )
+            _check_shape(name, x, old, by_path[name])
             return _normalized(jnp.asarray(x), old.second_moment, by_path[name], decay, eps)
 
         return _tree.update_leaves(of_leaf, updates, state, treedef)
@@ -150,6 +146,15 @@ def scale_by_neuron(
 
 def _shape_of_moment(x: Leaf, axes: Axes) -> tuple[int, ...]:
     return tuple(1 if a in axes.reduction else n for a, n in enumerate(x.shape))
+
+
+def _check_shape(name: str, x: Leaf, old: NeuronState, axes: Axes) -> None:
+    """Raise unless the state of a leaf is of one of its shape."""
+    if _shape_of_moment(x, axes) != old.second_moment.shape:
+        raise ValueError(
+            f"the update for {name} must fit the second moment of shape {old.second_moment.shape}, which has length 1 "
+            f"along inputs, got shape {x.shape}"
+        )
 
 
 def _normalized(x: jax.Array, old: jax.Array, axes: Axes, decay: Number, eps: Number) -> tuple[jax.Array, NeuronState]:
