@@ -62,6 +62,7 @@ bench: $(VENV)/bench.stamp ## Measure cost, time and quality, reproduce known nu
 	$(BIN)/python -m benchmarks.row_sparse
 	$(BIN)/python -m benchmarks.weight_averages
 	$(BIN)/python -m benchmarks.muon_collectives
+	$(BIN)/python -m benchmarks.muon_compile
 	$(BIN)/python -m benchmarks.muon_storages
 	$(BIN)/python -m benchmarks.bfloat16_weights
 	$(BIN)/python -m benchmarks.transfer --plot docs/figures/transfer.png

@@ -28,6 +28,8 @@ STORAGES = {
     "int8": mo.storage.int8(min_size=1),
     "int4": mo.storage.int4(min_size=1),
 }
+# Codes by their bits.
+IDEAL = {"8 bits, ideally used": 8, "9 bits": 9, "10 bits": 10}
 
 
 def gradients(noise: float) -> jax.Array:
@@ -51,9 +53,27 @@ def momentum(storage: Any, steps: jax.Array) -> jax.Array:
     return last
 
 
-def compared(storage: Any, noise: float) -> tuple[float, float]:
-    """The relative error of the momentum, and the cosine between directions."""
-    exact, kept = (jax.jit(momentum, static_argnums=0)(s, gradients(noise)) for s in ("float32", storage))
+def ideal_momentum(bits: int, steps: jax.Array) -> jax.Array:
+    """The same with the velocity in that many bits, ideally used."""
+    levels = 2 ** (bits - 1) - 1
+
+    def step(velocity: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        g, key = now
+        velocity = 0.95 * velocity + 0.05 * g
+        unit = jnp.max(jnp.abs(velocity), axis=1, keepdims=True) / levels
+        dither = jax.random.uniform(key, g.shape, minval=-0.5, maxval=0.5)
+        return (jnp.round(velocity / unit + dither) - dither) * unit, 0.95 * velocity + 0.05 * g
+
+    keys = jax.random.split(jax.random.key(0), len(steps))
+    last: jax.Array = jax.lax.scan(step, jnp.zeros_like(steps[0]), (steps, keys))[1][-1]
+    return last
+
+
+def compared(kept_in: Any, noise: float) -> tuple[float, float]:
+    """The relative error of the momentum in a storage, or in so many bits, and the cosine between directions."""
+    run, steps = ideal_momentum if isinstance(kept_in, int) else momentum, gradients(noise)
+    exact = jax.jit(momentum, static_argnums=0)("float32", steps)
+    kept = jax.jit(run, static_argnums=0)(kept_in, steps)
     one, other = (np.float64(mo.orthogonalize().update(u, optax.EmptyState())[0]) for u in (exact, kept))
     error = np.linalg.norm(kept - exact) / np.linalg.norm(exact)
     return float(error), float(np.sum(one * other) / np.linalg.norm(one) / np.linalg.norm(other))
@@ -63,11 +83,11 @@ def main() -> None:
     """Measure every row, print the table and write the file."""
     run = _run.Run("muon_storages", __doc__, _run.Options)
     rows = []
-    for name, storage in STORAGES.items():
+    for name, kept_in in (STORAGES | IDEAL).items():
         for noise in NOISES:
-            error, cosine = compared(storage, noise)
+            error, cosine = compared(kept_in, noise)
             rows.append({"storage": name, "noise": noise, "error": round(error, 4), "cosine": round(cosine, 3)})
-            print(f"{name:20} noise {noise:5.2f}: error {error:6.3f}, cosine {cosine:6.3f}")
+            print(f"{name:22} noise {noise:5.2f}: error {error:6.3f}, cosine {cosine:6.3f}")
     run.write({"rows": rows})
 
 

@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from .. import _checks, _tree
 from .._typing import KeyPath, PyTree
-from .dimensions import axes_of_leaves
+from .dimensions import STATIC, axes_of_leaves
 
 # A module of Flax, and the names that lead to it or to a parameter.
 Module: TypeAlias = Any
@@ -34,6 +35,8 @@ def excluding(*names: str) -> Callable[[optax.Params], PyTree]:
     _check_names(names)
 
     def numbers(params: optax.Params) -> PyTree:
+        if hasattr(params, "dtype") and jnp.issubdtype(params.dtype, jnp.integer):
+            raise TypeError(f"weight_dimension_numbers must be given parameters, got a step; {STATIC}")
         axes = iter(axes_of_leaves(None, _tree.unboxed(params)))
 
         def entry(path: KeyPath, _: PyTree) -> PyTree:
@@ -132,15 +135,24 @@ def _nnx(model: Module) -> tuple[PyTree, dict[Names, Module]]:
     return params, {tuple(map(str, path)): module for path, module in graph}
 
 
+_LAYERS = ("Dense", "Linear", "DenseGeneral", "LinearGeneral", "Conv", "ConvTranspose")
+
+
+def _kind(module: Module) -> str | None:
+    """Which of `_LAYERS` a module is, or derives from, as what Linen's `vmap` and `remat` make of a class does."""
+    classes = (c for c in type(module).__mro__ if c.__module__.partition(".")[0] == "flax")
+    return next((c.__name__ for c in classes if c.__name__ in _LAYERS), None)
+
+
 def _numbers(module: Module, rank: int) -> PyTree:
     """The dimension numbers of the kernel of a layer, counted from the last axis; None for other layers."""
-    kind = type(module).__name__
+    kind = _kind(module)
     if kind in ("Dense", "Linear"):
         inputs, outputs = 1, 1
     elif kind in ("DenseGeneral", "LinearGeneral"):
         inputs = _count(module.axis)
         outputs = _count(module.features if kind == "DenseGeneral" else module.out_features)
-    elif kind in ("Conv", "ConvTranspose"):
+    elif kind is not None:
         inputs, outputs = _count(module.kernel_size) + 1, 1
     else:
         return None

@@ -13,6 +13,8 @@ from .._typing import KeyPath, Leaf, PyTree
 
 # Optax's MuonDimensionNumbers, None, a tree of both like the parameters or their upper part, or a function to one.
 WeightDimensionNumbers: TypeAlias = PyTree | Callable[[optax.Params], PyTree]
+# What to do about a function that Optax takes for a schedule.
+STATIC = "a function must be named in optax.inject_hyperparams(..., static_args='weight_dimension_numbers')"
 
 
 class Axes(NamedTuple):
@@ -52,11 +54,11 @@ def axes_of_leaves(weight_dimension_numbers: WeightDimensionNumbers, tree: PyTre
     given = weight_dimension_numbers(tree) if callable(weight_dimension_numbers) else weight_dimension_numbers
     if hasattr(given, "dtype"):
         raise TypeError(
-            "weight_dimension_numbers must be a tree or a function of the parameters, got an array; a function must be "
-            "named in optax.inject_hyperparams(..., static_args='weight_dimension_numbers')"
+            f"weight_dimension_numbers must be a tree or a function of the parameters, got an array; {STATIC}"
         )
     try:
-        entries = _tree.broadcast(given, tree, _is_entry)
+        # Plain tuples of axes, too, for an error that names them.
+        entries = _tree.broadcast(given, tree, lambda x: _is_entry(x) or _is_axes(x))
     except (KeyError, TypeError, ValueError) as error:
         text = str(error).partition("\n")[0][:160]
         raise ValueError(
@@ -83,6 +85,10 @@ def matrices_of(weight_dimension_numbers: WeightDimensionNumbers, tree: PyTree) 
 
 def _is_entry(x: object) -> bool:
     return x is None or isinstance(x, optax.contrib.MuonDimensionNumbers)
+
+
+def _is_axes(x: object) -> bool:
+    return isinstance(x, tuple) and len(x) > 0 and all(isinstance(a, int) or _is_axes(a) for a in x)
 
 
 def _rank(leaf: Leaf) -> int:

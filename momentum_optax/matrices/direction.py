@@ -9,7 +9,7 @@ import optax
 from jax.sharding import PartitionSpec
 
 from .. import _checks, _tree
-from .._typing import DType, Number, PyTree
+from .._typing import DType, Number, PyTree, jitted
 from .dimensions import WeightDimensionNumbers, matrices_of
 from .exchange import Direction, directions
 from .layout import Layout, layout_of
@@ -120,15 +120,16 @@ _compiled_on_mesh = jax.jit(_on_mesh, static_argnums=(0, 1, 2))
 
 
 def _float_dtype(dtype: DType) -> DType:
-    """`dtype` as a dtype of floats."""
+    """`dtype` as one of those in which matrices of any size can be kept."""
     is_array = hasattr(dtype, "shape") and not isinstance(dtype, type | np.dtype)
     try:
         found = None if is_array else jnp.dtype(dtype)
     except TypeError:
         found = None
-    if found is None or not jnp.issubdtype(found, jnp.floating):
+    # Not float16, in which gradients below 1e-7 are zero.
+    if found not in (jnp.bfloat16, jnp.float32, jnp.float64):
         hint = _checks.static("dtype", dtype) if is_array else ""
-        raise TypeError(f"dtype must be None or a dtype of floats such as bfloat16, got {_checks.shown(dtype)}{hint}")
+        raise TypeError(f"dtype must be None, bfloat16, float32 or float64, got {_checks.shown(dtype)}{hint}")
     return found
 
 
@@ -191,6 +192,8 @@ def orthogonalize(
     eps = 1e-8 if eps is None else eps
     _checks.constant("eps", eps, "[0, inf)")
 
+    # Outside jit its loop would be compiled at every step.
+    @jitted
     def direction(x: jax.Array) -> jax.Array:
         new = newton_schulz(x, triples, eps, preconditioning)
         return new * jnp.sum(x.conj() * new, axis=(-2, -1), keepdims=True) if adaptive else new

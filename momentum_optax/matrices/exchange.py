@@ -1,5 +1,7 @@
 """Matrices in parts on the devices of a mesh: sent to where each is whole, and their parts back."""
 
+import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
@@ -54,8 +56,34 @@ def _by_shape(direction: Direction, whole: Mapping[Kind, jax.Array]) -> dict[Kin
 
 def _split(x: jax.Array, counts: Sequence[int]) -> list[jax.Array]:
     """`x` cut along its first axis."""
-    ends = [sum(counts[: i + 1]) for i in range(len(counts))]
+    return [x] if len(counts) == 1 else _cut(x, tuple(counts))
+
+
+def _cut_for_platform(x: jax.Array, counts: tuple[int, ...]) -> list[jax.Array]:
+    cut = {name: functools.partial(f, counts=counts) for name, f in (("cpu", _cut_alike), ("default", _cut_in_place))}
+    parts: list[jax.Array] = jax.lax.platform_dependent(x, **cut)
+    return parts
+
+
+# Compiled outside jit, too, and once for all steps.
+_cut = jax.jit(_cut_for_platform, static_argnums=1)
+
+
+def _cut_in_place(x: jax.Array, counts: tuple[int, ...]) -> list[jax.Array]:
+    """The parts as slices, which XLA's TPU backend writes in one operation."""
+    ends = itertools.accumulate(counts)
     return [x[end - count : end] for end, count in zip(ends, counts, strict=True)]
+
+
+def _cut_alike(x: jax.Array, counts: tuple[int, ...]) -> list[jax.Array]:
+    """The parts from places that the compiler does not know.
+
+    XLA's CPU backend compiles kernels that are alike once. With its place as a literal each part would have its own.
+    """
+    places = tuple(jnp.uint32(end - count) for end, count in zip(itertools.accumulate(counts), counts, strict=True))
+    # What a loop carries is not evaluated: here the places, turned round twice.
+    places = jax.lax.fori_loop(0, 2, lambda _, carried: carried[::-1], places)
+    return [jax.lax.dynamic_slice_in_dim(x, place, n) for place, n in zip(places, counts, strict=True)]
 
 
 def _gathered(stack: jax.Array, kind: Kind, mesh: Mapping[str, int]) -> jax.Array:

@@ -2,17 +2,19 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import Literal, TypeAlias, cast, get_args
+from typing import Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .. import _checks
-from .._typing import Number
+from .._typing import DType, Number
 
 Preconditioning: TypeAlias = Literal["frobenius", "spectral", "aol", "schatten"]
 PRECONDITIONINGS = get_args(Preconditioning)
+# Those by a norm, as `jnp.linalg.norm` has them; the others look at the gram matrix.
+_NORMS: dict[str, Literal["fro", 2]] = {"frobenius": "fro", "spectral": 2}
 # A name of a preset, one triple (a, b, c) for every iteration, or one for each.
 Coefficients: TypeAlias = str | Sequence[float] | Sequence[Sequence[float]]
 
@@ -98,30 +100,35 @@ def newton_schulz(x: jax.Array, coefficients: np.ndarray, eps: Number, precondit
       preconditioning: Which multiple.
     """
     triples = jnp.asarray(coefficients, jnp.finfo(x.dtype).dtype)
-    eps = jnp.asarray(eps, triples.dtype)
-    if preconditioning == "frobenius":
-        x = x / (_frobenius(x) + eps)
-    elif preconditioning == "spectral":
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # the SVD knows no narrower dtype
-        x = x / (jnp.linalg.norm(wide, ord=2, axis=(-2, -1), keepdims=True).astype(triples.dtype) + eps)
-    else:
-        gram = _gram(x)
-        if preconditioning == "aol":
-            scale = jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.abs(gram), axis=-1, keepdims=True), eps))
-        else:
-            scale = jax.lax.rsqrt(jnp.maximum(_frobenius(gram), eps))
-        x, gram = scale * x, scale * gram * jnp.swapaxes(scale, -1, -2)
+    x, gram = _normalized(x, eps, preconditioning)
+    if gram is not None:
         x, triples = _polynomial(x, gram, triples[0]), triples[1:]
     # Not unrolled: three products are compiled, however many iterations there are.
     return jax.lax.scan(lambda x, abc: (_polynomial(x, _gram(x), abc), None), x, triples)[0]
 
 
-def _frobenius(x: jax.Array) -> jax.Array:
-    return cast(jax.Array, jnp.linalg.norm(x, axis=(-2, -1), keepdims=True))
+def _normalized(x: jax.Array, eps: Number, preconditioning: Preconditioning) -> tuple[jax.Array, jax.Array | None]:
+    """The multiple of x that is iterated, and its gram matrix if that is known then.
+
+    Norms are computed in float32 or wider: squares soon leave the range of float16, of which `eps` is the zero.
+    """
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    eps = jnp.asarray(eps, jnp.finfo(wide).dtype)
+    whole = x.astype(wide)
+    if preconditioning in _NORMS:
+        norm = jnp.linalg.norm(whole, ord=_NORMS[preconditioning], axis=(-2, -1), keepdims=True)
+        return (whole / (norm + eps)).astype(x.dtype), None
+    gram = _gram(x, wide)
+    if preconditioning == "aol":
+        size = jnp.sum(jnp.abs(gram), axis=-1, keepdims=True)
+    else:
+        size = jnp.linalg.norm(gram, axis=(-2, -1), keepdims=True)
+    scale = jax.lax.rsqrt(jnp.maximum(size, eps))
+    return (scale * whole).astype(x.dtype), (scale * gram * jnp.swapaxes(scale, -1, -2)).astype(x.dtype)
 
 
-def _gram(x: jax.Array) -> jax.Array:
-    return x @ jnp.swapaxes(x, -1, -2).conj()
+def _gram(x: jax.Array, dtype: DType = None) -> jax.Array:
+    return jnp.matmul(x, jnp.swapaxes(x, -1, -2).conj(), preferred_element_type=dtype)
 
 
 def _polynomial(x: jax.Array, gram: jax.Array, abc: jax.Array) -> jax.Array:

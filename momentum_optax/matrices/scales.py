@@ -103,7 +103,7 @@ def scale_by_neuron(
 
     Raises:
       TypeError: If an argument is of the wrong type.
-      ValueError: If a number is out of range.
+      ValueError: If a number is out of range; at `update` if a shape is not that of `init`.
 
     Reference:
       Li et al., "NorMuon: making Muon more efficient and scalable", 2025, arXiv:2510.05491; the authors' and
@@ -118,8 +118,7 @@ def scale_by_neuron(
         by_path = _axes_by_path(params)
 
         def of_leaf(place: _tree.Place, x: Leaf) -> NeuronState:
-            inputs = by_path[_tree.path_name(place[0])].reduction
-            shape = [1 if a in inputs else n for a, n in enumerate(x.shape)]
+            shape = _shape_of_moment(x, by_path[_tree.path_name(place[0])])
             return NeuronState(jnp.zeros(shape, jnp.finfo(arithmetic_dtype(x.dtype)).dtype))
 
         return _tree.init_leaves(of_leaf, params, treedef)
@@ -132,7 +131,9 @@ def scale_by_neuron(
         by_path = _axes_by_path(updates)
 
         def of_leaf(place: _tree.Place, x: Leaf, old: NeuronState) -> tuple[jax.Array, NeuronState]:
-            return _normalized(jnp.asarray(x), old.second_moment, by_path[_tree.path_name(place[0])], decay, eps)
+            name = _tree.path_name(place[0])
+            _check_shape(name, x, old, by_path[name])
+            return _normalized(jnp.asarray(x), old.second_moment, by_path[name], decay, eps)
 
         return _tree.update_leaves(of_leaf, updates, state, treedef)
 
@@ -141,6 +142,19 @@ def scale_by_neuron(
         return {_tree.path_name(path): a for path, a in zip(paths, axes, strict=True)}
 
     return optax.GradientTransformation(init, update)
+
+
+def _shape_of_moment(x: Leaf, axes: Axes) -> tuple[int, ...]:
+    return tuple(1 if a in axes.reduction else n for a, n in enumerate(x.shape))
+
+
+def _check_shape(name: str, x: Leaf, old: NeuronState, axes: Axes) -> None:
+    """Raise unless the state of a leaf is of one of its shape."""
+    if _shape_of_moment(x, axes) != old.second_moment.shape:
+        raise ValueError(
+            f"the update for {name} must fit the second moment of shape {old.second_moment.shape}, which has length 1 "
+            f"along inputs, got shape {x.shape}"
+        )
 
 
 def _normalized(x: jax.Array, old: jax.Array, axes: Axes, decay: Number, eps: Number) -> tuple[jax.Array, NeuronState]:

@@ -6,6 +6,7 @@ import optax
 from .. import _checks, _tree
 from .._typing import Leaf, PyTree
 from ..matrices.dimensions import WeightDimensionNumbers, axes_of_leaves
+from ..state.mismatch import StateMismatchError
 from ..storage.mixed import codes_of
 from ..storage.protocol import checked_leaf
 from ..transform import MomentumState
@@ -50,7 +51,7 @@ def partition_matrices(
 
         return _tree.map_together(lambda leaves: [label(x) for x in leaves], tree)
 
-    parts = {MATRICES: _given_none(matrices), OTHERS: _given_none(others)}
+    parts = {MATRICES: _given_none(matrices), OTHERS: _given_none(_told_of_none(others))}
     tx = optax.partition(parts, labels)
 
     def init(params: optax.Params) -> optax.OptState:
@@ -61,17 +62,43 @@ def partition_matrices(
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra: PyTree
     ) -> tuple[optax.Updates, optax.OptState]:
-        new: tuple[optax.Updates, optax.OptState] = tx.update(_with_missing(updates, state), state, params, **extra)
+        velocity = _velocity(state)
+        if velocity is not None:
+            _check_gradients(updates, velocity)
+            updates = _with_missing(updates, velocity)
+        new: tuple[optax.Updates, optax.OptState] = tx.update(updates, state, params, **extra)
         return new
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _with_missing(updates: optax.Updates, state: optax.OptState) -> optax.Updates:
-    """The gradients with `_Missing` for each None of a parameter; the velocities tell whose it is."""
+def _velocity(state: optax.OptState) -> PyTree:
+    """The first velocity of the matrices; other parameters are masked in it. None for a rule without."""
+    if MATRICES not in state.inner_states:
+        raise StateMismatchError(
+            f"the state is of a partition into {', '.join(sorted(state.inner_states))}, and this optimizer's into "
+            f"{MATRICES}, {OTHERS}: begin with tx.init(params)"
+        )
     found = _tree.find_all(state.inner_states[MATRICES], MomentumState)
-    velocities = [tree for _, node in found for tree in codes_of(node.velocity)]
-    if not velocities or all(x is not None for x in jax.tree.leaves(updates, is_leaf=lambda x: x is None)):
+    return next((tree for _, node in found for tree in codes_of(node.velocity)), None)
+
+
+def _check_gradients(updates: optax.Updates, velocity: PyTree) -> None:
+    """Raise, with the path, unless the gradients have the structure of a velocity in which some may be masked."""
+    got, expected = (
+        jax.tree.map(lambda x: 0 if _is_masked(x) else x, _tree.unboxed(tree), is_leaf=_is_masked)
+        for tree in (updates, velocity)
+    )
+    _tree.update_leaves(lambda place, g, old: (g, old), got, expected, _tree.LEAF)
+
+
+def _is_masked(x: object) -> bool:
+    return isinstance(x, optax.MaskedNode)
+
+
+def _with_missing(updates: optax.Updates, velocity: PyTree) -> optax.Updates:
+    """The gradients with `_Missing` for each None of a parameter; the velocity tells whose it is."""
+    if all(x is not None for x in jax.tree.leaves(updates, is_leaf=lambda x: x is None)):
         return updates
 
     def mark(velocity: PyTree, gradient: PyTree) -> PyTree:
@@ -79,7 +106,7 @@ def _with_missing(updates: optax.Updates, state: optax.OptState) -> optax.Update
             return gradient
         return _Missing(OTHERS if _tree.empty(velocity) else MATRICES)
 
-    return jax.tree.map(mark, velocities[0], updates, is_leaf=lambda x: _tree.absent(x) or _tree.is_box(x))
+    return jax.tree.map(mark, velocity, updates, is_leaf=lambda x: _tree.absent(x) or _tree.is_box(x))
 
 
 def _without_missing(tree: PyTree) -> PyTree:
@@ -94,6 +121,29 @@ def _given_none(tx: optax.GradientTransformation) -> optax.GradientTransformatio
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra: PyTree
     ) -> tuple[optax.Updates, optax.OptState]:
         new: tuple[optax.Updates, optax.OptState] = run(_without_missing(updates), state, params, **extra)
+        return new
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
+
+
+def _told_of_none(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """`tx` with an error that names a gradient of None if it takes none, as Optax's Adam does not."""
+    run = optax.with_extra_args_support(tx).update
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra: PyTree
+    ) -> tuple[optax.Updates, optax.OptState]:
+        try:
+            new: tuple[optax.Updates, optax.OptState] = run(updates, state, params, **extra)
+        except (AttributeError, TypeError, ValueError) as error:
+            pairs = jax.tree_util.tree_leaves_with_path(updates, is_leaf=lambda x: x is None)
+            missing = [_tree.path_name(path) for path, x in pairs if x is None]
+            if not missing:
+                raise
+            raise ValueError(
+                f"others takes no gradient of None, got one for {missing[0]}: give zeros, or leave the parameter out "
+                "with optax.masked"
+            ) from error
         return new
 
     return optax.GradientTransformationExtraArgs(tx.init, update)

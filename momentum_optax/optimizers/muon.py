@@ -2,7 +2,7 @@
 
 import optax
 
-from .. import _checks
+from .. import _checks, _tree
 from .._typing import DType, Number, PyTree
 from ..filters import Filter
 from ..filters.coefficients import Scalar
@@ -12,10 +12,9 @@ from ..matrices.newton_schulz import Coefficients, Preconditioning
 from ..matrices.placement import AnyMesh
 from ..matrices.scales import Scale, scale_by_neuron, scale_by_shape
 from ..rules.mixes import muon_mix
-from ..storage import Storage, resolve
-from ..storage._by_leaf import AnyStorage, ByLeaf, chooser_of
-from ..storage._int4 import Int4
-from ..storage._int8 import Int8
+from ..storage import resolve
+from ..storage._by_leaf import AnyStorage, chooser_of
+from ..storage.directions import check_directions
 from ..transform import scale_by_momentum
 from .arguments import Mask, rule_of, weight_decay_of
 from .gradient_dtype import in_gradient_dtype
@@ -80,8 +79,8 @@ def muon(
 
     Raises:
       ValueError: If a number is out of range, there is no such preset or scale; for `mask` without `weight_decay`, or
-        `specs` without `mesh`; if `storage` is int4; at `init` if the dimension numbers do not fit the parameters; at
-        `update` without `params` if there is a weight decay.
+        `specs` without `mesh`; if `storage` is int4, or at `init` a function returns it; at `init` if the dimension
+        numbers do not fit the parameters; at `update` without `params` if there is a weight decay.
       TypeError: If an argument is of the wrong type.
 
     Reference:
@@ -91,7 +90,7 @@ def muon(
         learning_rate,
         others,
         weight_dimension_numbers,
-        scale_by_momentum(rule_of(momentum, muon_mix), storage=_storage_of(storage)),
+        _momentum_of(momentum, storage),
         orthogonalize(
             steps,
             weight_dimension_numbers,
@@ -168,7 +167,7 @@ def normuon(
         learning_rate,
         others,
         weight_dimension_numbers,
-        scale_by_momentum(rule_of(momentum, muon_mix), storage=_storage_of(storage)),
+        _momentum_of(momentum, storage),
         orthogonalize(
             steps,
             weight_dimension_numbers,
@@ -198,19 +197,16 @@ def _descent_of_matrices(
     return in_gradient_dtype(partition_matrices(matrices, others, weight_dimension_numbers))
 
 
-def _storage_of(storage: AnyStorage) -> Storage | ByLeaf:
-    """The storage, if its roundings leave a direction to orthogonalise; `benchmarks/muon_storages.py` measures it."""
-    kept = resolve(storage)
-    # Those of a function are not known here.
-    several = chooser_of(kept).known or ()
-    if any(isinstance(one, Int4) for one in several):
-        raise ValueError(
-            "storage must not be int4 here: orthogonalising gives all singular values one size, and four bits keep few "
-            "of them, so that little of the direction is left; take 'bfloat16' or 'int8'"
-        )
-    if any(isinstance(one, Int8) for one in several):
-        _checks.warn(
-            "storage int8 turns the orthogonalised direction where gradients have little noise: singular values below "
-            "its rounding become as large as the others. Take 'bfloat16' unless a short run in int8 trains as well"
-        )
-    return kept
+def _momentum_of(momentum: "Scalar | Filter", storage: AnyStorage) -> optax.GradientTransformationExtraArgs:
+    """The momentum, in a storage whose roundings leave a direction to orthogonalise."""
+    kept = chooser_of(resolve(storage))
+    check_directions(kept.known or ())
+    tx = scale_by_momentum(rule_of(momentum, muon_mix), storage=kept)
+    if kept.known is not None:
+        return tx
+
+    def init(params: optax.Params) -> optax.OptState:
+        check_directions(kept.among(_tree.unboxed(params)))
+        return tx.init(params)
+
+    return optax.GradientTransformationExtraArgs(init, tx.update)

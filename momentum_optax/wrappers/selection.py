@@ -12,6 +12,7 @@ from .._typing import KeyPath, Leaf, PyTree
 from ..state.mismatch import StateMismatchError
 from ..storage import Storage, resolve
 from ..storage._by_leaf import AnyStorage, ByLeaf, chooser_of
+from ..storage.directions import check_directions
 from ..storage.protocol import SUPPORTED, is_signed
 from ..storage.rows import reaches
 from .fields import field_name, is_compressed
@@ -27,6 +28,8 @@ SECOND_MOMENTS = frozenset(
 
 # The same name for something of either sign: Adan's v is an average of differences of gradients.
 SIGNED = {("ScaleByAdanState", "v")}
+# What Optax's Muon orthogonalises. Adam's field of this name, for other parameters, is in the same state.
+ORTHOGONALIZED = {("MuonState", "mu")}
 
 
 Predicate: TypeAlias = Callable[[KeyPath, Leaf], bool]
@@ -72,6 +75,8 @@ class Selection:
     def check_fit(self, storages: ByLeaf, owner: str, field: str, tree: PyTree) -> None:
         """Raise unless `storages` are fit for the `field` of a NamedTuple of the class `owner`, which holds `tree`."""
         check_fit(storages, field, field in self.second_moments and (owner, field) not in SIGNED, tree)
+        if (owner, field) in ORTHOGONALIZED:
+            check_directions(storages.at(path, x) for path, x in jax.tree_util.tree_leaves_with_path(unboxed(tree)))
 
     def check_state(self, pairs: list[tuple[KeyPath, PyTree]]) -> None:
         """Raise unless the fields that a state compresses are those that are selected by name."""

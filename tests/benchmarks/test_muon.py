@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from benchmarks import muon_storages
+from benchmarks import muon_compile, muon_storages
 
 PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "muon.md").read_text()
 
@@ -28,10 +28,23 @@ def test_the_page_has_every_row_of_what_is_sent(committed):
 
 def test_the_page_has_every_cosine(committed):
     rows = {(row["storage"], row["noise"]): row["cosine"] for row in committed("muon_storages")}
-    for name in muon_storages.STORAGES:
+    for name in (*muon_storages.STORAGES, *muon_storages.IDEAL):
         cells = " | ".join(f"{rows[name, noise]:.3f}" for noise in muon_storages.NOISES)
         assert f"| {name} | {cells} |" in PAGE
     assert min(rows["bfloat16", noise] for noise in muon_storages.NOISES) >= 0.97
+    # What the page says of one byte.
+    assert rows["8 bits, ideally used", 0.01] < 0.9
+    assert rows["9 bits", 0.01] < 0.97 < rows["10 bits", 0.01]
+
+
+def test_the_page_has_the_seconds_to_compile_forty_layers(committed):
+    seconds = {(row["optimizer"], row["layers"]): row["trace"] + row["compile"] for row in committed("muon_compile")}
+    for name in dict.fromkeys(name for name, _ in seconds):
+        one, forty = (seconds[name, layers] for layers in muon_compile.LAYERS)
+        assert f"| `{name}` | {one:.2f} | {forty:.2f} | {forty / one:.1f} |" in PAGE
+    one, forty = (seconds["mo.muon", layers] for layers in muon_compile.LAYERS)
+    assert forty <= 2 * one
+    assert forty <= seconds["optax.contrib.muon", 40] / 2
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ class LinenModel(nn.Module):
         x, _ = LinenBlock(name="block")(x)
         x, _ = nn.scan(LinenBlock, {"params": 0}, split_rngs={"params": True}, length=3)(name="blocks")(x, None)
         x = nn.Conv(4, (3, 3), name="conv")(x[..., None, :])
-        return nn.Dense(16, name="head")(x)
+        return nn.remat(nn.Dense)(16, name="head")(x)  # of a class that derives from Dense
 
 
 class Block(nnx.Module):
@@ -39,13 +39,17 @@ class Block(nnx.Module):
         self.mlp = nnx.Linear(8, 8, rngs=rngs)
 
 
+class Head(nnx.Linear):
+    pass
+
+
 class Model(nnx.Module):
     def __init__(self, rngs):
         self.embed = nnx.Embed(16, 8, rngs=rngs)
         self.block = Block(rngs)
         self.blocks = nnx.split_rngs(splits=3)(nnx.vmap(Block))(rngs)
         self.conv = nnx.Conv(8, 4, (3, 3), rngs=rngs)
-        self.head = nnx.Linear(4, 16, rngs=rngs)
+        self.head = Head(4, 16, rngs=rngs)
 
 
 def found(numbers):
@@ -95,5 +99,8 @@ def test_parameters_are_left_out_by_name():
     assert numbers == {"Embed_0": {"embedding": None}, "layer": {"kernel": D(), "bias": None}}
     with pytest.raises(TypeError, match="names must be strings such as 'embed', got"):
         mo.matrices.excluding(3)
+    injected = optax.inject_hyperparams(mo.muon)(0.1, weight_dimension_numbers=mo.matrices.excluding("embed"))
+    with pytest.raises(TypeError, match="static_args='weight_dimension_numbers'"):
+        jax.eval_shape(injected.init, params)
     with pytest.raises(TypeError, match="model must be a module of Flax, NNX or Linen, got"):
         mo.matrices.of_model(params)

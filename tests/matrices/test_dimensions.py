@@ -43,6 +43,7 @@ def test_one_entry_stands_for_all_and_matrices_are_the_default():
     ("given", "error", "match"),
     [
         ({"a": D(0, 1), "b": 3}, TypeError, r"must hold optax\.contrib\.MuonDimensionNumbers or None, got 3 for .*'b'"),
+        ({"a": ((0,), 1), "b": None}, TypeError, r"MuonDimensionNumbers or None, got \(\(0,\), 1\) for params\['a'\]"),
         ({"a": D(0, 2), "b": None}, ValueError, r"must name axes of params\['a'\], of shape \(2, 3\)"),
         ({"a": D(0, -2), "b": None}, ValueError, "must name different axes .* reduction_axis=0, output_axis=-2"),
         ({"a": D((), 1), "b": None}, ValueError, "at least one each"),

@@ -93,6 +93,27 @@ def test_matrices_are_whole_and_in_order(name):
         np.testing.assert_allclose(got[key], x, rtol=0, atol=1e-4)
 
 
+def polar(x):
+    """The exact factor, of a singular value decomposition."""
+    u, _, v = jnp.linalg.svd(x, full_matrices=False)
+    return u @ v
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["a scanned stack", "heads", "five on eight devices"])
+def test_any_direction_takes_the_place_of_the_iteration(name):
+    shapes, (sizes, names), spec, numbers, *_ = CASES[name]
+    mesh = jax.make_mesh(sizes, names, axis_types=(AxisType.Auto,) * len(names))
+    tree = matrices(shapes)
+    for where in ({}, {"mesh": mesh, "specs": spec}):
+        tx = mo.matrices.on_matrices(polar, numbers, **where)
+        got, _ = jax.jit(tx.update)(tree, optax.EmptyState())
+        for key, x in tree.items():
+            batch = np.asarray(x) if name == "a scanned stack" else np.reshape(x, (1, x.shape[0], -1))
+            u, _, v = np.linalg.svd(batch, full_matrices=False)
+            np.testing.assert_allclose(got[key], np.reshape(u @ v, x.shape), rtol=0, atol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_types_with_explicit_axes_say_how_parameters_are_split(name):

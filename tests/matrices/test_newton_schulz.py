@@ -1,5 +1,7 @@
 """The iteration against its reference loop in float64 NumPy, and against the singular value decomposition."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,6 +70,20 @@ def test_every_preconditioning_is_its_formula_for_each_matrix_of_a_batch(precond
 
 
 @pytest.mark.parametrize(
+    "preconditioning", [pytest.param(name, marks=() if name == "frobenius" else pytest.mark.slow) for name in FIRST]
+)
+def test_squares_may_leave_the_range_of_float16(preconditioning):
+    x = RNG.normal(size=(1, 8, 40)) * 1e4
+    triples = coefficients_of("polar_express", 8)
+    both = jnp.asarray(np.concatenate([x, np.zeros_like(x)]), jnp.float16)
+    got = jax.jit(lambda x: newton_schulz(x, triples, 1e-8, preconditioning))(both)
+    u, _, v = np.linalg.svd(x[0], full_matrices=False)
+    assert got.dtype == jnp.float16
+    np.testing.assert_allclose(got[0], u @ v, rtol=0, atol=0.01)
+    assert not got[1].any()
+
+
+@pytest.mark.parametrize(
     ("given", "steps", "triples"),
     [
         ("standard", None, [(3.4445, -4.7750, 2.0315)] * 5),
@@ -104,6 +120,18 @@ def test_complex_matrices_go_to_their_unitary_factor(x64):
     np.testing.assert_allclose(got, u @ v, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
+def test_iterations_in_bfloat16_are_near_the_polar_factor_and_updates_keep_their_dtype():
+    u, _, v = np.linalg.svd(RNG.normal(size=(6, 40)), full_matrices=False)
+    x = jnp.asarray(u * np.linspace(0.5, 1, 6) @ v, jnp.float32)
+    tx = mo.orthogonalize(6, coefficients="polar_express", dtype=jnp.bfloat16)
+    got, _ = jax.jit(tx.update)(x, optax.EmptyState())
+    assert got.dtype == jnp.float32
+    assert (got == got.astype(jnp.bfloat16)).all()
+    assert np.sum(got * (u @ v)) > 0.99 * np.linalg.norm(got) * 6**0.5
+    np.testing.assert_allclose(np.linalg.svd(got)[1], 1, atol=0.1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "match"),
     [
@@ -120,8 +148,9 @@ def test_complex_matrices_go_to_their_unitary_factor(x64):
         ({"preconditioning": "aal"}, ValueError, "preconditioning must be one of 'frobenius', 'spectral', 'aol', 'sch"),
         ({"eps": -1.0}, ValueError, r"eps must be in \[0, inf\)"),
         ({"adaptive": 1}, TypeError, "adaptive must be True or False"),
-        ({"dtype": jnp.int8}, TypeError, "dtype must be None or a dtype of floats such as bfloat16"),
-        ({"dtype": "bf16"}, TypeError, "dtype must be None or a dtype of floats"),
+        ({"dtype": jnp.int8}, TypeError, "dtype must be None, bfloat16, float32 or float64, got"),
+        ({"dtype": "bf16"}, TypeError, "dtype must be None, bfloat16, float32 or float64, got 'bf16'"),
+        ({"dtype": jnp.float16}, TypeError, "dtype must be None, bfloat16, float32 or float64, got"),
     ],
 )
 def test_arguments_out_of_range_are_refused_when_it_is_built(arguments, error, match):
@@ -132,9 +161,10 @@ def test_arguments_out_of_range_are_refused_when_it_is_built(arguments, error, m
 
 
 def products(tx, tree):
-    """The matrix products and loops of a compiled update."""
+    """The matrix products and the loops around them in a lowered update."""
     text = jax.jit(lambda g: tx.update(g, optax.EmptyState())[0]).lower(tree).as_text()
-    return text.count("stablehlo.dot_general"), text.count("stablehlo.while")
+    loops = text.split("stablehlo.while")[1:]
+    return text.count("stablehlo.dot_general"), sum("stablehlo.dot_general" in loop for loop in loops)
 
 
 def test_matrices_of_one_shape_are_one_loop_whatever_leaf_they_are_in():
@@ -143,3 +173,24 @@ def test_matrices_of_one_shape_are_one_loop_whatever_leaf_they_are_in():
     forty = {str(i): jnp.ones((4, 6) if i % 2 else (6, 4)) for i in range(40)}
     assert products(mo.orthogonalize(), forty) == one
     assert products(mo.orthogonalize(), forty | {"other": jnp.ones((4, 5))}) == (6, 2)
+
+
+def kernels(count):
+    """The number of different kernels in a compiled update of so many matrices; those alike are compiled once."""
+    tree, tx = {str(i): jnp.ones((4, 6)) for i in range(count)}, mo.orthogonalize()
+    text = jax.jit(lambda g: tx.update(g, optax.EmptyState())[0]).lower(tree).compile().as_text()
+    bodies = re.findall(r"^%\S*(?:fused|wrapped)\S* (\(.*?)^}", text, re.DOTALL | re.MULTILINE)
+    return len({re.sub(r", metadata=\{.*?\}|param\S*:|%[\w.-]+", "", body) for body in bodies})
+
+
+def test_more_matrices_of_a_shape_need_no_more_kernels():
+    assert kernels(16) <= kernels(4) + 1
+
+
+def test_elsewhere_the_parts_of_a_stack_are_slices():
+    tree = {str(i): jnp.ones((4, 6)) for i in range(5)}
+    traced = jax.jit(lambda g: mo.orthogonalize().update(g, optax.EmptyState())[0]).trace(tree)
+    for platform, loops, slices in (("tpu", 1, 5), ("cuda", 1, 5), ("cpu", 2, 0)):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        found = text.count("stablehlo.while"), text.count(": (tensor<5x4x6xf32>) -> tensor<1x4x6xf32>")
+        assert found == (loops, slices), platform

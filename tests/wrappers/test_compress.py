@@ -33,6 +33,7 @@ def test_float32_is_the_optimizer_itself_to_the_bit(name):
     assert_bit_equal(opened(state), expected)
 
 
+@pytest.mark.filterwarnings("ignore:storage int8 turns the orthogonalised direction")
 @pytest.mark.one_in(12)
 @pytest.mark.parametrize(
     ("name", "storage"), [*((name, "int8") for name in OPTIMIZERS), ("adam", "bfloat16"), ("adam", "float32")]

@@ -1,0 +1,96 @@
+"""Muon on every kind of tree, and what it says of gradients and states that do not fit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import momentum_optax as mo
+
+ODD = {
+    "tuple": (jnp.ones((3, 4)), [jnp.ones((4, 2)), None], ()),
+    "scalar": jnp.float32(1),
+    "number": 1.0,
+    "numpy": np.ones((3, 4), np.float32),
+    "no inputs": jnp.ones((0, 4)),
+    "no outputs": jnp.ones((4, 0)),
+    "empty": jnp.ones(0),
+    "one": jnp.ones((1, 1)),
+    "row": jnp.ones((1, 7)),
+    "column": jnp.ones((7, 1)),
+    "masked": optax.MaskedNode(),
+    "bfloat16": {"kernel": jnp.ones((3, 4), jnp.bfloat16), "bias": jnp.ones(4, jnp.bfloat16)},
+    "float16": jnp.ones((3, 4), jnp.float16),
+    "complex": {"kernel": jnp.ones((3, 4), jnp.complex64), "bias": jnp.ones(4, jnp.complex64)},
+}
+TREES = [*ODD.values(), {}, ODD]
+PARAMS = {"w": jnp.ones((3, 4)), "b": jnp.ones(4)}
+
+
+def types(tree):
+    return jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree)
+
+
+@pytest.mark.parametrize("make", [mo.muon, mo.normuon])
+def test_every_tree_keeps_its_types(make):
+    tx = make(0.1)
+    for params in TREES:
+        state = jax.eval_shape(tx.init, params)
+        updates, new = jax.eval_shape(tx.update, params, state, params)
+        assert types(updates) == types(params)
+        assert types(new) == types(state)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [mo.muon, mo.normuon])
+def test_updates_of_every_tree_are_finite(make):
+    tx = make(0.1)
+    for gradients in (ODD, jax.tree.map(jnp.zeros_like, ODD)):
+        updates, _ = jax.jit(tx.update)(gradients, jax.jit(tx.init)(ODD), ODD)
+        assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(updates))
+
+
+WRONG = {
+    "one too few": ({"w": PARAMS["w"]}, None, r"the gradients lack params\['b'\], present at init"),
+    "one too many": ({**PARAMS, "c": PARAMS["b"]}, None, r"the gradients have params\['c'\], absent at init"),
+    "another shape": ({**PARAMS, "w": jnp.ones((4, 3))}, None, r"params\['w'\] must have shape \(3, 4\), got \(4, 3\)"),
+    "no gradient of another parameter": (
+        {**PARAMS, "b": None},
+        None,
+        r"others takes no gradient of None, got one for params\['b'\]: give zeros",
+    ),
+    "the state of Optax's": (
+        PARAMS,
+        lambda: optax.contrib.muon(0.1).init(PARAMS),
+        "a partition into adam, muon, and this optimizer's into matrices, others: begin with",
+    ),
+    "the state of NorMuon": (PARAMS, lambda: mo.normuon(0.1).init(PARAMS), "must be a chain of 5 states, got"),
+    "the state of SGD": (PARAMS, lambda: optax.sgd(0.1, 0.9).init(PARAMS), "the state must be a PartitionState, got"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_does_not_fit_is_named_with_a_way_out(name):
+    gradients, make, match = WRONG[name]
+    tx = mo.muon(0.1)
+    state = jax.eval_shape(make or (lambda: tx.init(PARAMS)))
+    with pytest.raises(ValueError, match=match) as caught:
+        jax.eval_shape(tx.update, gradients, state, PARAMS)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_rule_of_every_kind_is_a_momentum_of_muon():
+    for rule in (mo.heavy_ball(0.9), mo.aggregated(), mo.nesterov(mo.schedules.fista()), mo.ema(0.0), mo.adan_mix()):
+        tx = mo.muon(0.1, rule)
+        state = jax.eval_shape(tx.init, PARAMS)
+        updates, new = jax.eval_shape(tx.update, PARAMS, state, PARAMS)
+        assert types((updates, new)) == types((PARAMS, state))
+
+
+def test_updates_of_another_shape_are_named_by_the_scale_of_neurons():
+    tx = mo.matrices.scale_by_neuron()
+    state = tx.init({"w": jnp.ones((3, 4))})
+    match = r"update for params\['w'\] must fit the second moment of shape \(1, 4\), .* got shape \(3, 5\)"
+    with pytest.raises(ValueError, match=match):
+        tx.update({"w": jnp.ones((3, 5))}, state)
