@@ -114,14 +114,16 @@ def test_the_recipe_of_the_guide_measures_statistics_for_averaged_weights():
     model = recipe["Model"]()
     variables = model.init(jax.random.key(0), batches[0], train=True)
     tx = build("float32")
-    averaged, params, _ = follow(tx, variables["params"], [gradients(variables["params"], seed) for seed in range(4)])
+    # Long steps, after which the last weights have other statistics.
+    signal = [jax.tree.map(lambda g: 5 * g, gradients(variables["params"], seed)) for seed in range(4)]
+    averaged, params, _ = follow(tx, variables["params"], signal)
     measured = recipe["refreshed"](model, averaged, variables["batch_stats"], batches)["BatchNorm_0"]
     dense = averaged["Dense_0"]
     outputs = np.concatenate(batches) @ np.asarray(dense["kernel"]) + np.asarray(dense["bias"])
     spread = outputs.std(axis=0)
     # The mean over a memory of ten batches of 64.
     assert (abs(measured["mean"] - outputs.mean(axis=0)) < 0.2 * spread).all()
-    np.testing.assert_allclose(measured["var"], spread**2, rtol=0.2)
+    np.testing.assert_allclose(measured["var"], spread**2, rtol=0.15)
     other = params["Dense_0"]
     there = np.concatenate(batches) @ np.asarray(other["kernel"]) + np.asarray(other["bias"])
-    assert (abs(measured["var"] / there.var(axis=0) - 1) > 0.3).any()
+    assert (abs(measured["var"] / there.var(axis=0) - 1) > 0.2).all()
