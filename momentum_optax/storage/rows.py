@@ -64,7 +64,8 @@ def split_as(array: jax.Array, leaf: jax.Array) -> jax.Array:
         return array
     axes = zip(sharding.spec, array.shape, leaf.shape, strict=True)
     spec = PartitionSpec(*(axis if n == m else None for axis, n, m in axes))
-    return jax.sharding.reshard(array, NamedSharding(sharding.mesh, spec))
+    result: jax.Array = jax.sharding.reshard(array, NamedSharding(sharding.mesh, spec))
+    return result
 
 
 def row_axes(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -164,7 +164,8 @@ def averaged_params(opt_state: optax.OptState, params: optax.Params) -> optax.Pa
             return weights
         weights = jnp.asarray(weights)
         # A state that is spread further than the weights, as in zero1, is gathered.
-        a = _read(*(split_as(jnp.asarray(x), weights) for x in (codes, unit)), weights)
+        codes, unit = (split_as(jnp.asarray(x), weights) for x in (codes, unit))
+        a = _read(codes, unit, weights)
         mixed: jax.Array = _mixed(a, weights, jnp.asarray(state.weight))
         return mixed.astype(weights.dtype)
 
