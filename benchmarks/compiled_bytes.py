@@ -43,6 +43,14 @@ RULES = {
     "aggregated": mo.aggregated(),
 }
 STORAGES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5}
+BEHIND = {
+    "primal_averaging": mo.primal_averaging(),
+    "ema_nesterov": mo.ema_nesterov(),
+    "outer_nesterov": mo.outer_nesterov(),
+    "lookahead": mo.lookahead(),
+}
+# Four bits are too few for sums of steps that nothing lets fade.
+WIDE_ENOUGH = ("float32", "bfloat16", "int8")
 
 
 class Row(NamedTuple):
@@ -96,7 +104,38 @@ def rows() -> list[Row]:
         )
     )
     found.append(Row("adamw, nu in uint8", lambda: mo.compress(optax.adamw(1e-3), {"nu": "uint8"}), LARGE, 22.0))
-    return found
+    return found + behind() + averages()
+
+
+def behind() -> list[Row]:
+    """Rules behind AdamW, which moves 28 bytes itself."""
+
+    def build(rule: mo.Filter, storage: str) -> optax.GradientTransformation:
+        return mo.with_momentum(optax.adamw(1e-3), rule, storage=storage)
+
+    return [
+        Row(
+            f"adamw, {name} in {storage}",
+            functools.partial(build, rule, storage),
+            LARGE,
+            28.0 + 2 * STORAGES[storage] * rule.order,
+        )
+        for name, rule in BEHIND.items()
+        for storage in WIDE_ENOUGH
+    ]
+
+
+def averages() -> list[Row]:
+    """Averages of the weights behind SGD with momentum, which moves 20 bytes itself, written often and rarely."""
+
+    def build(every: int, storage: str) -> optax.GradientTransformation:
+        return optax.chain(optax.sgd(0.1, 0.9), mo.average_params(0.999, every=every, storage=storage))
+
+    return [
+        Row(f"sgd, average in {storage}, every={n}", functools.partial(build, n, storage), LARGE, 20.0 + 2 * width)
+        for storage, width in ((name, STORAGES[name]) for name in WIDE_ENOUGH)
+        for n in (1, 100)
+    ]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from .training import Settings
 
 
 class Result(NamedTuple):
-    """Reports of worker 0: accuracy and loss on images held out, and costs, one entry for each round from 1."""
+    """Reports of worker 0 by round, from 1: accuracy and loss on images held out, also of averaged weights; costs."""
 
     reports: dict[int, dict[str, Any]]
 

@@ -16,8 +16,8 @@ def headline(settings: Settings, images: int, parameters: int) -> str:
     return (
         f"{settings.workers} processes with {images} images each ({settings.data}); {steps} steps of "
         f"{settings.batch_size} images on each.\nA CNN of {parameters:,} parameters; Nesterov 0.9, rate "
-        f"{settings.learning_rate:g}, velocity in int8.\nDiLoCo meets every {settings.inner_steps} steps; velocity and "
-        "exchange in int8."
+        f"{settings.learning_rate:g}, velocity in int8; an average of the weights in two bytes.\nDiLoCo meets every "
+        f"{settings.inner_steps} steps; velocity and exchange in int8."
     )
 
 
@@ -28,7 +28,9 @@ def survived(losses: int, different: list[str]) -> bool:
     elif different:
         print("  FAILED: not what the uninterrupted run has:", *different, sep="\n    ")
     else:
-        print("  Finished with what the uninterrupted run has, bit for bit: parameters, velocities, residuals.")
+        print(
+            "  Finished with what the uninterrupted run has, bit for bit: parameters, velocities, averages, residuals."
+        )
     return bool(losses) and not different
 
 
@@ -47,8 +49,9 @@ def table(data_parallel: Result, local_steps: Result) -> str:
     for name, digits in (("meetings", 0), ("collectives", 0), ("seconds", 1)):
         label = "seconds, compiling apart" if name == "seconds" else name
         row(label, f"{a[name]:,.{digits}f}", f"{b[name]:,.{digits}f}", f"{a[name] / b[name]:.1f}")
-    row("held-out cross-entropy", f"{a['loss']:.4f}", f"{b['loss']:.4f}")
-    row("held-out accuracy", f"{a['accuracy']:.1%}", f"{b['accuracy']:.1%}")
+    for prefix, label in (("", ""), ("averaged ", ", averaged")):
+        row(f"held-out cross-entropy{label}", f"{a[f'{prefix}loss']:.4f}", f"{b[f'{prefix}loss']:.4f}")
+        row(f"held-out accuracy{label}", f"{a[f'{prefix}accuracy']:.1%}", f"{b[f'{prefix}accuracy']:.1%}")
     return "\n".join(lines)
 
 
@@ -65,11 +68,13 @@ def plot(data_parallel: Result, local_steps: Result, path: Path, title: str) -> 
             (data_parallel, STYLES[1][0], "s", "gradients averaged at every step"),
             (local_steps, STYLES[2][0], "o", "DiLoCo, velocity and exchange in int8"),
         ):
-            values = np.asarray(result.column(name)) * (100 if name == "accuracy" else 1)
-            axes.plot(np.asarray(result.column("compiled")) / 1e6, values, f"{marker}-", color=color, label=legend)
+            sent, factor = np.asarray(result.column("compiled")) / 1e6, 100 if name == "accuracy" else 1
+            axes.plot(sent, factor * np.asarray(result.column(name)), f"{marker}-", color=color, label=legend)
+            axes.plot(sent, factor * np.asarray(result.column(f"averaged {name}")), "--", color=color)
         axes.set(xscale="log", xlabel="MB sent by each worker", ylabel=label)
         axes.grid(color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_yscale("log")
+    figure.axes[1].plot([], [], "--", color="0.5", label="averaged weights")
     figure.axes[1].legend(loc="lower right", frameon=False)
     figure.savefig(path, format="png", dpi=110)

@@ -7,6 +7,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+import momentum_optax as mo
+
 from . import checkpoint, traffic, training
 from .job import START, Job
 from .measured import Cost, Measured, added
@@ -26,7 +28,6 @@ class Run:
         with np.load(Path(job.folder) / f"data-{job.worker}.npz") as file:
             self.images, self.labels = file["images"], file["labels"]
         self.order = training.order(self.settings, job.worker, len(self.images))
-        self.inner = training.inner(self.settings).init(self.params)
 
     def batches(self, round_: int) -> tuple[np.ndarray, np.ndarray]:
         """Images and labels of a round on this worker."""
@@ -48,7 +49,8 @@ class DataParallel(Run):
     def __init__(self, job: Job):
         super().__init__(job)
         planned = traffic.gradient_bytes(self.params, self.settings.workers)
-        self.state = self.replicated(self.params), self.replicated(self.inner)
+        optimizer = training.every_step(self.settings)
+        self.state = self.replicated(self.params), self.replicated(optimizer.init(self.params))
         batch = jax.tree.map(lambda x: self.per_worker(x[0]), self.batches(0))
         self.step = Measured(self.programs.step, planned, self.settings.workers, *self.state, *batch)
 
@@ -57,6 +59,11 @@ class DataParallel(Run):
         for images, labels in zip(*self.batches(round_), strict=True):
             self.state = self.step(*self.state, self.per_worker(images), self.per_worker(labels))
         return training.here(self.state[0])
+
+    def averaged(self) -> optax.Params:
+        """The average of the weights after all steps so far."""
+        params, state = training.here(self.state)
+        return mo.averaged_params(state, params)
 
     @property
     def cost(self) -> Cost:
@@ -69,7 +76,8 @@ class LocalSteps(Run):
 
     def __init__(self, job: Job):
         super().__init__(job)
-        self.inner, self.outer = self.per_worker(self.inner), training.outer().init(self.params)
+        self.inner = self.per_worker(training.inner(self.settings).init(self.params))
+        self.outer = training.outer().init(self.params)
         if job.resume is not None:
             self._load(job.resume)
         anchor, momentum, residual = self.outer
@@ -88,6 +96,11 @@ class LocalSteps(Run):
         self.params, self.outer = self.meet(self.params, self.outer)
         self._save(round_ + 1)
         return training.here(self.outer.anchor)
+
+    def averaged(self) -> optax.Params:
+        """The average of the common weights after all meetings so far."""
+        anchor, momentum = training.here(self.outer[:2])
+        return mo.averaged_params(momentum, anchor)
 
     @property
     def cost(self) -> Cost:

@@ -87,9 +87,22 @@ def inner(settings: Settings) -> optax.GradientTransformation:
     )
 
 
+def average() -> optax.GradientTransformationExtraArgs:
+    """An average of the weights in two bytes for each; about the last eighth of the steps so far counts."""
+    # Every worker has its parameters as a whole.
+    return mo.average_params(mo.schedules.power_average(6.0), storage=mo.storage.bfloat16(axis_names=()))
+
+
+def every_step(settings: Settings) -> optax.GradientTransformation:
+    """The optimizer of gradients that are averaged over the workers: `inner`, and an average of the weights."""
+    return optax.chain(inner(settings), average())
+
+
 def outer() -> mo.outer.OuterMomentum:
-    """DiLoCo with its published rate and momentum, velocity and exchange in bytes."""
-    return mo.outer.diloco(storage="int8", exchange="int8")
+    """DiLoCo with its published rate and momentum, velocity and exchange in bytes, and an average of the anchor."""
+    return mo.outer.outer_momentum(
+        optax.chain(mo.sgd(0.7, 0.9, nesterov=True, storage="int8"), average()), exchange="int8"
+    )
 
 
 def start(settings: Settings) -> optax.Params:
@@ -109,7 +122,8 @@ def model(settings: Settings) -> tuple[optax.Params, Apply]:
 
 def programs(mesh: Mesh, settings: Settings, apply: Apply) -> Programs:
     """The programs of a training run, for a mesh of one axis, `AXIS`."""
-    local, meet, step = _local_steps(inner(settings), apply), _meeting(outer()), _data_parallel(inner(settings), apply)
+    local, meet = _local_steps(inner(settings), apply), _meeting(outer())
+    step = _data_parallel(every_step(settings), apply)
     over = partial(jax.shard_map, mesh=mesh, check_vma=False)
     return Programs(
         jax.jit(over(local, in_specs=PER_WORKER, out_specs=PER_WORKER), donate_argnums=(0, 1)),

@@ -48,10 +48,13 @@ def main(text: str) -> None:
         address, settings.workers, job.worker, initialization_timeout=60, coordinator_bind_address=address
     )
     run = STRATEGIES[job.strategy](job)
-    evaluate = evaluator(Path(job.folder), run.apply) if job.worker == 0 else lambda _: {}
+    evaluate = evaluator(Path(job.folder), run.apply) if job.worker == 0 else None
     for round_ in range(job.resume or 0, settings.rounds):
         params = run.round(round_)
-        report = {"round": round_ + 1, **run.cost._asdict(), **evaluate(params)}
+        report = {"round": round_ + 1, **run.cost._asdict()}
+        if evaluate is not None:
+            averaged = evaluate(run.averaged())
+            report |= evaluate(params) | {f"averaged {name}": value for name, value in averaged.items()}
         print(json.dumps(report), file=reports, flush=True)
 
 

@@ -71,7 +71,8 @@ def momentum_correction(decay: Scalar, learning_rate: "Schedule") -> "Schedule":
       TypeError: If `learning_rate` is not a schedule: a constant one needs no correction.
 
     Reference:
-      Goyal et al., "Accurate, large minibatch SGD: training ImageNet in 1 hour", 2017, arXiv:1706.02677, section 3.
+      Goyal et al., "Accurate, large minibatch SGD: training ImageNet in 1 hour", 2017, arXiv:1706.02677, section 3, who
+      correct in the other direction: the inverse factor makes the learning rate inside act as one outside.
     """
     _checks.within("decay", decay, "(-1, 1]")
     if not _checks.is_schedule(learning_rate):

@@ -58,9 +58,14 @@ def zeros_along(leaf: Leaf, shape: tuple[int, ...], dtype: DType) -> jax.Array:
 
 
 def split_as(array: jax.Array, leaf: jax.Array) -> jax.Array:
-    """An array of the leaf's shape, over explicit mesh axes split as the leaf is: to select by one for the other."""
-    sharding = jax.typeof(leaf).sharding
-    return jax.sharding.reshard(array, sharding) if any(sharding.spec) else array
+    """An array of the leaf's shape, or of length 1, over explicit mesh axes split as the leaf is: to join the two."""
+    own, sharding = jax.typeof(array).sharding, jax.typeof(leaf).sharding
+    if not any(own.spec) and not any(sharding.spec):
+        return array
+    axes = zip(sharding.spec, array.shape, leaf.shape, strict=True)
+    spec = PartitionSpec(*(axis if n == m else None for axis, n, m in axes))
+    result: jax.Array = jax.sharding.reshard(array, NamedSharding(sharding.mesh, spec))
+    return result
 
 
 def row_axes(shape: tuple[int, ...]) -> tuple[int, ...]:

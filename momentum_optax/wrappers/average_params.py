@@ -96,8 +96,9 @@ def average_params(
     Args:
       decay: c per step, in [0, 1]: a number, a scalar array or a schedule of the step, counted from 0.
         `tuning.decay_from_half_life` gives it from a half-life in steps, tokens or epochs; `schedules.power_average`
-        gives the mean of all weights, or more weight to the later ones. A schedule's values are float32, so that
-        averages over more than a million steps need `every`.
+        gives the mean of all weights, or more weight to the later ones; with `start`, or `schedules.restarted`, that of
+        the last k checkpoints (LAWA). A schedule's values are float32, so that averages over more than a million steps
+        need `every`.
       every: k, a whole number from 1, or an integer scalar array.
       storage: "float32", "bfloat16", "int8", or an object of `momentum_optax.storage`, for its `seed`, `min_size` and
         `axis_names`. Leaves of fewer than `min_size` elements (128 in bfloat16) and complex ones are kept in full.
@@ -162,7 +163,9 @@ def averaged_params(opt_state: optax.OptState, params: optax.Params) -> optax.Pa
         if state is None:
             return weights
         weights = jnp.asarray(weights)
-        a = _read(split_as(jnp.asarray(codes), weights), jnp.asarray(unit), weights)
+        # A state that is spread further than the weights, as in zero1, is gathered.
+        codes, unit = (split_as(jnp.asarray(x), weights) for x in (codes, unit))
+        a = _read(codes, unit, weights)
         mixed: jax.Array = _mixed(a, weights, jnp.asarray(state.weight))
         return mixed.astype(weights.dtype)
 

@@ -39,6 +39,8 @@ MOST = {
 # in other versions of libtpu than that of the file, both fields of AdamW in bytes.
 TWO_PASSES = {("h200", (1024, 3, 16, 64)): 19.1}
 BY_OTHER_COMPILERS = {"adamw, mu in int8, nu in uint8": 19.2}
+# Of one velocity on gradients.
+ONE_VELOCITY = tuple(f"{name}, " for name in compiled_bytes.RULES if name != "aggregated")
 
 
 def most_of(name, shape, target):
@@ -66,10 +68,10 @@ def check_bytes(rows, target):
     for (name, shape), row in rows.items():
         limit = most_of(name, shape, target)
         assert row["bytes"] <= limit + 0.05, (name, shape)
+        assert row["branch"] == 0, "one path for every step"
         if name.endswith("float32") or name == "optax.trace":
             assert row["bytes"] == pytest.approx(COMMITTED[name, shape]["floor"], abs=0.01), name
-        if ("int8" in name or "int4" in name) and "aggregated" not in name and "adamw" not in name:
-            assert row["branch"] == 0, "one path for every step"
+        if ("int8" in name or "int4" in name) and name.startswith(ONE_VELOCITY):
             if "int8" in name and (target, shape) in TWO_PASSES:
                 assert row["bytes"] <= TWO_PASSES[target, shape], (name, shape)
                 continue
@@ -101,6 +103,13 @@ def test_the_first_rows_and_the_parts_hold_what_is_promised():
     names = {name for name, _ in COMMITTED}
     assert MOST.keys() <= {name for name in names if re.search(FIRST, name)}
     assert all(sum(bool(re.search(rows, name)) for rows in PARTS) == 1 for name in names)
+
+
+@pytest.mark.parametrize("storage", compiled_bytes.WIDE_ENOUGH)
+def test_an_average_that_is_written_rarely_moves_the_bytes_of_one_that_is_written_often(storage):
+    often, rarely = (COMMITTED[f"sgd, average in {storage}, every={n}", (8192, 4096)] for n in (1, 100))
+    for target in compiled_bytes.TARGETS:
+        assert often[target]["bytes"] == pytest.approx(rarely[target]["bytes"], abs=0.01)
 
 
 def test_the_committed_file_has_every_row_and_target():

@@ -1,4 +1,7 @@
-"""Averages of weights in Flax's boxes, in NNX, on meshes, in files."""
+"""Averages of weights in Flax's boxes, in NNX, on meshes, in files, beside statistics that are not averaged."""
+
+import pathlib
+import re
 
 import flax.linen as nn
 import jax
@@ -98,3 +101,29 @@ def test_states_and_averages_are_saved_and_restored(tmp_path):
         assert_bit_equal(saver.restore(tmp_path / "averaged", like[0]), averaged)
     assert_bit_equal(again, state)
     assert_bit_equal(mo.averaged_params(again, restored), averaged)
+
+
+@pytest.mark.slow
+def test_the_recipe_of_the_guide_measures_statistics_for_averaged_weights():
+    guide = (pathlib.Path(__file__).parents[2] / "docs" / "guide.md").read_text()
+    (code,) = (block for block in re.findall(r"^```python\n(.*?)^```", guide, re.S | re.M) if "def refreshed" in block)
+    recipe = {}
+    exec(code, recipe)
+    rng = np.random.default_rng(0)
+    batches = [jnp.asarray(rng.normal(1.0, 2.0, size=(64, 5)), jnp.float32) for _ in range(60)]
+    model = recipe["Model"]()
+    variables = model.init(jax.random.key(0), batches[0], train=True)
+    tx = build("float32")
+    # Long steps, after which the last weights have other statistics.
+    signal = [jax.tree.map(lambda g: 5 * g, gradients(variables["params"], seed)) for seed in range(4)]
+    averaged, params, _ = follow(tx, variables["params"], signal)
+    measured = recipe["refreshed"](model, averaged, variables["batch_stats"], batches)["BatchNorm_0"]
+    dense = averaged["Dense_0"]
+    outputs = np.concatenate(batches) @ np.asarray(dense["kernel"]) + np.asarray(dense["bias"])
+    spread = outputs.std(axis=0)
+    # The mean over a memory of ten batches of 64.
+    assert (abs(measured["mean"] - outputs.mean(axis=0)) < 0.2 * spread).all()
+    np.testing.assert_allclose(measured["var"], spread**2, rtol=0.15)
+    other = params["Dense_0"]
+    there = np.concatenate(batches) @ np.asarray(other["kernel"]) + np.asarray(other["bias"])
+    assert (abs(measured["var"] / there.var(axis=0) - 1) > 0.2).all()

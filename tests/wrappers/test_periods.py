@@ -113,6 +113,17 @@ def test_a_period_counts_the_updates_that_reach_the_rule(name):
     assert step == count
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [5, 8])
+@pytest.mark.parametrize("name", CASES)
+def test_a_run_under_a_wrapper_that_is_resumed_within_a_period_is_the_run(name, at):
+    tx, signal, seen, _ = CASES[name]
+    saved = jax.device_get(run(tx, signal[:at]))
+    resumed = run(tx, signal[at:], *saved)
+    assert_bit_equal(resumed, run(tx, signal))
+    np.testing.assert_allclose(resumed[0]["w"], periods(seen), rtol=1e-5)
+
+
 def is_momentum(x):
     return isinstance(x, mo.transform.MomentumState)
 

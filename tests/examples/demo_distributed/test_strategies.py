@@ -30,15 +30,23 @@ def job(tmp_path, monkeypatch):
 def test_a_worker_goes_on_from_a_checkpoint_to_the_same_bits(job, tmp_path):
     whole = strategies.LocalSteps(job)
     ends = [whole.round(round_) for round_ in range(2)]
+    # Weights that moved on are not yet in what was averaged before.
+    half = whole.averaged()
     shutil.copytree(tmp_path / "whole", tmp_path / "again")
     ends += [whole.round(round_) for round_ in range(2, 4)]
     assert sorted(path.name for path in (tmp_path / "whole").iterdir()) == [f"round-00000{i}" for i in (2, 3, 4)]
     resumed = strategies.LocalSteps(job._replace(run="again", resume=2))
+    jax.tree.map(np.testing.assert_array_equal, resumed.averaged(), half)
     found = [resumed.round(round_) for round_ in range(2, 4)]
     for a, b in zip(ends[2:], found, strict=True):
         jax.tree.map(np.testing.assert_array_equal, a, b)
     assert launcher.compared(tmp_path, job.settings, "again") == []
     assert (ends[3]["w"] != ends[2]["w"]).any()
+    averaged = whole.averaged()
+    jax.tree.map(np.testing.assert_array_equal, resumed.averaged(), averaged)
+    assert abs(averaged["w"] - ends[3]["w"]).max() > 1e-3
+    for name, end in small_network.average(ends).items():
+        np.testing.assert_allclose(averaged[name], end, rtol=0, atol=1e-4 * abs(ends[3][name]).max())
     assert (whole.cost.meetings, resumed.cost.meetings) == (4, 2)
     evaluated = worker.evaluator(tmp_path, small_network.apply)(ends[3])
     with np.load(tmp_path / "held-out.npz") as held_out:

@@ -10,6 +10,7 @@ import small_network
 from jax.sharding import Mesh
 from small_network import SETTINGS
 
+import momentum_optax as mo
 from examples.demo_distributed import traffic, training
 
 
@@ -50,7 +51,12 @@ def numpy_gradient(params, images, labels):
 
 
 def numpy_steps(params, gradients_at):
-    params = {k: np.asarray(p, np.float64) for k, p in params.items()}
+    return numpy_path(params, gradients_at)[-1]
+
+
+def numpy_path(params, gradients_at):
+    """The weights after each step."""
+    params, path = {k: np.asarray(p, np.float64) for k, p in params.items()}, []
     velocity = {k: np.zeros_like(p) for k, p in params.items()}
     for step, gradient_at in enumerate(gradients_at):
         g = gradient_at(params)
@@ -58,7 +64,8 @@ def numpy_steps(params, gradients_at):
         for k in params:
             velocity[k] = 0.9 * velocity[k] + clip * g[k]
             params[k] = params[k] - rate(step) * (clip * g[k] + 0.9 * velocity[k])
-    return params
+        path.append(dict(params))
+    return path
 
 
 def start():
@@ -69,8 +76,8 @@ def start():
     outer = training.outer().init(params)
     images = rng.normal(size=(4, 5, 8, 7, 1)).astype(np.float32)
     labels = rng.integers(0, 9, size=(4, 5, 8))
-    inner = training.inner(SETTINGS).init(params)
-    return params, inner, each(params), each(inner), outer._replace(residual=each(outer.residual)), images, labels
+    inner, every_step = (tx.init(params) for tx in (training.inner(SETTINGS), training.every_step(SETTINGS)))
+    return params, every_step, each(params), each(inner), outer._replace(residual=each(outer.residual)), images, labels
 
 
 @functools.cache
@@ -78,31 +85,34 @@ def compiled():
     """The three programs, compiled for four devices."""
     mesh = Mesh(np.asarray(jax.devices()[:4]), (training.AXIS,))
     local, meet, step = training.programs(mesh, SETTINGS, small_network.apply)
-    params, inner, each_params, each_inner, outer, images, labels = start()
+    params, state, each_params, each_inner, outer, images, labels = start()
 
     return training.Programs(
         local.lower(each_params, each_inner, images, labels).compile(),
         meet.lower(each_params, outer).compile(),
-        step.lower(params, inner, images[:, 0], labels[:, 0]).compile(),
+        step.lower(params, state, images[:, 0], labels[:, 0]).compile(),
     )
 
 
 @pytest.mark.slow
 def test_a_step_on_all_devices_is_one_on_all_images():
     programs = compiled()
-    params, inner, *_, images, labels = start()
-    expected = numpy_steps(
+    params, state, *_, images, labels = start()
+    path = numpy_path(
         params,
         [
             functools.partial(numpy_gradient, images=images[:, t].reshape(32, 7), labels=labels[:, t].reshape(-1))
             for t in range(5)
         ],
     )
-    params, inner = jax.tree.map(jnp.copy, (params, inner))
+    params, state = jax.tree.map(jnp.copy, (params, state))
     for t in range(5):
-        params, inner = programs.step(params, inner, images[:, t], labels[:, t])
+        params, state = programs.step(params, state, images[:, t], labels[:, t])
+    averaged, average = mo.averaged_params(state, params), small_network.average(path)
     for k, found in params.items():
-        np.testing.assert_allclose(found, expected[k], rtol=2e-5, atol=2e-6)
+        np.testing.assert_allclose(found, path[-1][k], rtol=2e-5, atol=2e-6)
+        np.testing.assert_allclose(averaged[k], average[k], rtol=2e-5, atol=2e-6)
+        assert abs(average[k] - path[-1][k]).max() > 1e-3
 
 
 @pytest.mark.slow
