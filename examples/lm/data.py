@@ -59,21 +59,26 @@ def paragraphs(topics: Mapping[str, str]) -> list[str]:
     return [found[digest] for digest in _digests() if digest in found]
 
 
-def batches(tokens: np.ndarray, batch: int, length: int, steps: int, seed: int) -> np.ndarray:
-    """Windows of the text at random places, as many tokens as one batch of every step needs.
+def batch_at(tokens: np.ndarray, batch: int, length: int, step: int, seed: int) -> np.ndarray:
+    """The batch of one step, windows of the text at places that are a function of seed and step.
 
     Args:
       tokens: Shape (n,), n > `length`.
       batch: Windows in a batch.
       length: Predictions in a window, which has one token more.
-      steps: Batches.
-      seed: Of the places. The first batches are the same for any number of steps.
+      step: Counted from 0.
+      seed: Not negative.
 
     Returns:
-      An array of the dtype of `tokens`, shape (steps, batch, length + 1).
+      An array of the dtype of `tokens`, shape (batch, length + 1).
     """
-    starts = np.random.default_rng(seed).integers(0, len(tokens) - length, (steps, batch))
-    return np.take(tokens, starts[..., None] + np.arange(length + 1))
+    starts = np.random.default_rng((seed, step)).integers(0, len(tokens) - length, batch)
+    return np.take(tokens, starts[:, None] + np.arange(length + 1))
+
+
+def batches(tokens: np.ndarray, batch: int, length: int, steps: int, seed: int) -> np.ndarray:
+    """The batches of the first steps, see `batch_at`: shape (steps, batch, length + 1)."""
+    return np.stack([batch_at(tokens, batch, length, step, seed) for step in range(steps)])
 
 
 def windows(tokens: np.ndarray, length: int) -> np.ndarray:
