@@ -145,7 +145,8 @@ class LinenModel(nn.Module):
         c = self.config
         table = nn.Embed(c.vocabulary, c.width, name="tokens")
         x = table(tokens) + nn.Embed(c.length, c.width, name="positions")(jnp.arange(tokens.shape[1]))
-        blocks = nn.scan(LinenBlock, {"params": 0}, {"params": True}, length=c.layers)(c.heads, name="blocks")
+        scanned = nn.scan(LinenBlock, {"params": 0}, split_rngs={"params": True}, length=c.layers)
+        blocks = scanned(c.heads, name="blocks")
         return table.attend(nn.LayerNorm(epsilon=1e-5, name="norm")(blocks(x, None)[0]))
 
 
@@ -194,9 +195,9 @@ def test_the_same_model_in_nnx_takes_the_same_steps(params):
         return value
 
     losses = [step(module, optimizer) for _ in range(3)]
-    state = tx.init(params)
+    state, slope = tx.init(params), jax.jit(jax.value_and_grad(model.loss))
     for value in losses:
-        expected, gradients = jax.jit(jax.value_and_grad(model.loss))(params, TOKENS)
+        expected, gradients = slope(params, TOKENS)
         np.testing.assert_allclose(value, expected, rtol=1e-5)
         updates, state = tx.update(gradients, state, params)
         params = optax.apply_updates(params, updates)
