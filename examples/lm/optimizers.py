@@ -65,13 +65,15 @@ class Optimizer(NamedTuple):
 
     Attributes:
       learning_rate: That of its own rule. Rules of another gain get another one where `scales`.
-      rule: Its own; None where it has moments instead, and takes no rule.
+      rule: Its own memory of gradients.
+      takes_rules: Whether it takes another one; AdamW has moments.
       scales: Whether its steps are as long as the rule's gain says.
       make: From its parts.
     """
 
     learning_rate: float
-    rule: mo.Filter | None
+    rule: mo.Filter
+    takes_rules: bool
     scales: bool
     make: Callable[[Parts], optax.GradientTransformation]
 
@@ -112,17 +114,17 @@ def _muon(parts: Parts) -> optax.GradientTransformation:
 
 
 OPTIMIZERS = {
-    "sgd": Optimizer(0.1, mo.nesterov(0.9), True, _sgd),
-    "adamw": Optimizer(2e-3, None, False, _adamw),
-    "lion": Optimizer(3e-4, mo.lion_mix(0.9, 0.99), False, _lion),
-    "muon": Optimizer(2e-3, mo.muon_mix(0.95), False, _muon),
+    "sgd": Optimizer(0.1, mo.nesterov(0.9), True, True, _sgd),
+    "adamw": Optimizer(2e-3, mo.ema(0.9), False, False, _adamw),
+    "lion": Optimizer(3e-4, mo.lion_mix(0.9, 0.99), True, False, _lion),
+    "muon": Optimizer(2e-3, mo.muon_mix(0.95), True, False, _muon),
 }
 
 
 def default_rate(optimizer: str, rule: str) -> float:
     """The learning rate of an optimizer; with another rule of SGD one that goes as far along a gradient that stays."""
     found = OPTIMIZERS[optimizer]
-    if rule == "own" or found.rule is None or not found.scales:
+    if rule == "own" or not found.scales:
         return found.learning_rate
     return found.learning_rate * found.rule.dc_gain() / RULES[rule].dc_gain()
 
@@ -145,7 +147,7 @@ def build(
     """
     chosen = OPTIMIZERS[settings.optimizer]
     rule = chosen.rule if settings.rule == "own" else RULES[settings.rule]
-    if chosen.rule is None and settings.rule != "own":
+    if not chosen.takes_rules and settings.rule != "own":
         raise ValueError(f"rule must be own with {settings.optimizer}, which has moments instead, got {settings.rule}")
     parts = Parts(schedule(settings), rule, settings.storage, matrices, mesh, specs)
     tx = optax.chain(optax.clip_by_global_norm(1.0), chosen.make(parts))

@@ -1,5 +1,6 @@
 """Where parameters, optimizer states and batches are: over all devices, in one of three ways."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -38,13 +39,14 @@ class Placed(NamedTuple):
     scalar: NamedSharding
 
 
-def place(settings: Settings) -> Placed:
-    """The optimizer of these settings on all devices that there are.
+def place(settings: Settings, devices: Sequence[jax.Device] | None = None) -> Placed:
+    """The optimizer of these settings on devices, by default on all that there are.
 
     Raises:
       ValueError: As `build` does.
     """
-    mesh = jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+    devices = jax.devices() if devices is None else devices
+    mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
     config = CONFIGS[settings.config]
     shapes = jax.eval_shape(partial(init, config), 0)
     whole = jax.tree.map(lambda _: PartitionSpec(), shapes)

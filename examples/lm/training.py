@@ -61,7 +61,7 @@ class Programs(NamedTuple):
     """
 
     start: Callable[[], State]
-    step: Callable[[State, jax.Array], tuple[State, jax.Array]]
+    step: Callable[[State, np.ndarray], tuple[State, jax.Array]]
     evaluate: Callable[[State, np.ndarray], dict[str, jax.Array]]
     target: State
 
@@ -82,7 +82,8 @@ def programs(settings: Settings, placed: Placed) -> Programs:
 
     def evaluate(state: State, batches: jax.Array) -> dict[str, jax.Array]:
         def losses(params: optax.Params) -> jax.Array:
-            return jax.lax.map(jax.vmap(lambda window: loss(params, window[None])), batches)
+            each: jax.Array = jax.lax.map(jax.vmap(lambda window: loss(params, window[None])), batches)
+            return each
 
         return {name: losses(params) for name, params in points(settings, state).items()}
 

@@ -22,13 +22,17 @@ from examples.lm.settings import MESHES, Settings
 SMALL = Settings(config="toy", steps=12, batch_size=8, behind="ema_nesterov", average=2, storage="int8")
 
 
-def trained(settings, *folder, every=4):
-    return training.train(settings, place(settings), *folder, every)
+def programs(settings, devices=1):
+    return training.programs(settings, place(settings, jax.devices()[:devices]))
+
+
+def trained(settings, folder=None, devices=1):
+    return training.train(settings, place(settings, jax.devices()[:devices]), folder, save_every=4)
 
 
 def state_in(folder, settings):
     """The state of the last checkpoint."""
-    target = training.programs(settings, place(settings)).target
+    target = programs(settings).target
     with training.Checkpoints(folder, settings) as saved:
         return saved.latest(target)
 
@@ -40,15 +44,16 @@ def assert_equal_bits(a, b):
 
 @pytest.mark.slow
 def test_a_run_measures_its_losses_on_the_parts_of_the_text(toy, capsys):
-    settings = SMALL._replace(behind="none", storage="float32", average=0, optimizer="sgd")
+    settings = SMALL._replace(behind="none", storage="float32", average=0, optimizer="sgd", learning_rate=0.3)
     history = trained(settings)
     params = model.init(toy, 0)
     first = data.batch_at(data.splits().train, 8, 8, 0, 0)
-    np.testing.assert_allclose(history.loss[0], model.loss(params, first), rtol=1e-6)
+    np.testing.assert_allclose(history.loss[0], model.loss(params, first), rtol=1e-5)
     # Nothing is learned from the first step, whose rate is zero.
     windows = data.windows(data.splits().validation, 8)
     assert len(windows) % 8 != 0
-    losses = [float(model.loss(params, window[None])) for window in windows]
+    loss = jax.jit(model.loss)
+    losses = [float(loss(params, window[None])) for window in windows]
     np.testing.assert_allclose(history.held_out[0]["weights"], np.mean(losses), rtol=1e-5)
     assert [row["step"] for row in history.held_out] == list(range(1, 13))
     assert [figures["step"] for figures in history.telemetry] == [0, 10]
@@ -62,8 +67,8 @@ def test_a_run_measures_its_losses_on_the_parts_of_the_text(toy, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("behind", BEHIND)
 def test_the_points_of_a_rule_and_of_an_average_are_evaluated(toy, behind):
-    settings = SMALL._replace(behind=behind, optimizer="sgd", rule="nesterov", storage="float32")
-    run = training.programs(settings, place(settings))
+    settings = SMALL._replace(behind=behind, optimizer="sgd", rule="nesterov", storage="float32", steps=100)
+    run = programs(settings)
     state = run.start()
     weights = [state["params"]]
     for step in range(7):
@@ -118,21 +123,21 @@ def test_checkpoints_of_other_settings_are_refused_by_the_name_of_the_option(toy
 
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_devices_do_not_change_a_run(toy, optimizer):
-    assert jax.device_count() == 8
-    found = {}
+def test_two_devices_make_the_run_of_one(toy, optimizer):
+    settings = SMALL._replace(steps=4, optimizer=optimizer, storage="float32")
+    alone = trained(settings)
     for mesh in MESHES:
-        settings = SMALL._replace(steps=4, optimizer=optimizer, mesh=mesh, storage="float32")
-        found[mesh] = trained(settings)
-    for mesh in MESHES:
-        np.testing.assert_allclose(found[mesh].loss, found["copies"].loss, rtol=2e-4, err_msg=mesh)
+        history = trained(settings._replace(mesh=mesh), devices=2)
+        np.testing.assert_allclose(history.loss, alone.loss, rtol=2e-4, err_msg=mesh)
+        for name, value in history.test.items():
+            assert value == pytest.approx(alone.test[name], rel=2e-4), (mesh, name)
 
 
 @pytest.mark.slow
 def test_a_mesh_says_what_each_device_has_a_share_of(toy):
     shares = {}
     for mesh in MESHES:
-        run = training.programs(SMALL._replace(mesh=mesh, storage="float32"), place(SMALL._replace(mesh=mesh)))
+        run = programs(SMALL._replace(mesh=mesh, storage="float32"), devices=2)
         state = run.start()
         state, _ = run.step(state, data.batch_at(data.splits().train, 8, 8, 0, 0))
         shares[mesh] = [
@@ -142,8 +147,8 @@ def test_a_mesh_says_what_each_device_has_a_share_of(toy):
         ]
     assert shares["copies"] == [1, 1]
     assert shares["zero1"][0] == 1
-    assert shares["zero1"][1] < 0.3
-    assert max(shares["split"]) < 0.3
+    assert shares["zero1"][1] < 0.55
+    assert max(shares["split"]) < 0.55
 
 
 @pytest.mark.slow
@@ -156,7 +161,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(toy):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_step_of_gpt2_small_is_traced_on_eight_devices(optimizer):
     settings = Settings(config="gpt2-small", optimizer=optimizer, batch_size=8, storage="bfloat16")
-    run = training.programs(settings, place(settings))
+    run = programs(settings, devices=8)
     assert sum(x.size for x in jax.tree.leaves(run.target["params"])) == 124_439_808
     on_a_device = sum(np.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(run.target["params"]))
     assert on_a_device < 124_439_808 / 8 * 1.1 + 50257 * 768
