@@ -14,7 +14,7 @@ PYTEST := JAX_COMPILATION_CACHE_DIR='$(JAX_COMPILATION_CACHE_DIR)' JAX_PERSISTEN
 # Checks run on the CPU and leave no cache files behind in the tree.
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: help demo demo-distributed test test-slow test-oldest lint bench compiled-bytes real-models accelerator compilers golden notebooks docs dist clean
+.PHONY: help demo lm demo-distributed test test-slow test-oldest lint bench compiled-bytes real-models accelerator compilers golden notebooks docs dist clean
 .NOTPARALLEL:
 
 help: ## List the targets
@@ -29,6 +29,9 @@ $(VENV)/%.stamp: pyproject.toml | $(BIN)/python
 
 demo: $(VENV)/demo.stamp ## Train a Flax CNN on real digits with momentum, race five rules, draw the curves
 	$(BIN)/python -m examples.demo $(ARGS)
+
+lm: $(VENV)/demo.stamp ## Train a small language model: optimizer, rule, storage and more by ARGS, with checkpoints
+	$(BIN)/python -m examples.lm $(ARGS)
 
 demo-distributed: $(VENV)/demo.stamp ## Train it on four processes that meet rarely, count what they send, kill one and go on
 	$(BIN)/python -m examples.demo_distributed $(ARGS)

@@ -6,7 +6,7 @@ A wrong option ends the program with exit status 2 and a message that names the 
 import math
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -70,14 +70,27 @@ def _writable(texts: list[str]) -> Path:
     return path
 
 
-# A type of option: a file that can be written; None is allowed as a default.
-WRITABLE = Argument(
-    nargs=1,
-    metavar="PATH",
-    instance_from_str=_writable,
-    is_instance=lambda value: value is None or isinstance(value, Path),
-    str_from_instance=lambda value: [str(value)],
-)
+def _folder(texts: list[str]) -> Path:
+    path = Path(texts[0])
+    here = path if path.is_dir() else path.parent
+    if path.is_file() or not here.is_dir() or not os.access(here, os.W_OK):
+        raise ValueError(f"must be a writable directory, or a new one in such a directory, got {texts[0]!r}")
+    return path
+
+
+def _path(parsed: Callable[[list[str]], Path]) -> Argument:
+    return Argument(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=parsed,
+        is_instance=lambda value: value is None or isinstance(value, Path),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+# Types of options: a file that can be written, a directory to write to; None is allowed as a default.
+WRITABLE = _path(_writable)
+FOLDER = _path(_folder)
 
 
 def _number(kind: type[int] | type[float], words: str, least: float, most: float) -> Argument:

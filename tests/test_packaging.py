@@ -101,7 +101,7 @@ def imported(folder):
 
 
 # The names of packages that are not those of their modules.
-PACKAGE_OF = {"sklearn": "scikit-learn", "momentum_optax": "momentum-optax"}
+PACKAGE_OF = {"sklearn": "scikit-learn", "orbax": "orbax-checkpoint", "momentum_optax": "momentum-optax"}
 
 
 @pytest.mark.parametrize(("folder", "extra"), [("examples", "demo"), ("benchmarks", "bench")])
