@@ -85,7 +85,7 @@ class NeuronState(NamedTuple):
 
 
 def scale_by_neuron(
-    decay: Number = 0.95, weight_dimension_numbers: WeightDimensionNumbers = None, *, eps: Number | None = None
+    b2: Number = 0.95, weight_dimension_numbers: WeightDimensionNumbers = None, *, eps: Number | None = None
 ) -> optax.GradientTransformation:
     r"""Divide each neuron's direction by its recent size, the norm of each matrix unchanged: NorMuon's second step.
 
@@ -93,7 +93,7 @@ def scale_by_neuron(
        \hat O = O / (\sqrt{w'} + \epsilon), \qquad u = \hat O\, \|O\|_F / \|\hat O\|_F $$
 
     Args:
-      decay: beta_2 in [0, 1), a number or a scalar array.
+      b2: beta_2 in [0, 1), a number or a scalar array.
       weight_dimension_numbers: Which axes are inputs and outputs, see `on_matrices`; an output is a neuron.
       eps: At least 0; None for 1e-8.
 
@@ -109,7 +109,7 @@ def scale_by_neuron(
       Li et al., "NorMuon: making Muon more efficient and scalable", 2025, arXiv:2510.05491; the authors' and
       Microsoft's `dion.NorMuon`.
     """
-    _checks.constant("decay", decay, "[0, 1)")
+    _checks.constant("b2", b2, "[0, 1)")
     eps = 1e-8 if eps is None else eps
     _checks.constant("eps", eps, "[0, inf)")
     treedef = jax.tree.structure(NeuronState(0))
@@ -133,7 +133,7 @@ def scale_by_neuron(
         def of_leaf(place: _tree.Place, x: Leaf, old: NeuronState) -> tuple[jax.Array, NeuronState]:
             name = _tree.path_name(place[0])
             _check_shape(name, x, old, by_path[name])
-            return _normalized(jnp.asarray(x), old.second_moment, by_path[name], decay, eps)
+            return _normalized(jnp.asarray(x), old.second_moment, by_path[name], b2, eps)
 
         return _tree.update_leaves(of_leaf, updates, state, treedef)
 

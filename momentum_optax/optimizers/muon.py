@@ -162,7 +162,6 @@ def normuon(
     Reference:
       Li et al., "NorMuon: making Muon more efficient and scalable", 2025, arXiv:2510.05491, and their code.
     """
-    _checks.constant("b2", b2, "[0, 1)")
     return _descent_of_matrices(
         learning_rate,
         others,
