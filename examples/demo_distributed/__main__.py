@@ -125,6 +125,7 @@ def _demo(options: Options, data: Split) -> int:
 
 
 def _exit(number: int, frame: FrameType | None) -> NoReturn:
+    del frame
     raise SystemExit(128 + number)
 
 

@@ -28,6 +28,7 @@ import numpy as np
 from .._tree import path_name
 from .._typing import AxisName, Condition, Count, DType, KeyPath, Leaf, Number
 from .noise import stamp_of
+from .rounding import is_narrow
 
 _FLOAT32 = np.dtype(np.float32)
 SUPPORTED = ("bfloat16", "float16", "float32", "float64", "complex64", "complex128")
@@ -144,9 +145,10 @@ def arithmetic_dtype(*dtypes: DType) -> DType:
     if all(dtype == _FLOAT32 for dtype in dtypes):
         return _FLOAT32
     # Whatever promotion the user allows: what is narrower is converted, never promoted. One by one: of a dtype that it
-    # is given, `result_type` warns that there is no such array.
+    # is given, `result_type` warns that there is no such array. JAX promotes no float of 8 bits.
+    wide = (dtype for dtype in map(jax.dtypes.canonicalize_dtype, dtypes) if not is_narrow(dtype))
     with jax.numpy_dtype_promotion("standard"):
-        return jnp.result_type(jnp.float32, *map(jax.dtypes.canonicalize_dtype, dtypes))
+        return jnp.result_type(jnp.float32, *wide)
 
 
 def in_dtype(x: jax.Array, dtype: DType) -> jax.Array:

@@ -11,12 +11,18 @@ import pytest
 pytest.importorskip("tqdm")
 pytest.importorskip("tyro")
 
+from conformance import STORAGES
+
 from benchmarks import step_time
 
 
 def test_the_transformer_has_the_stated_number_of_parameters():
     shapes = jax.tree.leaves(step_time.trees(quick=False)["transformer"], is_leaf=lambda x: isinstance(x, tuple))
     assert round(sum(map(math.prod, shapes)) / 1e6, 1) == 28.3
+
+
+def test_every_storage_is_timed():
+    assert set(step_time.STORAGES) == set(STORAGES)
 
 
 @pytest.mark.slow

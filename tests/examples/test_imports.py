@@ -18,6 +18,17 @@ def test_demos_import_the_package_and_not_its_submodules(path):
             assert names in ([], [("momentum_optax", "mo")])
 
 
+@pytest.mark.parametrize("path", sorted(EXAMPLES.rglob("*.py")), ids=lambda path: str(path.relative_to(EXAMPLES)))
+def test_every_argument_is_read(path):
+    """An option that is passed on and then ignored would do nothing. What a protocol gives may be deleted."""
+    for function in ast.walk(ast.parse(path.read_text())):
+        if isinstance(function, ast.FunctionDef) and not function.name.startswith("__"):
+            given = function.args
+            names = {x.arg for x in (*given.posonlyargs, *given.args, *given.kwonlyargs)} - {"self", "cls"}
+            used = {x.id for line in function.body for x in ast.walk(line) if isinstance(x, ast.Name)}
+            assert names <= used, f"{function.name} does not read {sorted(names - used)}"
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*/__main__.py")), ids=lambda path: path.parent.name)
 def test_every_option_is_explained_and_read(path):
     (options,) = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.ClassDef) and n.name == "Options"]
