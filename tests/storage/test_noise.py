@@ -52,13 +52,14 @@ def kernels(tx, count):
 
     state = jax.eval_shape(tx.init, params)
     text = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile().as_text()
-    found = set()
-    for name, body in re.findall(r"^(?!ENTRY)(%?[\w.\-]+) \(.*?\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL):
-        names = {}
-        body = re.sub(r", (metadata=\{[^}]*\}|sharding=\{[^}]*\})", "", body)
-        found.add(re.sub(r"%[\w.\-]+", lambda n: f"%{names.setdefault(n.group(), len(names))}", body))
-        assert name
-    return found
+    bodies = re.findall(r"^(?!ENTRY)%?[\w.\-]+ \(.*?\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
+    return {renamed(re.sub(r", metadata=\{[^}]*\}", "", body)) for body in bodies}
+
+
+def renamed(body):
+    """A computation with its values numbered in the order of their names' first appearance."""
+    names = {}
+    return re.sub(r"%[\w.\-]+", lambda name: f"%{names.setdefault(name.group(), len(names))}", body)
 
 
 # Squares come with `compress`; what they and int4 add takes seconds to compile.
