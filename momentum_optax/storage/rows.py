@@ -152,8 +152,9 @@ def seeds(leaf: Leaf, like: jax.Array, *numbers: int) -> jax.Array:
 GROWTH = 1099087573
 
 
-# Up to this length of a row the numbers of its places are a constant of the program.
-_LONGEST = 1 << 14
+# A row's numbers of places are a constant of the program up to the first length, or up to the second where enough rows
+# share them; where fewer do, reading them would cost more than working them out.
+_SHORT, _LONG, _SHARED = 1 << 12, 1 << 14, 32
 
 
 def element_noise(noise: jax.Array, leaf: jax.Array, k: int, power: int = 0) -> jax.Array:
@@ -166,13 +167,17 @@ def _places(shape: tuple[int, ...], k: int) -> jax.Array | np.ndarray:
     """The numbers of the places of a row, for the velocity `k`; the axes of a row have their sizes, the others 1."""
     inner = row_axes(shape)
     row = tuple(n if d in inner else 1 for d, n in enumerate(shape))
-    is_short = all(isinstance(n, int) for n in row) and math.prod(row) <= _LONGEST
-    index: Any = np.arange(math.prod(row), dtype=np.uint32).reshape(row) if is_short else _position(shape, inner)
+    is_known = all(isinstance(n, int) for n in shape)
+    is_shared = not is_known or math.prod(shape) >= _SHARED * math.prod(row)
+    is_constant = is_known and math.prod(row) <= (_LONG if is_shared else _SHORT)
+    index: Any = np.arange(math.prod(row), dtype=np.uint32).reshape(row) if is_constant else _position(shape, inner)
     # Another factor for another velocity: a sum would shift its noise along by the same for a whole row.
     index = index * np.uint32(0x9E3779B1 * 0x85EBCA6B**k % 2**32) + np.uint32(0x3C6EF372)
     index = index ^ (index >> 15)
-    # Worked out once, and not for every element again.
-    return cast("jax.Array | np.ndarray", index if is_short else jax.lax.optimization_barrier(index))
+    # Behind the barrier they are worked out once, and not for every element again.
+    return cast(
+        "jax.Array | np.ndarray", index if is_constant or not is_shared else jax.lax.optimization_barrier(index)
+    )
 
 
 def row_largest(codes: tuple[jax.Array, ...]) -> jax.Array:

@@ -73,13 +73,13 @@ def kernels(tx, count):
     text = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile().as_text()
     bodies = re.findall(r"^(?!ENTRY)%?[\w.\-]+ \(.*?\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
     assert bodies
-    return {without_names(body) for body in bodies}
+    return {renamed(re.sub(r", metadata=\{[^}]*\}", "", body)) for body in bodies}
 
 
-def without_names(body):
+def renamed(body):
+    """A computation with its values numbered in the order of their names' first appearance."""
     names = {}
-    body = re.sub(r", (metadata=\{[^}]*\}|sharding=\{[^}]*\})", "", body)
-    return re.sub(r"%[\w.\-]+", lambda n: f"%{names.setdefault(n.group(), len(names))}", body)
+    return re.sub(r"%[\w.\-]+", lambda name: f"%{names.setdefault(name.group(), len(names))}", body)
 
 
 # Squares come with `compress`; what they and int4 add takes seconds to compile.
