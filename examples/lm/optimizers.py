@@ -160,6 +160,7 @@ def build(
 
 
 def schedule(settings: Settings) -> optax.Schedule:
-    """Up in a twentieth of the steps, then down along a cosine to a tenth."""
-    peak, steps = settings.learning_rate, settings.steps
-    return optax.warmup_cosine_decay_schedule(0.0, peak, max(1, steps // 20), max(2, steps), peak / 10)
+    """Up in a twentieth of the steps, then down along a cosine to a tenth; the rate may be traced."""
+    steps, peak = settings.steps, settings.learning_rate
+    shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, max(1, steps // 20), max(2, steps), 0.1)
+    return lambda step: peak * shape(step)
