@@ -56,11 +56,14 @@ def test_state_and_update_keep_their_types_in_64_bits(rule, storage, debias, x64
     check_types(runner(rule, storage, debias), (*REAL, jnp.float64), (jnp.complex64, jnp.complex128))
 
 
-def test_a_weakly_typed_gradient_gives_a_strongly_typed_state():
-    tx = mo.scale_by_momentum(mo.heavy_ball(0.9))
+# The second one stores and passes on the gradient itself.
+@pytest.mark.parametrize("rule", [mo.heavy_ball(0.9), mo.Filter(0.0, 1.0, 1.0, 1.0)], ids=["sum", "copy"])
+def test_a_weakly_typed_gradient_gives_a_strongly_typed_state(rule):
+    tx = mo.scale_by_momentum(rule)
     state = tx.init(1.0)
-    _, after = jax.eval_shape(tx.update, jax.eval_shape(jax.grad(lambda x: x * x), 1.0), state)
+    updates, after = jax.eval_shape(tx.update, jax.eval_shape(jax.grad(lambda x: x * x), 1.0), state)
     assert avals(after) == avals(state)
+    assert not updates.weak_type
 
 
 @pytest.mark.one_in(8)
