@@ -162,8 +162,8 @@ def encode_context(
         check_whole(type(storage).__name__, leaf, "give the storage axis_names=()")
     if not getattr(storage, "reads_stamp", True):
         return EncodeContext(None, relative_scales)
-    known, leaf = cast(tuple[Count, ...], numbers), numbers[-1]
-    stamp = stamp_of(*known[:-1], leaf=leaf) if isinstance(leaf, int) else stamp_of(*known)
+    *before, last = cast(tuple[Count, ...], numbers)
+    stamp = stamp_of(*before, leaf=last) if isinstance(last, int) else stamp_of(*before, last)
     return EncodeContext(stamp, relative_scales)
 
 
