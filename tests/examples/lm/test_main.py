@@ -179,6 +179,7 @@ def test_the_default_run_ends_within_three_minutes_and_shows_what_the_guide_says
     run = subprocess.run(**command(f"--output={output}"), capture_output=True, timeout=900, check=True)
     losses = [float(x) for x in re.findall(r"held out: weights ([\d.]+)", run.stdout)]
     assert len(losses) == 10
-    assert losses[-1] < 2.05 < 2.5 < losses[0]
+    assert losses[-1] < 2.05
+    assert losses[0] > 2.5
     assert time.monotonic() - start < 180
     assert output.read_bytes()[:4] == b"\x89PNG"
