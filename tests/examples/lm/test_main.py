@@ -153,13 +153,13 @@ def test_a_run_that_is_killed_goes_on_and_ends_as_if_nothing_had_happened(tmp_pa
     folder, lines = tmp_path / "run", []
     here = (*options, f"--checkpoints={folder}", f"--output={tmp_path / 'parts.png'}")
     for _ in range(2):
-        process = subprocess.Popen(**command(*here), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         before, deadline = finished(folder), time.monotonic() + 300
-        while finished(folder) <= before and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        lines.append(process.stdout.read())
+        with subprocess.Popen(**command(*here), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+            while finished(folder) <= before and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.05)
+            process.send_signal(signal.SIGKILL)
+            lines.append(process.stdout.read())
+        assert process.returncode == -signal.SIGKILL
     last = subprocess.run(**command(*here), capture_output=True, timeout=600, check=True).stdout
     assert "Resumed after step" in lines[1]
     assert "Resumed after step" in last
@@ -179,6 +179,7 @@ def test_the_default_run_ends_within_three_minutes_and_shows_what_the_guide_says
     run = subprocess.run(**command(f"--output={output}"), capture_output=True, timeout=900, check=True)
     losses = [float(x) for x in re.findall(r"held out: weights ([\d.]+)", run.stdout)]
     assert len(losses) == 10
-    assert losses[-1] < 2.05 < 2.5 < losses[0]
+    assert losses[-1] < 2.05
+    assert losses[0] > 2.5
     assert time.monotonic() - start < 180
     assert output.read_bytes()[:4] == b"\x89PNG"
