@@ -1,11 +1,6 @@
 """`average_params` against loops over the weights in NumPy's float64."""
 
-import importlib.util
-import json
-import pathlib
 import re
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -248,32 +243,6 @@ def test_bytes_of_the_state_and_of_the_compiled_step(storage, bytes_):
     assert memory.alias_size_in_bytes >= held + 4 * 512 * 2048
     # On CPU a copy of the weights that are overwritten, and of an average in codes.
     assert memory.temp_size_in_bytes < (4.1 if bytes_ == 4 else 8.1) * 512 * 2048
-
-
-COUNTS = """
-import json, math, optax
-from benchmarks import _moved_bytes
-import momentum_optax as mo
-found, device = {}, _moved_bytes.target("tpu")
-for storage in ("float32", "bfloat16", "int8"):
-    tx = optax.chain(optax.sgd(0.1, 0.9), mo.average_params(0.999, storage=storage, every=10))
-    program = _moved_bytes.compiled(tx, _moved_bytes.LARGE, device)
-    found[storage] = _moved_bytes.count(program, math.prod(_moved_bytes.LARGE))._asdict()
-print(json.dumps(found))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not made for this platform")
-def test_bytes_of_a_step_on_tpu():
-    root = pathlib.Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", COUNTS], cwd=root, capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout.splitlines()[-1])
-    # Beside the 20 of SGD with momentum.
-    for storage, bytes_, copies in (("float32", 28, 0), ("bfloat16", 38, 4), ("int8", 35, 4)):
-        assert found[storage]["bytes"] == pytest.approx(bytes_, abs=0.01)
-        assert found[storage]["branch"] == 0
-        assert found[storage]["temporaries"] <= copies + 0.01
 
 
 def test_skipped_steps_do_not_count_inside_guarded_and_multi_steps():
