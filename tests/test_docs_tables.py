@@ -123,6 +123,26 @@ def test_bytes_moved_by_a_step():
     assert row_of("and with `nu` in uint8 as well", "16", f"{one_pass:.2f}", f"{two_passes:.2f}, not one pass") in text
 
 
+def test_bytes_moved_behind_an_optimizer_and_by_averages():
+    counted = {row["row"]: row for row in rows("compiled_bytes")}
+
+    def cells(title, names):
+        each = [", ".join(f"{counted[name][target]['bytes']:.1f}" for name in names) for target in ("tpu", "h200")]
+        return row_of(title, ", ".join(f"{counted[name]['floor']:g}" for name in names), *each)
+
+    text = page("storage")
+    for rule in ("primal_averaging", "ema_nesterov", "outer_nesterov", "lookahead"):
+        names = [f"adamw, {rule} in {storage}" for storage in ("float32", "bfloat16", "int8")]
+        assert cells(f"`mo.{rule}` behind `optax.adamw`", names) in text
+    names = [f"sgd, average in {storage}, every=100" for storage in ("float32", "bfloat16", "int8")]
+    assert cells("`mo.average_params` behind `optax.sgd(momentum=)`", names) in text
+    said = inspect.getdoc(mo.average_params)
+    found = [counted[name]["tpu"]["bytes"] - counted["optax.trace"]["tpu"]["bytes"] for name in names]
+    assert "8 bytes a parameter beside the 20" in said.replace("\n", " ")
+    assert "looks at the weights twice: 18 and 15 bytes" in said.replace("\n", " ")
+    assert [round(x) for x in found] == [8, 18, 15]
+
+
 @pytest.mark.parametrize("storage", [mo.storage.int8, mo.storage.int4, mo.storage.uint8])
 def test_docstrings_say_the_size_of_a_row(storage):
     """The docstring names `storage.ROW_SIZE`, the least length at which each row of a matrix has a scale."""

@@ -12,11 +12,13 @@ if TYPE_CHECKING:
 
 
 def post_write_form(rule: "Filter") -> tuple[float, tuple[float, ...], float] | None:
-    r"""The same update read after the write, $u = s (m v' + d g)$: s, m and d, where that saves multiplications.
+    r"""The same update read after the write, $u = s (m v' + d g)$: s, m and d, where that takes no more products.
 
-    Heavy balls, averages, Nesterov and AggMo take fewer multiplications this way, the form in which they were
-    published. None if nothing is saved or A is ill conditioned; where a coefficient is not a number, also unless the
-    update is known to be a new velocity.
+    Heavy balls, averages, Nesterov and AggMo take fewer this way, the form in which they were published, and
+    quasi-hyperbolic momentum as many. Where nothing needs the old velocity once the new one is there, XLA writes the
+    one over the other without a copy, and joins the step with that of an optimizer before it, also for TPU. None if it
+    takes more, or d is the difference of larger numbers, or A is ill conditioned; where a coefficient is not a number,
+    also unless the update is known to be a new velocity.
     """
     if not rule.is_constant:
         row = _row_of_update(rule)
@@ -34,8 +36,9 @@ def post_write_form(rule: "Filter") -> tuple[float, tuple[float, ...], float] | 
         weights = shared
     else:
         scale = 1.0
-    saves = _multiplications([*weights, scale]) < _multiplications([*C, D])
-    return (scale, tuple(weights[:-1]), weights[-1]) if saves else None
+    more = _multiplications([*weights, scale]) - _multiplications([*C, D])
+    is_exact = abs(D - m @ B) + abs(m * B).sum() <= 2 * abs(D)
+    return (scale, tuple(weights[:-1]), weights[-1]) if more < 0 or (more == 0 and is_exact) else None
 
 
 def velocity_only_readout(rule: "Filter") -> tuple[float, ...] | None:

@@ -69,7 +69,7 @@ def check_bytes(rows, target):
         limit = most_of(name, shape, target)
         assert row["bytes"] <= limit + 0.05, (name, shape)
         assert row["branch"] == 0, "one path for every step"
-        if name.endswith("float32") or name == "optax.trace":
+        if name.endswith(", float32") or name == "optax.trace":
             assert row["bytes"] == pytest.approx(COMMITTED[name, shape]["floor"], abs=0.01), name
         if ("int8" in name or "int4" in name) and name.startswith(ONE_VELOCITY):
             most = WIDE_WINDOWS.get((target, shape), 14.6) if "int8" in name else 13.6

@@ -19,18 +19,20 @@ from tests.filters.simulation import simulate
         (mo.nesterov(0.9), (1.0, (1.0,), 1.0)),
         (mo.nesterov(0.9).scale(0.1), (0.1, (1.0,), 1.0)),
         (mo.aggregated((0.0, 0.9, 0.99)).pruned(), (1 / 3, (1.0, 1.0), 1.0)),
-        (mo.lion_mix(), None),  # nothing is saved
+        (mo.lion_mix(), (1.0, (0.9 / 0.99,), 0.1 - 0.01 * 0.9 / 0.99)),  # nothing is saved, nor lost
+        (mo.primal_averaging(0.9, 0.7), (1.0, (0.07 / 0.9,), 0.3)),
+        (mo.Filter(1e-6, 1.0, 0.5, 1.0), None),  # the difference of large numbers
         (mo.heavy_ball(1e-6), (1.0, (1.0,), 0.0)),
         (mo.optimistic().at(1), None),  # the new velocity does not contain the old one
         (mo.nesterov(lambda t: 0.9), None),
     ],
 )
-def test_an_update_is_read_from_the_new_velocities_where_that_saves_multiplications(rule, late):
+def test_an_update_is_read_from_the_new_velocities_where_that_takes_no_more_multiplications(rule, late):
     found = post_write_form(rule)
     assert (found is None) == (late is None)
     if late:
         assert found[0] == pytest.approx(late[0])
-        assert (found[1], found[2]) == (late[1], late[2])
+        assert (*found[1], found[2]) == pytest.approx((*late[1], late[2]), rel=1e-15, abs=1e-15)
         A, B, C, D = rule.matrices()
         np.testing.assert_allclose(found[0] * (found[1] @ A), C, rtol=1e-12)
         np.testing.assert_allclose(found[0] * (found[1] @ B + found[2]), D, rtol=1e-12)
