@@ -1,102 +1,88 @@
-"""The effect of keeping the velocity in fewer bytes on velocities and on final losses.
+"""The effect of keeping the velocity in fewer bytes: on velocities, on directions and on final losses.
 
     python -m benchmarks.storage_quality --plot docs/figures/storage_quality.png
 
-Three networks train with Nesterov's rule, one run for each storage, decay and seed; learning rates fall with 1 - decay,
-so that the length of a step along a lasting gradient stays. Beside every run an exact float32 velocity is fed the same
-gradients: the relative error of the stored one is averaged over steps, per leaf and for the whole tree. Losses are
-those of held-out data after the last step: squared error per image, nats per character, nats per image.
+Networks train with Nesterov's rule, AdamW, Lion and Muon, one run for each storage and seed. Learning rates of
+Nesterov's rule fall with 1 - decay, so that the length of a step along a lasting gradient stays. Beside every run the
+same optimizer in float32 is fed the same gradients and weights: the relative error of the stored velocity and the
+cosine between both updates are averaged over steps. Losses are those of held-out data after the last step: squared
+error per image, nats per character, nats per image.
 
-Of the autoencoder every leaf is below the size from which int8 and int4 compress, so that these rows keep float32; "all
-leaves" switches that rule off. "reference" takes two passes, with the exact maximum of each step as scale.
+Of the deep autoencoder every leaf is below the size from which int8 and int4 compress; here they compress all of them.
+"two passes" has the exact maximum of each step as scale, "8-bit dynamic" is the code of Dettmers et al. (2022).
+`columns.py` measures rows whose columns have unlike scales.
 
-Seeds of the autoencoder and of the GRU train in one vectorised program and share the noise of the rounding. Prints a
-table and writes benchmarks/storage_quality.json.
+Seeds of the autoencoders and of the GRU train in one vectorised program and share the noise of the rounding. Prints
+tables and writes benchmarks/storage_quality.json after every row; with --resume, rows that are in it already and were
+measured by the same code stay.
 """
 
 import dataclasses
-import itertools
+import hashlib
 import json
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import optax
 from tqdm import tqdm
 
 import momentum_optax as mo
 from examples.command_line import WRITABLE, choice, whole_number
-from momentum_optax.storage import Storage
 
 from .. import _run
 from .._run import Row
-from .figure import LOSSES, draw
-from .reference import Reference
-from .tasks import TASKS
-from .tracked import Tracked
+from . import columns, report
+from .bases import BASES, built, learning_rate
+from .cases import Case, cases, storages
+from .figure import draw
+from .tasks import TASKS, Train
+from .tracked import Figures, Tracked
 
-STORAGES = ("float32", "bfloat16", "int8", "int4")
-DECAYS = (0.9, 0.99, 0.999)
-# Learning rate over 1 - decay, as tuned for decay 0.9.
-RATES = {"autoencoder": 0.1, "gru": 4.0, "cnn": 0.2}
-
-
-def storages(task: str) -> dict[str, str | Storage]:
-    """The storages that a task compares."""
-    table: dict[str, str | Storage] = {name: name for name in STORAGES}
-    if task == "autoencoder":
-        whole = [name for name in STORAGES if name.startswith("int")]
-        table |= {f"{name}, all leaves": getattr(mo.storage, name)(min_size=1) for name in whole}
-        table["reference"] = Reference()
-    return table
+# Steps 5 to 21, counted from 1.
+EARLY = slice(4, 21)
 
 
-def measure(tasks: tuple[str, ...], decays: tuple[float, ...], seeds: int, quick: bool) -> list[Row]:
-    """One row for each task, decay and storage."""
-    rows = []
-    total = sum(len(decays) * len(storages(task)) for task in tasks)
-    with tqdm(total=total, unit="run", leave=False) as bar:
-        for task in tasks:
-            params, train = TASKS[task](seeds, quick)
-            for decay, (name, storage) in itertools.product(decays, storages(task).items()):
-                bar.set_description(f"{task}, {decay}, {name}")
-                rate = RATES[task] * (1 - decay)
-                optimizer = Tracked(storage, decay, rate)
-                losses, errors = train(optimizer)
-                rows.append(
-                    {
-                        "task": task,
-                        "decay": decay,
-                        "learning_rate": round(rate, 12),
-                        "storage": name,
-                        "bytes_per_parameter": optimizer.bytes_per_parameter(params),
-                        "losses": _finite(losses),
-                        "leaf_errors": _finite(errors[:, 0]),
-                        "tree_errors": _finite(errors[:, 1]),
-                    }
-                )
-                bar.update()
-    return rows
+def measure(case: Case, params: optax.Params, train: Train) -> Row:
+    """One row."""
+    kept = storages(*case[:3])[case.storage]
+    tx, exact = (built(case.base, case.task, case.decay, storage) for storage in (kept, "float32"))
+    optimizer = Tracked(tx, exact, BASES[case.base].velocity)
+    losses, figures = train(optimizer)
+    return {
+        "task": case.task,
+        "optimizer": case.base,
+        "decay": case.decay,
+        "learning_rate": learning_rate(case.base, case.task, case.decay),
+        "storage": case.storage,
+        "bytes_per_parameter": round(optimizer.bytes_per_parameter(params), 3),
+        "losses": _numbers(losses),
+        **summary(figures),
+    }
 
 
-def _finite(values: np.ndarray) -> list[float | None]:
+def summary(figures: Figures) -> Row:
+    """Of the figures of all steps, an entry for each seed; `longest` is over the longest step of float32."""
+    return {
+        "leaf_errors": _numbers(figures.leaf_error.mean(1)),
+        "tree_errors": _numbers(figures.tree_error.mean(1)),
+        "first_errors": _numbers(figures.tree_error[:, 0]),
+        "early_errors": _numbers(figures.tree_error[:, EARLY].mean(1)),
+        "cosines": _numbers(figures.cosine.mean(1)),
+        "longest": _numbers(figures.longest.max(1) / figures.longest_exact.max(1)),
+    }
+
+
+def _numbers(values: np.ndarray) -> list[float | None]:
     """Numbers for JSON, which knows no NaN: a run that diverged has none."""
-    return [float(value) if np.isfinite(value) else None for value in values]
+    return [float(f"{value:.6g}") if np.isfinite(value) else None for value in values]
 
 
-def table(rows: list[Row]) -> str:
-    """The rows in print; "paired" is the median over seeds of the loss less that of float32 from the same seed."""
-    lines = [f"{'task':13}{'decay':>6}  {'storage':18}{'bytes':>6}{'loss: median (range)':>29}{'paired':>9}"]
-    lines[0] += f"{'error, leaf':>13}{'tree':>9}"
-    base: np.ndarray = np.zeros(0)
-    for row in rows:
-        losses, leaf, tree = (np.array(row[key], float) for key in ("losses", "leaf_errors", "tree_errors"))
-        base = losses if row["storage"] == "float32" else base
-        spread = f"{np.median(losses):.4f} ({losses.min():.4f} to {losses.max():.4f})"
-        lines.append(
-            f"{row['task']:13}{row['decay']:6}  {row['storage']:18}{row['bytes_per_parameter']:6.2f}{spread:>29}"
-            f"{np.median(losses - base):9.4f}{leaf.mean():13.4f}{tree.mean():9.4f}"
-        )
-    return "\n".join(lines)
+def fingerprint() -> str:
+    """A hash of the code that rows depend on: the storages, and what trains here."""
+    ours = (Path(__file__).with_name(f"{name}.py") for name in ("bases", "cases", "columns", "reference", "tasks"))
+    sources = [*sorted(Path(mo.storage.__file__).parent.glob("*.py")), *ours]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,28 +92,59 @@ class Options(_run.Options):
     plot: Annotated[Path | None, WRITABLE] = None
     """draw the final losses to this file"""
     redraw: bool = False
-    """take the rows from the JSON instead of training"""
+    """take all rows from the JSON instead of training"""
+    resume: bool = False
+    """keep the rows of the JSON that the same code has measured"""
     seeds: Annotated[int | None, whole_number(1, 100)] = None
     """runs of each row; None is 5, or 2 with --quick"""
-    tasks: tuple[Annotated[str, choice(TASKS)], ...] = tuple(TASKS)
-    """what to train"""
+    tasks: tuple[Annotated[str, choice((*TASKS, "columns"))], ...] = (*TASKS, "columns")
+    """what to measure"""
     quick: bool = False
-    """decay 0.9, a few steps, 2 seeds: to see that it runs"""
+    """one decay, a few steps, 2 seeds: to see that it runs"""
 
 
 def main() -> None:
-    """Train every row, print the table and write the file."""
+    """Measure what is asked for, print the tables and write the file."""
     run = _run.Run("storage_quality", __doc__, Options)
+    document = _committed(run.path, run.options) if run.options.resume or run.options.redraw else {}
+    if not run.options.redraw:
+        document = _measured(run, document)
+    print("\n".join(report.tables(document)))
+    if run.options.plot:
+        draw(document["rows"]).savefig(run.options.plot, dpi=110)
+
+
+def _committed(path: Path, options: Options) -> Row:
+    """The document in the file; nothing of it if other code has measured it."""
+    document: Row = json.loads(path.read_text()) if path.exists() else {}
+    return document if options.redraw or document.get("code") == fingerprint() else {}
+
+
+def _measured(run: _run.Run[Options], before: Row) -> Row:
+    """The document with what is asked for, written after each row."""
     options = run.options
-    decays, seeds = (DECAYS[:1], 2) if options.quick else (DECAYS, 5)
-    if options.redraw:
-        rows = json.loads(run.path.read_text())["rows"]
-    else:
-        rows = measure(options.tasks, decays, options.seeds or seeds, options.quick)
-        run.write({"losses": LOSSES, "rows": rows})
-    print(table(rows))
-    if options.plot:
-        draw(rows).savefig(options.plot, dpi=110)
+    seeds = options.seeds or (2 if options.quick else 5)
+    found = {
+        Case(*(row[key] for key in ("task", "optimizer", "decay", "storage"))): row for row in before.get("rows", ())
+    }
+    found = {case: row for case, row in found.items() if len(row["losses"]) == seeds}
+    document = {"code": fingerprint(), "losses": report.LOSSES, "rows": [], "columns": before.get("columns")}
+    asked = tuple(task for task in TASKS if task in options.tasks)
+    missing = [case for case in cases(asked, quick=options.quick) if case not in found]
+    task, prepared = "", (None, None)
+    with tqdm(missing, unit="run", leave=False) as bar:
+        for case in bar:
+            bar.set_description(", ".join(map(str, case)))
+            if case.task != task:
+                task, prepared = case.task, TASKS[case.task](seeds, options.quick)
+            found[case] = measure(case, *prepared)
+            document["rows"] = [found[known] for known in cases(tuple(TASKS)) if known in found]
+            run.write(document)
+    if "columns" in options.tasks and not document["columns"]:
+        document["columns"] = columns.measure(seeds, options.quick)
+    document["rows"] = [found[known] for known in cases(tuple(TASKS)) if known in found]
+    run.write(document)
+    return document
 
 
 if __name__ == "__main__":
