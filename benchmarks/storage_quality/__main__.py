@@ -20,6 +20,7 @@ measured by the same code stay.
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -34,7 +35,7 @@ from .. import _run
 from .._run import Row
 from . import columns, report
 from .bases import BASES, built, learning_rate
-from .cases import Case, cases, storages
+from .cases import SEEDS, Case, cases, storages
 from .figure import draw
 from .tasks import TASKS, Train
 from .tracked import Figures, Tracked
@@ -96,7 +97,7 @@ class Options(_run.Options):
     resume: bool = False
     """keep the rows of the JSON that the same code has measured"""
     seeds: Annotated[int | None, whole_number(1, 100)] = None
-    """runs of each row; None is 5, or 2 with --quick"""
+    """runs of each row; None is 5, 3 of the language model, or 2 with --quick"""
     tasks: tuple[Annotated[str, choice((*TASKS, "columns"))], ...] = (*TASKS, "columns")
     """what to measure"""
     quick: bool = False
@@ -121,30 +122,39 @@ def _committed(path: Path, options: Options) -> Row:
 
 
 def _measured(run: _run.Run[Options], before: Row) -> Row:
-    """The document with what is asked for, written after each row."""
+    """The document with what is asked for and is not in it yet, written after each row."""
     options = run.options
-    seeds = options.seeds or (2 if options.quick else 5)
-    found = {
-        Case(*(row[key] for key in ("task", "optimizer", "decay", "storage"))): row for row in before.get("rows", ())
-    }
-    found = {case: row for case, row in found.items() if len(row["losses"]) == seeds}
-    document = {"code": fingerprint(), "losses": report.LOSSES, "rows": [], "columns": before.get("columns")}
-    asked = tuple(task for task in TASKS if task in options.tasks)
-    missing = [case for case in cases(asked, quick=options.quick) if case not in found]
-    task, prepared = "", (None, None)
-    with tqdm(missing, unit="run", leave=False) as bar:
-        for case in bar:
-            bar.set_description(", ".join(map(str, case)))
-            if case.task != task:
-                task, prepared = case.task, TASKS[case.task](seeds, options.quick)
-            found[case] = measure(case, *prepared)
-            document["rows"] = [found[known] for known in cases(tuple(TASKS)) if known in found]
-            run.write(document)
-    if "columns" in options.tasks and not document["columns"]:
-        document["columns"] = columns.measure(seeds, options.quick)
-    document["rows"] = [found[known] for known in cases(tuple(TASKS)) if known in found]
-    run.write(document)
+    document = {"code": fingerprint(), "rows": before.get("rows", []), "columns": before.get("columns")}
+    for task in options.tasks:
+        if task == "columns":
+            seeds = options.seeds or (2 if options.quick else 5)
+            document["columns"] = document["columns"] or columns.measure(seeds, options.quick)
+        else:
+            for row in _rows_of(task, options, document["rows"]):
+                document["rows"] = in_order([*document["rows"], row])
+                run.write(document)
+        run.write(document)
     return document
+
+
+def _rows_of(task: str, options: Options, before: list[Row]) -> Iterator[Row]:
+    """The rows of a task that were not there before."""
+    seeds = options.seeds or (2 if options.quick else SEEDS.get(task, 5))
+    missing = [case for case in cases((task,), quick=options.quick) if case not in {_case_of(row) for row in before}]
+    if missing:
+        params, train = TASKS[task](seeds, options.quick)
+    for case in tqdm(missing, desc=task, unit="row", leave=False):
+        yield measure(case, params, train)
+
+
+def in_order(rows: list[Row]) -> list[Row]:
+    """The rows in the order of `cases`."""
+    order = cases(tuple(TASKS))
+    return sorted(rows, key=lambda row: order.index(_case_of(row)))
+
+
+def _case_of(row: Row) -> Case:
+    return Case(row["task"], row["optimizer"], row["decay"], row["storage"])
 
 
 if __name__ == "__main__":

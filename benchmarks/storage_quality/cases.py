@@ -8,6 +8,8 @@ from .bases import BASES, Kept
 from .reference import Dynamic, Reference
 
 AUTOENCODERS = ("autoencoder", "wide")
+# Of tasks that do not have five.
+SEEDS = {"lm": 3}
 
 
 class Case(NamedTuple):
@@ -25,13 +27,14 @@ def storages(task: str, base: str, decay: float) -> dict[str, Kept]:
     if base == "adamw":
         table["int8, uint8"] = {"mu": "int8", "nu": "uint8"}
     # Made for decays of about 0.9, and refused by Muon.
-    if decay <= 0.9 or (task in AUTOENCODERS and base in {"nesterov", "lion"}):
+    if decay <= 0.9 or (task in AUTOENCODERS and base in {"nesterov", "lion"} and decay <= 0.99):
         table["int4"] = "int4"
-    if base == "nesterov" and task in AUTOENCODERS:
+    if base == "nesterov" and task in AUTOENCODERS and decay <= 0.99:
         table |= {"two passes": Reference(), "8-bit dynamic": Dynamic()}
     if task == "autoencoder":
         # All its leaves are smaller than what these compress by default.
-        table |= {"int8": mo.storage.int8(min_size=1), "int4": mo.storage.int4(min_size=1)}
+        whole = {"int8": mo.storage.int8(min_size=1), "int4": mo.storage.int4(min_size=1)}
+        table |= {name: storage for name, storage in whole.items() if name in table}
     return table
 
 

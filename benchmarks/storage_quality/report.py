@@ -10,12 +10,14 @@ from .._run import Row
 LOSSES = {
     "autoencoder": "squared error per image",
     "wide": "squared error per image",
+    "lm": "nats per token",
     "gru": "nats per character",
     "cnn": "nats per image",
 }
 TITLES = {
     "autoencoder": "deep autoencoder",
     "wide": "wide autoencoder",
+    "lm": "language model",
     "gru": "character GRU",
     "cnn": "MNIST CNN",
 }

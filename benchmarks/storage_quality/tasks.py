@@ -172,9 +172,30 @@ def cnn(seeds: int, quick: bool) -> tuple[optax.Params, Train]:
     return models[0][1], train
 
 
+def lm(seeds: int, quick: bool) -> tuple[optax.Params, Train]:
+    """A transformer of 0.1 million parameters on English text, 200 batches of 16 windows; the test text is held out."""
+    from examples.lm import data, model  # noqa: PLC0415
+
+    config, text = model.CONFIGS["tiny"], data.splits()
+    each = [jax.device_get(model.init(config, seed)) for seed in range(seeds)]
+    batches = [data.batches(text.train, 16, config.length, 3 if quick else 200, seed) for seed in range(seeds)]
+    settings = stacked(list(zip(each, batches, strict=True)))
+    held_out = jnp.asarray(data.windows(text.test, config.length)[:512])
+
+    def train(optimizer: Tracked) -> tuple[np.ndarray, Figures]:
+        def run(setting: Setting) -> tuple[jax.Array, Figures]:
+            weights, figures = _scan(optimizer, model.loss, *setting)
+            return model.loss(weights, held_out), figures
+
+        losses, figures = jax.device_get(jax.jit(jax.vmap(run))(settings))
+        return losses, figures
+
+    return each[0], train
+
+
 def _stacked(several: Sequence[optax.Params]) -> optax.Params:
     """Trees of equal shapes as one, with an axis in front."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *several)
 
 
-TASKS = {"autoencoder": autoencoder, "wide": wide, "gru": gru, "cnn": cnn}
+TASKS = {"wide": wide, "lm": lm, "autoencoder": autoencoder, "gru": gru, "cnn": cnn}
