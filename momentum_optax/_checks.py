@@ -132,9 +132,9 @@ def state(name: str, value: object) -> None:
 
 
 def warn(message: str) -> None:
-    """A `UserWarning` at the line outside this package, and outside Optax and JAX, that led here."""
+    """A `UserWarning` at the line outside this package that led here."""
     frame, level = sys._getframe(1), 2
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in {_PACKAGE, "optax", "jax"}:
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == _PACKAGE:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, UserWarning, stacklevel=level)
 

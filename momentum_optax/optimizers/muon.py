@@ -1,11 +1,8 @@
 """Muon and NorMuon: orthogonalised momentum for matrices, another optimizer for other parameters."""
 
-from collections.abc import Sequence
-
 import optax
 
 from .. import _checks
-from .._tree import flatten_with_path, path_name, unboxed
 from .._typing import DType, Number, PyTree
 from ..filters import Filter
 from ..filters.coefficients import Scalar
@@ -16,7 +13,7 @@ from ..matrices.placement import AnyMesh
 from ..matrices.scales import Scale, scale_by_neuron, scale_by_shape
 from ..rules.mixes import muon_mix
 from ..storage import Storage, resolve
-from ..storage._by_leaf import AnyStorage, chooser_of
+from ..storage._by_leaf import AnyStorage, ByLeaf, chooser_of
 from ..storage._int4 import Int4
 from ..storage._int8 import Int8
 from ..transform import scale_by_momentum
@@ -83,8 +80,8 @@ def muon(
 
     Raises:
       ValueError: If a number is out of range, there is no such preset or scale; for `mask` without `weight_decay`, or
-        `specs` without `mesh`; if `storage` is int4; at `init` if a function returns it for a matrix, or if the
-        dimension numbers do not fit the parameters; at `update` without `params` if there is a weight decay.
+        `specs` without `mesh`; if `storage` is int4; at `init` if the dimension numbers do not fit the parameters; at
+        `update` without `params` if there is a weight decay.
       TypeError: If an argument is of the wrong type.
 
     Reference:
@@ -94,7 +91,7 @@ def muon(
         learning_rate,
         others,
         weight_dimension_numbers,
-        _momentum(momentum, storage),
+        scale_by_momentum(rule_of(momentum, muon_mix), storage=_storage_of(storage)),
         orthogonalize(
             steps,
             weight_dimension_numbers,
@@ -170,7 +167,7 @@ def normuon(
         learning_rate,
         others,
         weight_dimension_numbers,
-        _momentum(momentum, storage),
+        scale_by_momentum(rule_of(momentum, muon_mix), storage=_storage_of(storage)),
         orthogonalize(
             steps,
             weight_dimension_numbers,
@@ -200,33 +197,19 @@ def _descent_of_matrices(
     return in_gradient_dtype(partition_matrices(matrices, others, weight_dimension_numbers))
 
 
-def _momentum(momentum: "Scalar | Filter", storage: AnyStorage) -> optax.GradientTransformationExtraArgs:
-    """The momentum, in storages whose roundings leave a direction; `benchmarks/muon_storages.py` measures that."""
-    kept = chooser_of(resolve(storage))
-    tx = scale_by_momentum(rule_of(momentum, muon_mix), storage=storage)
-    if kept.known is not None:
-        _check_direction([("", one) for one in kept.known])
-        return tx
-
-    def init(params: optax.Params) -> optax.OptState:
-        # Those that a function returns depend on the leaves.
-        pairs, _ = flatten_with_path(unboxed(params))
-        _check_direction([(f" for {path_name(path)}", kept.at(path, leaf)) for path, leaf in pairs])
-        return tx.init(params)
-
-    return optax.GradientTransformationExtraArgs(init, tx.update)
-
-
-def _check_direction(storages: Sequence[tuple[str, Storage]]) -> None:
-    """Raise for one that leaves no direction to orthogonalise, and warn of one that turns it; with its place."""
-    for where, storage in storages:
-        if isinstance(storage, Int4):
-            raise ValueError(
-                f"storage must not be int4 here, got it{where}: orthogonalising gives all singular values one size, "
-                "and four bits keep few of them, so that little of the direction is left; take 'bfloat16' or 'int8'"
-            )
-    if any(isinstance(storage, Int8) for _, storage in storages):
+def _storage_of(storage: AnyStorage) -> Storage | ByLeaf:
+    """The storage, if its roundings leave a direction to orthogonalise; `benchmarks/muon_storages.py` measures it."""
+    kept = resolve(storage)
+    # Those of a function are not known here.
+    several = chooser_of(kept).known or ()
+    if any(isinstance(one, Int4) for one in several):
+        raise ValueError(
+            "storage must not be int4 here: orthogonalising gives all singular values one size, and four bits keep few "
+            "of them, so that little of the direction is left; take 'bfloat16' or 'int8'"
+        )
+    if any(isinstance(one, Int8) for one in several):
         _checks.warn(
             "storage int8 turns the orthogonalised direction where gradients have little noise: singular values below "
             "its rounding become as large as the others. Take 'bfloat16' unless a short run in int8 trains as well"
         )
+    return kept

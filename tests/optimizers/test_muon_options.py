@@ -180,9 +180,7 @@ def test_normuon_is_the_paper_s_loop_and_keeps_a_number_for_each_neuron(x64):
 
 def test_storages_that_lose_the_direction_are_refused_or_warned_of():
     for make in (mo.muon, mo.normuon):
-        with pytest.raises(
-            ValueError, match=r"storage must not be int4 here, got it: .*take 'bfloat16' or 'int8'"
-        ) as caught:
+        with pytest.raises(ValueError, match=r"storage must not be int4 here: .*take 'bfloat16' or 'int8'") as caught:
             make(0.1, storage="int4")
         assert len(str(caught.value)) < 300
         with pytest.warns(
@@ -191,21 +189,3 @@ def test_storages_that_lose_the_direction_are_refused_or_warned_of():
             make(0.1, storage="int8")
         assert all(len(str(x.message)) < 300 and x.filename == __file__ for x in seen)
         make(0.1, storage="bfloat16")
-
-
-@pytest.mark.parametrize("make", [mo.muon, mo.normuon])
-def test_a_function_of_the_leaves_gets_the_same_answers_at_init(make):
-    params = {"layer": {"kernel": jnp.ones((64, 64)), "bias": jnp.ones(64)}}
-    # The bias is not Muon's, and so in none of these.
-    tx = make(0.1, storage=lambda path, leaf: "int4")
-    with pytest.raises(
-        ValueError, match=r"storage must not be int4 here, got it for params\['layer'\]\['kernel'\]"
-    ) as caught:
-        tx.init(params)
-    assert len(str(caught.value)) < 300
-    with pytest.warns(UserWarning, match="storage int8 turns the orthogonalised direction") as seen:
-        make(0.1, storage=lambda path, leaf: "int8").init(params)
-    assert len(seen) == 1
-    assert seen[0].filename == __file__
-    narrow = make(0.1, storage=lambda path, leaf: "int4" if path.endswith("bias") else "bfloat16")
-    assert mo.velocity(narrow.init(params))[0]["layer"]["kernel"].shape == (64, 64)
