@@ -13,8 +13,8 @@ Of the deep autoencoder every leaf is below the size from which int8 and int4 co
 `columns.py` measures rows whose columns have unlike scales.
 
 Seeds of the autoencoders and of the GRU train in one vectorised program and share the noise of the rounding. Prints
-tables and writes benchmarks/storage_quality.json after every row; with --resume, rows that are in it already and were
-measured by the same code stay.
+tables and writes benchmarks/storage_quality.json after every row; with --resume, rows stay that are in it already and
+were measured by the same code, or are of tasks that are not asked for.
 """
 
 import dataclasses
@@ -64,13 +64,14 @@ def measure(case: Case, params: optax.Params, train: Train) -> Row:
 
 def summary(figures: Figures) -> Row:
     """Of the figures of all steps, an entry for each seed; `longest` is over the longest step of float32."""
+    leaf, tree, cosine, longest, longest_exact = (np.asarray(of_steps) for of_steps in figures)
     return {
-        "leaf_errors": _numbers(figures.leaf_error.mean(1)),
-        "tree_errors": _numbers(figures.tree_error.mean(1)),
-        "first_errors": _numbers(figures.tree_error[:, 0]),
-        "early_errors": _numbers(figures.tree_error[:, EARLY].mean(1)),
-        "cosines": _numbers(figures.cosine.mean(1)),
-        "longest": _numbers(figures.longest.max(1) / figures.longest_exact.max(1)),
+        "leaf_errors": _numbers(leaf.mean(1)),
+        "tree_errors": _numbers(tree.mean(1)),
+        "first_errors": _numbers(tree[:, 0]),
+        "early_errors": _numbers(tree[:, EARLY].mean(1)),
+        "cosines": _numbers(cosine.mean(1)),
+        "longest": _numbers(longest.max(1) / longest_exact.max(1)),
     }
 
 
@@ -95,7 +96,7 @@ class Options(_run.Options):
     redraw: bool = False
     """take all rows from the JSON instead of training"""
     resume: bool = False
-    """keep the rows of the JSON that the same code has measured"""
+    """keep the rows of the JSON, but for those that are asked for and that other code has measured"""
     seeds: Annotated[int | None, whole_number(1, 100)] = None
     """runs of each row; None is 5, 3 of the language model, or 2 with --quick"""
     tasks: tuple[Annotated[str, choice((*TASKS, "columns"))], ...] = (*TASKS, "columns")
@@ -107,7 +108,7 @@ class Options(_run.Options):
 def main() -> None:
     """Measure what is asked for, print the tables and write the file."""
     run = _run.Run("storage_quality", __doc__, Options)
-    document = _committed(run.path, run.options) if run.options.resume or run.options.redraw else {}
+    document = committed(run.path) if run.options.resume or run.options.redraw else {"rows": [], "columns": None}
     if not run.options.redraw:
         document = _measured(run, document)
     print("\n".join(report.tables(document)))
@@ -115,36 +116,38 @@ def main() -> None:
         draw(document["rows"]).savefig(run.options.plot, dpi=110)
 
 
-def _committed(path: Path, options: Options) -> Row:
-    """The document in the file; nothing of it if other code has measured it."""
-    document: Row = json.loads(path.read_text()) if path.exists() else {}
-    return document if options.redraw or document.get("code") == fingerprint() else {}
+def committed(path: Path) -> Row:
+    """Rows and columns in the file, if there is one."""
+    document: Row = json.loads(path.read_text()) if path.exists() else {"rows": [], "columns": None}
+    return {name: document[name] for name in ("rows", "columns")}
 
 
-def _measured(run: _run.Run[Options], before: Row) -> Row:
-    """The document with what is asked for and is not in it yet, written after each row."""
+def _measured(run: _run.Run[Options], document: Row) -> Row:
+    """The document with what is asked for and was not measured by this code, written after each row."""
     options = run.options
-    document = {"code": fingerprint(), "rows": before.get("rows", []), "columns": before.get("columns")}
     for task in options.tasks:
         if task == "columns":
-            seeds = options.seeds or (2 if options.quick else 5)
-            document["columns"] = document["columns"] or columns.measure(seeds, options.quick)
-        else:
-            for row in _rows_of(task, options, document["rows"]):
-                document["rows"] = in_order([*document["rows"], row])
-                run.write(document)
-        run.write(document)
+            if (document["columns"] or {}).get("code") != fingerprint():
+                seeds = options.seeds or (2 if options.quick else 5)
+                document["columns"] = {"code": fingerprint(), **columns.measure(seeds, options.quick)}
+            run.write({"losses": report.LOSSES, **document})
+            continue
+        for row in _rows_of(task, options, document["rows"]):
+            others = (old for old in document["rows"] if _case_of(old) != _case_of(row))
+            document["rows"] = in_order([*others, row])
+            run.write({"losses": report.LOSSES, **document})
     return document
 
 
 def _rows_of(task: str, options: Options, before: list[Row]) -> Iterator[Row]:
-    """The rows of a task that were not there before."""
+    """The rows of a task that were not measured by this code before."""
     seeds = options.seeds or (2 if options.quick else SEEDS.get(task, 5))
-    missing = [case for case in cases((task,), quick=options.quick) if case not in {_case_of(row) for row in before}]
+    done = {_case_of(row) for row in before if row["code"] == fingerprint()}
+    missing = [case for case in cases((task,), quick=options.quick) if case not in done]
     if missing:
         params, train = TASKS[task](seeds, options.quick)
     for case in tqdm(missing, desc=task, unit="row", leave=False):
-        yield measure(case, params, train)
+        yield {**measure(case, params, train), "code": fingerprint()}
 
 
 def in_order(rows: list[Row]) -> list[Row]:

@@ -33,7 +33,7 @@ def storages(task: str, base: str, decay: float) -> dict[str, Kept]:
         table |= {"two passes": Reference(), "8-bit dynamic": Dynamic()}
     if task == "autoencoder":
         # All its leaves are smaller than what these compress by default.
-        whole = {"int8": mo.storage.int8(min_size=1), "int4": mo.storage.int4(min_size=1)}
+        whole: dict[str, Kept] = {"int8": mo.storage.int8(min_size=1), "int4": mo.storage.int4(min_size=1)}
         table |= {name: storage for name, storage in whole.items() if name in table}
     return table
 

@@ -70,7 +70,8 @@ def directions(steps: int = 60, rows: int = 16, columns: int = 512) -> list[Row]
 
     def updates(tx: optax.GradientTransformation) -> np.ndarray:
         def run(signal: jax.Array) -> jax.Array:
-            return jax.lax.scan(lambda state, g: tx.update(g, state)[::-1], tx.init(signal[0]), signal)[1]
+            moved: jax.Array = jax.lax.scan(lambda state, g: tx.update(g, state)[::-1], tx.init(signal[0]), signal)[1]
+            return moved
 
         return np.asarray(jax.jit(jax.vmap(run))(signal), np.float64)
 

@@ -48,7 +48,8 @@ def values(row: Row, key: str) -> np.ndarray:
 
 def added(row: Row, full: Row) -> np.ndarray:
     """For each seed the loss less that of float32."""
-    return values(row, "losses") - values(full, "losses")
+    more: np.ndarray = values(row, "losses") - values(full, "losses")
+    return more
 
 
 def diverges(row: Row, full: Row) -> bool:
@@ -105,7 +106,10 @@ def direction_lines(rows: list[Row]) -> Iterator[str]:
 
 
 def _both(row: Row | None) -> str:
-    return "" if row is None else f"{values(row, 'cosines').mean():.3f}, {values(row, 'longest').max():.2f}"
+    if row is None:
+        return ""
+    longest = values(row, "longest").max()
+    return f"{values(row, 'cosines').mean():.3f}, {longest:.{1 if longest < 10 else 0}f}"
 
 
 def column_lines(directions: list[Row]) -> Iterator[str]:

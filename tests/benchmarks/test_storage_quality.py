@@ -26,6 +26,7 @@ from benchmarks.storage_quality.tasks import TASKS
 from benchmarks.storage_quality.tracked import Figures, Tracked, relative_errors
 
 ROOT = pathlib.Path(__file__).parents[2]
+PAGE = " ".join((ROOT / "docs" / "storage.md").read_text().split())
 
 
 def encoded(storage, v, stamp):
@@ -171,14 +172,18 @@ def test_significance_is_students_with_holms_correction():
     assert report.significant(rows, ("int8",)) == (1, 0, 0)
 
 
-def test_rows_of_other_code_are_measured_again(tmp_path):
-    path, options = tmp_path / "rows.json", SimpleNamespace(redraw=False)
-    assert quality._committed(path, options) == {}
-    path.write_text(json.dumps({"code": quality.fingerprint(), "rows": [1]}))
-    assert quality._committed(path, options)["rows"] == [1]
-    path.write_text(json.dumps({"code": "another", "rows": [1]}))
-    assert quality._committed(path, options) == {}
-    assert quality._committed(path, SimpleNamespace(redraw=True))["rows"] == [1]
+def test_rows_of_other_code_are_measured_again_where_their_task_is_asked_for(monkeypatch):
+    monkeypatch.setitem(TASKS, "wide", lambda seeds, quick: ({}, None))
+    monkeypatch.setattr(quality, "measure", lambda case, params, train: case._asdict() | {"optimizer": case.base})
+    options = SimpleNamespace(seeds=None, quick=True)
+    rows = list(quality._rows_of("wide", options, []))
+    assert [quality._case_of(row) for row in rows] == cases(("wide",), quick=True)
+    assert list(quality._rows_of("wide", options, rows)) == []
+    assert list(quality._rows_of("wide", options, [rows[0] | {"code": "another"}, *rows[1:]])) == rows[:1]
+
+
+def test_a_file_that_is_not_there_has_no_rows(tmp_path):
+    assert quality.committed(tmp_path / "rows.json") == {"rows": [], "columns": None}
 
 
 @pytest.fixture(scope="module")
@@ -193,11 +198,71 @@ def test_the_tables_of_the_documentation_are_those_of_the_committed_results(docu
     assert [line for line in lines if f"{line}\n" not in text] == []
 
 
-def test_every_case_is_in_the_committed_results(document):
-    assert [
-        Case(*(row[key] for key in ("task", "optimizer", "decay", "storage"))) for row in document["rows"]
-    ] == cases(tuple(TASKS))
+def test_every_case_of_a_task_is_in_the_committed_results(document):
+    """Of the tasks that the page says were run."""
+    run = dict.fromkeys(row["task"] for row in document["rows"])
+    found = [Case(*(row[key] for key in ("task", "optimizer", "decay", "storage"))) for row in document["rows"]]
+    assert found == cases(tuple(run))
     assert all(len(row["losses"]) == quality.SEEDS.get(row["task"], 5) for row in document["rows"])
+    assert ("they have not been run yet" in PAGE) == (set(run) != set(TASKS))
+
+
+def settings_of(document):
+    return report.by_setting(document["rows"])
+
+
+def test_no_loss_in_bfloat16_or_int8_differs_from_float32s_beyond_chance(document):
+    """With five seeds; int4 at decay 0.99 does."""
+    compared, differing, after_correction = report.significant(document["rows"], ("bfloat16", "int8", "int8, uint8"))
+    assert f"Of {compared} comparisons" in PAGE
+    assert differing == 2
+    assert "two differ at 5 % before" in PAGE
+    assert after_correction == 0
+    for of in settings_of(document).values():
+        for name in ("bfloat16", "int8", "int8, uint8"):
+            assert name not in of or not report.diverges(of[name], of["float32"])
+    assert report.diverges(*(settings_of(document)["wide", "nesterov", 0.99][name] for name in ("int4", "float32")))
+
+
+def test_errors_of_int8_are_within_what_the_page_says_of_them(document):
+    """Goals that are missed are said to be."""
+    found = settings_of(document)
+    for task, goals in {"wide": {0.9: 0.015, 0.99: 0.085}, "autoencoder": {0.9: 0.03, 0.99: 0.08}}.items():
+        for decay, goal in goals.items():
+            row = found[task, "nesterov", decay]["int8"]
+            error = np.mean(row["tree_errors"])
+            assert np.mean(row["first_errors"]) < 0.02
+            early = np.mean(row["early_errors"])
+            assert (early > 0.04) == ((task, decay) == ("wide", 0.9))
+            assert early < 0.04 or f"but for {early:.3f} on the wide autoencoder" in PAGE
+            assert (f"{error:.3f} instead of {goal:g}" in PAGE) == (error > goal), (task, decay)
+            # In one pass, and yet not far from what two passes and the usual code reach.
+            assert error < 2.0 * np.mean(found[task, "nesterov", decay]["8-bit dynamic"]["tree_errors"])
+
+
+def test_directions_and_columns_are_those_that_the_page_says(document):
+    cells = {(row["optimizer"], row["storage"], row["share"]): row for row in document["columns"]["directions"]}
+    for optimizer in ("adam", "lion", "signum"):
+        for share in (1e-2, 1e-4, 1e-5):
+            assert cells[optimizer, "int8", share]["cosine"] > 0.85
+    longest = max(cells["adam", "int8", share]["longest"] for share in (1e-2, 1e-4, 1e-5))
+    assert f"{longest:.1f} times float32's" in PAGE
+    signs = [cells[name, "int8", share]["cosine"] for name in ("lion", "signum") for share in (1e-2, 1e-4, 1e-5)]
+    signs.append(np.mean(settings_of(document)["wide", "lion", 0.99]["int8"]["cosines"]))
+    # Of equal signs the cosine is twice their share less one.
+    assert np.all(abs((np.array(signs) + 1) / 2 - 0.94) < 0.0051)
+    assert "94 % of the signs" in PAGE
+    adamw = settings_of(document)["wide", "adamw", 0.9]
+    assert f"AdamW's is {np.mean(adamw['int8']['early_errors']):.3f}" in PAGE
+    assert f"{max(adamw['int8']['longest']):.1f} times float32's" in PAGE
+    learnt = {
+        (row["optimizer"], row["storage"]): np.median(row["errors"], 1) for row in document["columns"]["regression"]
+    }
+    for optimizer in ("adam", "lion"):
+        # Groups of gradients down to a millionth: the last but one.
+        assert learnt[optimizer, "int8"][3] < 2 * learnt[optimizer, "8-bit dynamic"][3]
+        assert np.all(learnt[optimizer, "int8"][:4] < 2e-3)
+    assert learnt["adam", "int8"][4] > 0.1, "below a millionth int8 is no storage for Adam, as the page says"
 
 
 def test_the_figure_shows_what_each_storage_adds_in_units_of_the_seeds(document):
@@ -219,13 +284,14 @@ def test_the_figure_shows_what_each_storage_adds_in_units_of_the_seeds(document)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("decay", "bound"), [(0.9, 0.015), (0.99, 0.085)])
-def test_the_velocity_of_the_wide_autoencoder_is_as_exact_as_stated(decay, bound):
+@pytest.mark.parametrize("decay", [0.9, 0.99])
+def test_the_velocity_of_the_wide_autoencoder_is_as_exact_as_in_the_committed_results(decay, document):
     params, train = TASKS["wide"](2, quick=False)
     row = quality.measure(Case("wide", "nesterov", decay, "int8"), params, train)
-    assert np.mean(row["tree_errors"]) <= bound
-    assert np.mean(row["early_errors"]) <= 0.04
-    assert np.mean(row["first_errors"]) <= 0.05
+    stated = settings_of(document)["wide", "nesterov", decay]["int8"]
+    for name in ("tree_errors", "early_errors", "first_errors"):
+        # Seeds 0 and 1 of the five; their trajectories may part late in the run.
+        np.testing.assert_allclose(row[name], stated[name][:2], rtol=0.1)
 
 
 @pytest.mark.slow
