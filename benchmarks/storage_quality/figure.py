@@ -39,7 +39,6 @@ def _plot_panel(rows: list[Row], axes: "Axes") -> None:
     """Seeds and means of each setting and storage; what diverges is an arrow."""
     settings = by_setting(rows)
     axes.axhspan(-1, 1, color="0.93", zorder=0)
-    axes.set(ylim=(-3, 3), xlim=(-0.5, len(settings) - 0.5))
     for x, of in enumerate(settings.values()):
         unit = values(of["float32"], "losses").std(ddof=1)
         for name, at in zip(COLORS, np.linspace(-0.3, 0.3, len(COLORS)), strict=True):
@@ -47,11 +46,13 @@ def _plot_panel(rows: list[Row], axes: "Axes") -> None:
                 continue
             color = COLORS[name]
             if diverges(of[name], of["float32"]):
-                axes.annotate("", (x + at, 2.9), (x + at, 2), arrowprops={"arrowstyle": "->", "color": color})
+                axes.annotate("", (x + at, 3), (x + at, 2), arrowprops={"arrowstyle": "->", "color": color})
                 continue
             differences = added(of[name], of["float32"]) / unit
             axes.plot(np.full(len(differences), x + at), differences, "o", color=color, markersize=3, label=name)
             axes.hlines(differences.mean(), x + at - 0.06, x + at + 0.06, color=color)
+    most = max(3, *(abs(line.get_ydata()).max() for line in axes.get_lines()))
+    axes.set(ylim=(-1.05 * most, 1.05 * most), xlim=(-0.5, len(settings) - 0.5))
     names = [f"{OPTIMIZERS[base]}\n{decay:g}" for _, base, decay in settings]
     axes.set_xticks(range(len(settings)), names, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
