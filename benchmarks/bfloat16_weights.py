@@ -26,7 +26,7 @@ from examples.command_line import choice
 
 from . import _run
 from ._run import Row
-from .storage_quality.__main__ import RATES
+from .storage_quality.bases import learning_rate
 from .storage_quality.tasks import TASKS
 
 CHOSEN = ("gru", "cnn")
@@ -77,13 +77,13 @@ def measure(tasks: tuple[str, ...], decays: tuple[float, ...], seeds: int, quick
     cases = list(itertools.product(tasks, decays, WEIGHTS))
     trains = {task: TASKS[task](seeds, quick)[1] for task in tasks}
     for task, decay, weights in tqdm(cases, unit="run", leave=False):
-        rate = RATES[task] * (1 - decay)
+        rate = learning_rate("nesterov", task, decay)
         losses, _ = trains[task](Rounded(weights, decay, rate))  # type: ignore[arg-type] # it has what they call
         rows.append(
             {
                 "task": task,
                 "decay": decay,
-                "learning_rate": round(rate, 12),
+                "learning_rate": rate,
                 "weights": weights,
                 "losses": [float(x) if np.isfinite(x) else None for x in losses],
             }

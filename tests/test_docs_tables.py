@@ -13,10 +13,6 @@ import pytest
 import momentum_optax as mo
 
 ROOT = pathlib.Path(__file__).parents[1]
-TASKS = {"autoencoder": "digits autoencoder", "gru": "character GRU", "cnn": "MNIST CNN"}
-DECAYS = (0.9, 0.99, 0.999)
-# Quantiles of Student's t with 4 degrees of freedom: five pairs, two sides, 5 %.
-SIGNIFICANT = 2.776
 
 
 def page(name):
@@ -33,59 +29,6 @@ def rows(name):
 
 def row_of(*cells):
     return f"| {' | '.join(cells)} |\n"
-
-
-def quality():
-    """Rows by task, decay and storage; of the autoencoder those in which every leaf was compressed."""
-    found = {(row["task"], row["decay"], row["storage"]): row for row in rows("storage_quality")}
-    whole = {(t, d, s.removesuffix(", all leaves")): row for (t, d, s), row in found.items() if s.endswith("leaves")}
-    return found | whole
-
-
-def spread(losses):
-    digits = 3 if max(losses) < 10 else 1 if max(losses) < 100 else 0
-    return f"{np.median(losses):.{digits}f} ({min(losses):.{digits}f} to {max(losses):.{digits}f})"
-
-
-def mean_error(row, kind):
-    error = np.mean(row[f"{kind}_errors"])
-    return f"{error:.3f}" if error < 1 else f"{error:.1f}"
-
-
-@pytest.mark.parametrize("decay", DECAYS)
-@pytest.mark.parametrize("task", TASKS)
-def test_losses_and_errors_of_the_storages(task, decay):
-    found, narrow = quality(), ("bfloat16", "int8", "int4")
-    losses = [spread(found[task, decay, name]["losses"]) for name in ("float32", *narrow)]
-    assert row_of(TASKS[task], str(decay), *losses) in page("storage")
-    errors = [mean_error(found[task, decay, name], kind) for kind in ("tree", "leaf") for name in narrow]
-    assert row_of(TASKS[task], str(decay), *errors) in page("storage")
-
-
-@pytest.mark.parametrize("decay", DECAYS)
-def test_errors_of_the_codec_with_two_passes(decay):
-    found = [quality()["autoencoder", decay, name] for name in ("int8", "reference")]
-    cells = [", ".join(mean_error(row, kind) for kind in ("tree", "leaf")) for row in found]
-    assert row_of(str(decay), *cells) in page("storage")
-    ratios = [np.mean(found[0][f"{kind}_errors"]) / np.mean(found[1][f"{kind}_errors"]) for kind in ("tree", "leaf")]
-    low, high = (1.4, 2.0) if decay == 0.999 else (0.8, 1.35)
-    assert all(low < ratio < high for ratio in ratios)
-
-
-def test_what_is_said_to_be_significant_is_and_the_rest_is_not():
-    found = quality()
-
-    def student(task, decay, storage):
-        gaps = np.subtract(*(found[task, decay, name]["losses"] for name in (storage, "float32")))
-        return gaps.mean() / (gaps.std(ddof=1) / np.sqrt(len(gaps))), gaps.mean()
-
-    quiet = [student(task, decay, name) for task in TASKS for decay in DECAYS for name in ("bfloat16", "int8")]
-    assert len(quiet) == 18
-    assert max(abs(t) for t, _ in quiet) < SIGNIFICANT
-    assert "none of the 18 means is significant" in prose("storage")
-    gru, cnn, autoencoder = (student(task, 0.9, "int4") for task in ("gru", "cnn", "autoencoder"))
-    assert min(gru[0], cnn[0]) > SIGNIFICANT > autoencoder[0]
-    assert f"{gru[1]:.3f} nats on the GRU and {cnn[1]:.3f} on the CNN" in prose("storage")
 
 
 def test_bytes_moved_by_a_step():

@@ -1,107 +1,90 @@
-"""The effect of keeping the velocity in fewer bytes on velocities and on final losses.
+"""The effect of keeping the velocity in fewer bytes: on velocities, on directions and on final losses.
 
     python -m benchmarks.storage_quality --plot docs/figures/storage_quality.png
 
-Three networks train with Nesterov's rule, one run for each storage, decay and seed; learning rates fall with 1 - decay,
-so that the length of a step along a lasting gradient stays. Beside every run an exact float32 velocity is fed the same
-gradients: the relative error of the stored one is averaged over steps, per leaf and for the whole tree. Losses are
-those of held-out data after the last step: squared error per image, nats per character, nats per image.
+Networks train with Nesterov's rule, AdamW, Lion and Muon, one run for each storage and seed. Learning rates of
+Nesterov's rule fall with 1 - decay, so that the length of a step along a lasting gradient stays. Beside every run the
+same optimizer in float32 is fed the same gradients and weights: the relative error of the stored velocity and the
+cosine between both updates are averaged over steps. Losses are those of held-out data after the last step: squared
+error per image, nats per character, nats per image.
 
-Of the autoencoder every leaf is below the size from which int8 and int4 compress, so that these rows keep float32; "all
-leaves" switches that rule off. "reference" takes two passes, with the exact maximum of each step as scale.
+Of the deep autoencoder every leaf is below the size from which int8 and int4 compress; here they compress all of them.
+"two passes" has the exact maximum of each step as scale, "8-bit dynamic" is the code of Dettmers et al. (2022).
+`columns.py` measures rows whose columns have unlike scales.
 
-Seeds of the autoencoder and of the GRU train in one vectorised program and share the noise of the rounding. Prints a
-table and writes benchmarks/storage_quality.json.
+Seeds of the autoencoders and of the GRU train in one vectorised program and share the noise of the rounding. Prints
+tables and writes benchmarks/storage_quality.json after every row; with --resume, rows stay that are in it already and
+were measured by the same code, or are of tasks that are not asked for.
 """
 
 import dataclasses
-import itertools
+import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import optax
 from tqdm import tqdm
 
 import momentum_optax as mo
 from examples.command_line import WRITABLE, choice, whole_number
-from momentum_optax.storage import Storage
 
 from .. import _run
 from .._run import Row
-from .figure import LOSSES, draw
-from .reference import Reference
-from .tasks import TASKS
-from .tracked import Tracked
+from . import columns, report
+from .bases import BASES, built, learning_rate
+from .cases import SEEDS, Case, cases, storages
+from .figure import draw
+from .tasks import TASKS, Train
+from .tracked import Figures, Tracked
 
-STORAGES = ("float32", "bfloat16", "int8", "int4")
-DECAYS = (0.9, 0.99, 0.999)
-# Learning rate over 1 - decay, as tuned for decay 0.9.
-RATES = {"autoencoder": 0.1, "gru": 4.0, "cnn": 0.2}
-
-
-def storages(task: str) -> dict[str, str | Storage]:
-    """The storages that a task compares."""
-    table: dict[str, str | Storage] = {name: name for name in STORAGES}
-    if task == "autoencoder":
-        whole = [name for name in STORAGES if name.startswith("int")]
-        table |= {f"{name}, all leaves": getattr(mo.storage, name)(min_size=1) for name in whole}
-        table["reference"] = Reference()
-    return table
+# Steps 5 to 21, counted from 1.
+EARLY = slice(4, 21)
 
 
-def measure(tasks: tuple[str, ...], decays: tuple[float, ...], seeds: int, quick: bool) -> list[Row]:
-    """One row for each task, decay and storage."""
-    rows = []
-    total = sum(len(decays) * len(storages(task)) for task in tasks)
-    with tqdm(total=total, unit="run", leave=False) as bar:
-        for task in tasks:
-            params, train = TASKS[task](seeds, quick)
-            for decay, (name, storage) in itertools.product(decays, storages(task).items()):
-                bar.set_description(f"{task}, {decay}, {name}")
-                rate = RATES[task] * (1 - decay)
-                optimizer = Tracked(storage, decay, rate)
-                losses, errors = train(optimizer)
-                rows.append(
-                    {
-                        "task": task,
-                        "decay": decay,
-                        "learning_rate": round(rate, 12),
-                        "storage": name,
-                        "bytes_per_parameter": optimizer.bytes_per_parameter(params),
-                        "losses": _finite(losses),
-                        "leaf_errors": _finite(errors[:, 0]),
-                        "tree_errors": _finite(errors[:, 1]),
-                    }
-                )
-                bar.update()
-    return rows
-
-
-def _finite(values: np.ndarray) -> list[float | None]:
-    """Numbers for JSON, which knows no NaN: a run that diverged has none."""
-    return [float(value) if np.isfinite(value) else None for value in values]
-
-
-def table(rows: list[Row]) -> str:
-    """The rows in print; "paired" is the median over seeds of the loss less that of float32 from the same seed."""
-    columns = {
-        "task": "{task}",
-        "decay": "{decay:g}",
-        "storage": "{storage}",
-        "bytes": "{bytes_per_parameter:.2f}",
-        "loss: median (range)": "{median:.4f} ({least:.4f} to {most:.4f})",
-        "paired": "{paired:.4f}",
-        "error, leaf": "{leaf:.4f}",
-        "tree": "{whole:.4f}",
+def measure(case: Case, params: optax.Params, train: Train) -> Row:
+    """One row."""
+    kept = storages(*case[:3])[case.storage]
+    tx, exact = (built(case.base, case.task, case.decay, storage) for storage in (kept, "float32"))
+    optimizer = Tracked(tx, exact, BASES[case.base].velocity)
+    losses, figures = train(optimizer)
+    return {
+        "task": case.task,
+        "optimizer": case.base,
+        "decay": case.decay,
+        "learning_rate": learning_rate(case.base, case.task, case.decay),
+        "storage": case.storage,
+        "bytes_per_parameter": round(optimizer.bytes_per_parameter(params), 3),
+        "losses": _numbers(losses),
+        **summary(figures),
     }
-    shown, base = [], np.zeros(0)
-    for row in rows:
-        losses, leaf, tree = (np.array(row[key], float) for key in ("losses", "leaf_errors", "tree_errors"))
-        base = losses if row["storage"] == "float32" else base
-        found = {"median": np.median(losses), "least": losses.min(), "most": losses.max()}
-        shown.append(row | found | {"paired": np.median(losses - base), "leaf": leaf.mean(), "whole": tree.mean()})
-    return _run.table(columns, shown)
+
+
+def summary(figures: Figures) -> Row:
+    """Of the figures of all steps, an entry for each seed; `longest` is over the longest step of float32."""
+    leaf, tree, cosine, longest, longest_exact = (np.asarray(of_steps) for of_steps in figures)
+    return {
+        "leaf_errors": _numbers(leaf.mean(1)),
+        "tree_errors": _numbers(tree.mean(1)),
+        "first_errors": _numbers(tree[:, 0]),
+        "early_errors": _numbers(tree[:, EARLY].mean(1)),
+        "cosines": _numbers(cosine.mean(1)),
+        "longest": _numbers(longest.max(1) / longest_exact.max(1)),
+    }
+
+
+def _numbers(values: np.ndarray) -> list[float | None]:
+    """Numbers for JSON, which knows no NaN: a run that diverged has none."""
+    return [float(f"{value:.6g}") if np.isfinite(value) else None for value in values]
+
+
+def fingerprint() -> str:
+    """A hash of the code that rows depend on: the storages, and what trains here."""
+    ours = (Path(__file__).with_name(f"{name}.py") for name in ("bases", "cases", "columns", "reference", "tasks"))
+    sources = [*sorted(Path(mo.storage.__file__).parent.glob("*.py")), *ours]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,28 +94,70 @@ class Options(_run.Options):
     plot: Annotated[Path | None, WRITABLE] = None
     """draw the final losses to this file"""
     redraw: bool = False
-    """take the rows from the JSON instead of training"""
+    """take all rows from the JSON instead of training"""
+    resume: bool = False
+    """keep the rows of the JSON, but for those that are asked for and that other code has measured"""
     seeds: Annotated[int | None, whole_number(1, 100)] = None
-    """runs of each row; None is 5, or 2 with --quick"""
-    tasks: tuple[Annotated[str, choice(TASKS)], ...] = tuple(TASKS)
-    """what to train"""
+    """runs of each row; None is 5, 3 of the language model, or 2 with --quick"""
+    tasks: tuple[Annotated[str, choice((*TASKS, "columns"))], ...] = (*TASKS, "columns")
+    """what to measure"""
     quick: bool = False
-    """decay 0.9, a few steps, 2 seeds: to see that it runs"""
+    """one decay, a few steps, 2 seeds: to see that it runs"""
 
 
 def main() -> None:
-    """Train every row, print the table and write the file."""
+    """Measure what is asked for, print the tables and write the file."""
     run = _run.Run("storage_quality", __doc__, Options)
+    document = committed(run.path) if run.options.resume or run.options.redraw else {"rows": [], "columns": None}
+    if not run.options.redraw:
+        document = _measured(run, document)
+    print("\n".join(report.tables(document)))
+    if run.options.plot:
+        draw(document["rows"]).savefig(run.options.plot, dpi=110)
+
+
+def committed(path: Path) -> Row:
+    """Rows and columns in the file, if there is one."""
+    document: Row = json.loads(path.read_text()) if path.exists() else {"rows": [], "columns": None}
+    return {name: document[name] for name in ("rows", "columns")}
+
+
+def _measured(run: _run.Run[Options], document: Row) -> Row:
+    """The document with what is asked for and was not measured by this code, written after each row."""
     options = run.options
-    decays, seeds = (DECAYS[:1], 2) if options.quick else (DECAYS, 5)
-    if options.redraw:
-        rows = json.loads(run.path.read_text())["rows"]
-    else:
-        rows = measure(options.tasks, decays, options.seeds or seeds, options.quick)
-        run.write({"losses": LOSSES, "rows": rows})
-    print(table(rows))
-    if options.plot:
-        draw(rows).savefig(options.plot, dpi=110)
+    for task in options.tasks:
+        if task == "columns":
+            if (document["columns"] or {}).get("code") != fingerprint():
+                seeds = options.seeds or (2 if options.quick else 5)
+                document["columns"] = {"code": fingerprint(), **columns.measure(seeds, options.quick)}
+            run.write({"losses": report.LOSSES, **document})
+            continue
+        for row in _rows_of(task, options, document["rows"]):
+            others = (old for old in document["rows"] if _case_of(old) != _case_of(row))
+            document["rows"] = in_order([*others, row])
+            run.write({"losses": report.LOSSES, **document})
+    return document
+
+
+def _rows_of(task: str, options: Options, before: list[Row]) -> Iterator[Row]:
+    """The rows of a task that were not measured by this code before."""
+    seeds = options.seeds or (2 if options.quick else SEEDS.get(task, 5))
+    done = {_case_of(row) for row in before if row["code"] == fingerprint()}
+    missing = [case for case in cases((task,), quick=options.quick) if case not in done]
+    if missing:
+        params, train = TASKS[task](seeds, options.quick)
+    for case in tqdm(missing, desc=task, unit="row", leave=False):
+        yield {**measure(case, params, train), "code": fingerprint()}
+
+
+def in_order(rows: list[Row]) -> list[Row]:
+    """The rows in the order of `cases`."""
+    order = cases(tuple(TASKS))
+    return sorted(rows, key=lambda row: order.index(_case_of(row)))
+
+
+def _case_of(row: Row) -> Case:
+    return Case(row["task"], row["optimizer"], row["decay"], row["storage"])
 
 
 if __name__ == "__main__":

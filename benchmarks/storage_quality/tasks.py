@@ -1,7 +1,7 @@
-"""The networks that train: their weights, and training with an optimizer whose velocity is compared."""
+"""The networks that train: their weights, and training with an optimizer that is compared with its exact self."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pydoc_data.topics import topics
 from typing import TypeAlias
 
@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from examples.demo.autoencoder import cross_entropy, problem, squared_error, stacked
+from examples.demo.autoencoder import LAYERS, cross_entropy, problem, squared_error, stacked
 from examples.demo.cnn import build_cnn
 from examples.demo.data import flat_digits, load_mnist
 
-from .tracked import States, Tracked
+from .tracked import Figures, States, Tracked
 
+# Units of the wider autoencoder, whose matrices all have 4096 elements or more.
+WIDE = (64, 256, 128, 32, 128, 256, 64)
 HIDDEN, EMBEDDING, LENGTH = 96, 32, 64
 
 Array: TypeAlias = "np.ndarray | jax.Array"
@@ -24,44 +26,51 @@ Setting: TypeAlias = tuple[optax.Params, ...]
 Carry: TypeAlias = tuple[optax.Params, States]
 # From weights and a batch.
 Loss: TypeAlias = Callable[[optax.Params, jax.Array], jax.Array]
-# A function from an optimizer to the final losses and the mean relative errors, an entry for each seed.
-Train = Callable[[Tracked], tuple[np.ndarray, np.ndarray]]
+# A function from an optimizer to the final losses, an entry for each seed, and to the figures of all steps.
+Train = Callable[[Tracked], tuple[np.ndarray, Figures]]
 
 
 def autoencoder(seeds: int, quick: bool) -> tuple[optax.Params, Train]:
     """The deep autoencoder of the demo on 8x8 digits, batches of 32: its weights, and how to train it."""
+    return _autoencoder(LAYERS, seeds, 2 if quick else 120)
+
+
+def wide(seeds: int, quick: bool) -> tuple[optax.Params, Train]:
+    """A wider and less deep one, of layers that int8 compresses by default."""
+    return _autoencoder(WIDE, seeds, 1 if quick else 30)
+
+
+def _autoencoder(layers: Sequence[int], seeds: int, epochs: int) -> tuple[optax.Params, Train]:
     images, _ = flat_digits()
-    each = [problem(images, 2 if quick else 120, (0, seed)) for seed in range(seeds)]
+    each = [problem(images, epochs, (0, seed), layers) for seed in range(seeds)]
     settings = stacked(each)
 
-    def train(optimizer: Tracked) -> tuple[np.ndarray, np.ndarray]:
-        def run(setting: Setting) -> tuple[jax.Array, jax.Array]:
+    def train(optimizer: Tracked) -> tuple[np.ndarray, Figures]:
+        def run(setting: Setting) -> tuple[jax.Array, Figures]:
             weights, images, order, _, test = setting
 
             def loss_of(weights: optax.Params, rows: jax.Array) -> jax.Array:
                 return cross_entropy(weights, images[rows])
 
-            weights, errors = _scan(optimizer, loss_of, weights, order.reshape(-1, order.shape[-1]))
-            return squared_error(weights, test), errors
+            weights, figures = _scan(optimizer, loss_of, weights, order.reshape(-1, order.shape[-1]))
+            return squared_error(weights, test), figures
 
-        losses, errors = jax.device_get(jax.jit(jax.vmap(run))(settings))
-        return losses, errors
+        losses, figures = jax.device_get(jax.jit(jax.vmap(run))(settings))
+        return losses, figures
 
     return each[0][0], train
 
 
-def _scan(
-    optimizer: Tracked, loss_of: Loss, weights: optax.Params, batches: jax.Array
-) -> tuple[optax.Params, jax.Array]:
-    """Train on the batches in turn, all in one program: final weights and mean errors."""
+def _scan(optimizer: Tracked, loss_of: Loss, weights: optax.Params, batches: jax.Array) -> tuple[optax.Params, Figures]:
+    """Train on the batches in turn, all in one program: final weights and the figures of each step."""
 
-    def step(carry: Carry, batch: jax.Array) -> tuple[Carry, jax.Array]:
+    def step(carry: Carry, batch: jax.Array) -> tuple[Carry, Figures]:
         weights, state = carry
-        weights, state, errors = optimizer.step(weights, state, jax.grad(loss_of)(weights, batch))
-        return (weights, state), errors
+        weights, state, figures = optimizer.step(weights, state, jax.grad(loss_of)(weights, batch))
+        return (weights, state), figures
 
-    (weights, _), errors = jax.lax.scan(step, (weights, optimizer.init(weights)), batches)
-    return weights, errors.mean(0)
+    (weights, _), figures = jax.lax.scan(step, (weights, optimizer.init(weights)), batches)
+    return weights, figures
 
 
 def gru(seeds: int, quick: bool) -> tuple[optax.Params, Train]:
@@ -74,14 +83,14 @@ def gru(seeds: int, quick: bool) -> tuple[optax.Params, Train]:
     starts = [rng.integers(len(data) - LENGTH, size=(6 if quick else 300, 32)) for rng in rngs]
     settings = stacked(list(zip(each, starts, strict=True)))
 
-    def train(optimizer: Tracked) -> tuple[np.ndarray, np.ndarray]:
-        def run(setting: Setting) -> tuple[jax.Array, jax.Array]:
-            weights, errors = _scan(optimizer, lambda w, s: _gru_loss(w, _windows(data, s)), *setting)
+    def train(optimizer: Tracked) -> tuple[np.ndarray, Figures]:
+        def run(setting: Setting) -> tuple[jax.Array, Figures]:
+            weights, figures = _scan(optimizer, lambda w, s: _gru_loss(w, _windows(data, s)), *setting)
             test = _windows(held_out, jnp.arange(0, len(held_out) - LENGTH, LENGTH))
-            return _gru_loss(weights, test), errors
+            return _gru_loss(weights, test), figures
 
-        losses, errors = jax.device_get(jax.jit(jax.vmap(run))(settings))
-        return losses, errors
+        losses, figures = jax.device_get(jax.jit(jax.vmap(run))(settings))
+        return losses, figures
 
     return each[0], train
 
@@ -138,29 +147,55 @@ def cnn(seeds: int, quick: bool) -> tuple[optax.Params, Train]:
         logits = nnx.merge(graph, weights)(images)
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
-    def train(optimizer: Tracked) -> tuple[np.ndarray, np.ndarray]:
+    def train(optimizer: Tracked) -> tuple[np.ndarray, Figures]:
         # One call per step: XLA's CPU backend runs convolutions inside a compiled loop several times slower.
         @jax.jit
         def step(
             weights: optax.Params, state: States, images: jax.Array, labels: jax.Array
-        ) -> tuple[optax.Params, States, jax.Array]:
+        ) -> tuple[optax.Params, States, Figures]:
             return optimizer.step(weights, state, jax.grad(loss_of)(weights, images, labels))
 
         @jax.jit
         def test(weights: optax.Params) -> jax.Array:
             return loss_of(weights, data.test_images, data.test_labels)
 
-        def run(weights: optax.Params, batches: np.ndarray) -> tuple[float, np.ndarray]:
-            state, errors = optimizer.init(weights), []
+        def run(weights: optax.Params, batches: np.ndarray) -> tuple[float, Figures]:
+            state, steps = optimizer.init(weights), []
             for rows in batches:
-                weights, state, error = step(weights, state, data.images[rows], data.labels[rows])
-                errors.append(error)
-            return float(test(weights)), np.mean(jax.device_get(errors), 0)
+                weights, state, figures = step(weights, state, data.images[rows], data.labels[rows])
+                steps.append(figures)
+            return float(test(weights)), _stacked(jax.device_get(steps))
 
         runs = [run(weights, of_seed) for (_, weights), of_seed in zip(models, batches, strict=True)]
-        return np.array([loss for loss, _ in runs]), np.array([errors for _, errors in runs])
+        return np.array([loss for loss, _ in runs]), _stacked([figures for _, figures in runs])
 
     return models[0][1], train
 
 
-TASKS = {"autoencoder": autoencoder, "gru": gru, "cnn": cnn}
+def lm(seeds: int, quick: bool) -> tuple[optax.Params, Train]:
+    """A transformer of 0.1 million parameters on English text, 200 batches of 16 windows; the test text is held out."""
+    from examples.lm import data, model  # noqa: PLC0415
+
+    config, text = model.CONFIGS["tiny"], data.splits()
+    each = [jax.device_get(model.init(config, seed)) for seed in range(seeds)]
+    batches = [data.batches(text.train, 16, config.length, 3 if quick else 200, seed) for seed in range(seeds)]
+    settings = stacked(list(zip(each, batches, strict=True)))
+    held_out = jnp.asarray(data.windows(text.test, config.length)[:512])
+
+    def train(optimizer: Tracked) -> tuple[np.ndarray, Figures]:
+        def run(setting: Setting) -> tuple[jax.Array, Figures]:
+            weights, figures = _scan(optimizer, model.loss, *setting)
+            return model.loss(weights, held_out), figures
+
+        losses, figures = jax.device_get(jax.jit(jax.vmap(run))(settings))
+        return losses, figures
+
+    return each[0], train
+
+
+def _stacked(several: Sequence[optax.Params]) -> optax.Params:
+    """Trees of equal shapes as one, with an axis in front."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *several)
+
+
+TASKS = {"wide": wide, "lm": lm, "autoencoder": autoencoder, "gru": gru, "cnn": cnn}

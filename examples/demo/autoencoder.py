@@ -38,11 +38,11 @@ class Problem(NamedTuple):
     test: Array
 
 
-def problem(images: np.ndarray, epochs: int, seed: Sequence[int]) -> Problem:
+def problem(images: np.ndarray, epochs: int, seed: Sequence[int], layers: Sequence[int] = LAYERS) -> Problem:
     """Initial weights, split and order of one seed, for images of shape (n, 64)."""
     rng = np.random.default_rng(seed)
     weights = []
-    for rows, columns in itertools.pairwise(LAYERS):
+    for rows, columns in itertools.pairwise(layers):
         # Sparse initialisation (Martens, 2010): sigmoids saturate in a unit with more than some 15 inputs.
         connected = rng.random((rows, columns)).argsort(axis=0) < 15
         matrix = np.where(connected, rng.standard_normal((rows, columns)), 0).astype(np.float32)

@@ -99,8 +99,10 @@ class Int4(Compressed[Int4Velocity]):
 def int4(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | None = None) -> Int4:
     r"""Velocities in four bits per parameter and velocity, plus 8 bytes per row (`storage.ROW_SIZE`).
 
-    For memories of about ten steps, decay 0.9. There the relative error of a stored velocity is 0.4 on white noise and
-    was 0.6 to 0.8 for the leaves of three networks, without bias; their final losses were about those of float32. The
+    For memories of about ten steps, decay 0.9, that are added to the weights as they are: SGD, Nesterov. There the
+    relative error of a stored velocity is 0.4 on white noise and was 0.6 to 0.8 for whole networks, without bias; their
+    final losses were about those of float32. Not for Adam, whose direction is lost (a cosine of 0.2) and whose steps
+    become thousands of times as long; nor for Lion, whose decay is 0.99; and Muon refuses it. The
     noise of each step adds up over the memory: at decay 0.95 it is about as large as the velocity, and at 0.99 it feeds
     itself, outgrows the velocity and training suffers; take `int8`. A decay above 0.95 that is a number gets a warning.
     Half a byte is what TPUs and GPUs store; XLA's CPU backend keeps a whole one for each code.

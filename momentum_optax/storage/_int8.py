@@ -92,8 +92,8 @@ def int8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | N
       decay 0.9 and 0.08 for 0.99; it grows with the memory, and slowly with the row;
     * relative to the element: one rounding of a value is off by 0.6 % of it at its row's scale, 6 % at a hundredth and
       by up to 20 % from there down to 2e-7. Smaller ones are stored as zero or as that, at random. Under Adam columns
-      whose gradients are 1e-5 of their row's largest keep their direction (cosine above 0.85), and no step exceeds
-      twice float32's longest. Below 1e-6 both are lost: keep such leaves in bfloat16.
+      whose gradients are 1e-5 of their row's largest keep their direction (cosine above 0.85), with steps of up to 2.4
+      times float32's longest. Below 1e-6 both are lost: keep such leaves in bfloat16.
 
     A row's scale is 1.35 times its largest value of the step before or, where that is more, 2.5 times the largest in a
     32nd of what enters, or the sum of both, so that a step needs no second look at its data. The first step of a leaf,
