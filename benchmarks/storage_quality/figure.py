@@ -51,7 +51,7 @@ def _plot_panel(rows: list[Row], axes: "Axes") -> None:
             differences = added(of[name], of["float32"]) / unit
             axes.plot(np.full(len(differences), x + at), differences, "o", color=color, markersize=3, label=name)
             axes.hlines(differences.mean(), x + at - 0.06, x + at + 0.06, color=color)
-    most = max(3, *(np.abs(np.asarray(line.get_ydata(), float)).max() for line in axes.get_lines()))
+    most = max(3.0, *(float(np.abs(np.asarray(line.get_ydata(), float)).max()) for line in axes.get_lines()))
     axes.set(ylim=(-1.05 * most, 1.05 * most), xlim=(-0.5, len(settings) - 0.5))
     names = [f"{OPTIMIZERS[base]}\n{decay:g}" for _, base, decay in settings]
     axes.set_xticks(range(len(settings)), names, fontsize=8)

@@ -140,7 +140,7 @@ def cnn(seeds: int, quick: bool) -> tuple[optax.Params, Train]:
     models = [nnx.split(build_cnn(28, seed), nnx.Param) for seed in range(seeds)]
     rows = np.tile(np.arange(len(data.images)), (4, 1))
     orders = [np.random.default_rng((2, seed)).permuted(rows, axis=1)[:, : steps * 64] for seed in range(seeds)]
-    batches = [order.reshape(-1, 64)[: 3 if quick else None] for order in orders]
+    batches = [order.reshape(-1, 64)[: 6 if quick else None] for order in orders]
     graph = models[0][0]
 
     def loss_of(weights: optax.Params, images: Array, labels: Array) -> jax.Array:
@@ -178,7 +178,7 @@ def lm(seeds: int, quick: bool) -> tuple[optax.Params, Train]:
 
     config, text = model.CONFIGS["tiny"], data.splits()
     each = [jax.device_get(model.init(config, seed)) for seed in range(seeds)]
-    batches = [data.batches(text.train, 16, config.length, 3 if quick else 200, seed) for seed in range(seeds)]
+    batches = [data.batches(text.train, 16, config.length, 6 if quick else 200, seed) for seed in range(seeds)]
     settings = stacked(list(zip(each, batches, strict=True)))
     held_out = jnp.asarray(data.windows(text.test, config.length)[:512])
 
