@@ -83,7 +83,7 @@ class Problem(NamedTuple):
 def problems(setting: Setting, seeds: Sequence[int]) -> Problem:
     """The runs of these seeds, stacked."""
     text, shape = data.splits().train, (setting.batch, setting.length, setting.steps)
-    weights = jax.jit(jax.vmap(functools.partial(init, setting.config)))(jax.vmap(jax.random.key)(jnp.asarray(seeds)))
+    weights = jax.vmap(functools.partial(init, setting.config))(jnp.asarray(seeds))
     return Problem(weights, np.stack([data.batches(text, *shape, seed) for seed in seeds]))
 
 

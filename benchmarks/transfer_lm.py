@@ -157,6 +157,12 @@ def trainer_of(base: Base, setting: Setting) -> Trainer:
     return Trainer(make, setting)
 
 
+def merged(problem: Problem, batch: int) -> Problem:
+    """The same windows in the same order, in batches so many times as large."""
+    seeds, steps, size, length = problem.batches.shape
+    return problem._replace(batches=problem.batches.reshape(seeds, steps // batch, size * batch, length))
+
+
 def row(name: str, batch: int, way: str, candidate: Candidate, losses: np.ndarray) -> Row:
     """A row of the results."""
     return {
@@ -174,18 +180,18 @@ def row(name: str, batch: int, way: str, candidate: Candidate, losses: np.ndarra
 def measure(name: str, batch: int, setting: Setting, seeds: int, old: Candidate) -> list[Row]:
     """The rows of a base at a batch so many times the old one: tuned settings first, then every rule of transfer."""
     base, texts = BASES[name], data.splits()
-    setting = dataclasses.replace(setting, batch=setting.batch * batch, steps=setting.steps // batch)
-    trainer = trainer_of(base, setting)
+    larger = dataclasses.replace(setting, batch=setting.batch * batch, steps=setting.steps // batch)
+    trainer = trainer_of(base, larger)
 
-    def final(candidates: Sequence[Candidate], problem: Problem, text: np.ndarray) -> np.ndarray:
+    def final(candidates: Sequence[Candidate], seeds: Sequence[int], text: np.ndarray) -> np.ndarray:
+        problem = merged(problems(setting, seeds), batch)
         return trainer.curves(numbers(candidates), problem, held_out(setting, text))[:, -1]
 
     tried = grid(base, old, batch)
-    losses = final(tried, problems(setting, [SELECTION_SEED] * len(tried)), texts.validation)
+    losses = final(tried, [SELECTION_SEED] * len(tried), texts.validation)
     ways = {TUNED: tried[int(np.argmin(losses))]}
     ways |= {keep: moved(base, old, keep, batch) for keep in base.keeps if batch > 1}
-    problem = problems(setting, range(seeds))
-    rows = [row(name, batch, way, one, final([one] * seeds, problem, texts.test)) for way, one in ways.items()]
+    rows = [row(name, batch, way, one, final([one] * seeds, range(seeds), texts.test)) for way, one in ways.items()]
     rows[0]["validation"] = [round(float(x), 6) for x in losses]
     return rows
 

@@ -5,10 +5,9 @@ from typing import NamedTuple, TypeAlias
 
 import jax
 import optax
-from flax import nnx
 
 import momentum_optax as mo
-from examples.lm.model import LanguageModel
+from examples.lm.model import matrices
 
 from .._language import Reader, Setting, schedule
 
@@ -46,10 +45,9 @@ def adamw(rate: optax.Schedule, storage: str, setting: Setting) -> Transformatio
 
 def muon(rate: optax.Schedule, storage: str, setting: Setting) -> Transformation:
     """Muon for the kernels of the blocks, scaled so that AdamW, for the other parameters, takes the same rate."""
-    model = nnx.eval_shape(lambda: LanguageModel(setting.config, nnx.Rngs(0)))
     return mo.muon(
         rate,
-        weight_dimension_numbers=nnx.to_pure_dict(mo.matrices.of_model(model)),
+        weight_dimension_numbers=matrices(setting.config),
         scale="rms",
         weight_decay=0.1,
         others=adamw(rate, "float32", setting),

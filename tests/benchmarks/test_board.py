@@ -1,6 +1,7 @@
-"""The board: rates are chosen on validation text only, seeds are paired, rows are kept; the page is what the file says."""
+"""The board: rates are chosen on validation text, seeds are paired, rows are kept, the page is what the file says."""
 
 import json
+import math
 import pathlib
 import sys
 
@@ -9,8 +10,10 @@ import numpy as np
 import optax
 import pytest
 
-for package in ("flax", "scipy", "tqdm", "tyro"):
-    pytest.importorskip(package)
+pytest.importorskip("flax")
+pytest.importorskip("scipy")
+pytest.importorskip("tqdm")
+pytest.importorskip("tyro")
 
 from benchmarks import _language, _page
 from benchmarks.board import __main__ as board
@@ -52,7 +55,7 @@ def recorder(monkeypatch):
 
 
 def test_the_rate_is_chosen_on_validation_text_and_the_result_is_of_test_text(recorder, toy):
-    selection, problem = (jax.tree.map(lambda x: x[rows], toy) for rows in (slice(0, 1), slice(1, 3)))
+    selection, problem = jax.tree.map(lambda x: x[:1], toy), jax.tree.map(lambda x: x[1:], toy)
     cell = Cell("AdamW", "none", "float32")
     row = board.measure(cell, TOY, selection, problem)
     assert row["learning_rate"] == cell.rates[1]
@@ -70,8 +73,8 @@ def test_the_rate_is_chosen_on_validation_text_and_the_result_is_of_test_text(re
 
 
 def test_a_seed_is_the_same_run_whatever_runs_beside_it(toy):
-    alone = _language.problems(TOY, (3,))
-    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda x: x[1:2], toy), alone)
+    others = _language.problems(TOY, (3, 8, 9))
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[1], y[0]), toy, others)
     assert not np.array_equal(toy.batches[0], toy.batches[1])
     embeddings = toy.weights["tokens"]["embedding"]
     assert not np.array_equal(embeddings[0], embeddings[1])
@@ -84,6 +87,8 @@ def run(monkeypatch, *arguments):
 
 
 def test_a_run_goes_on_after_its_last_row(recorder, monkeypatch, tmp_path):
+    no_batches = np.zeros((2, 1))
+    monkeypatch.setattr(board, "problems", lambda setting, seeds: _language.Problem({}, no_batches[: len(seeds)]))
     output = tmp_path / "rows.json"
     options = ("--output", output, "--seeds", 2)
     run(monkeypatch, *options, "--limit", 2)
@@ -129,8 +134,9 @@ def test_differences_are_to_the_base_from_the_same_seeds():
     first, second, third = summary.lines(rows, 100)
     assert (first.gap, first.adjusted, first.at_edge) == (None, None, False)
     assert second.gap.mean == pytest.approx(-0.1)
-    # t = 0.1 / (0.008165 / 2) = 24.49; of three degrees of freedom, and the smaller of two.
-    assert second.adjusted == pytest.approx(2 * 0.0001487, rel=1e-3)
+    # Student's distribution of three degrees of freedom; the smaller of two p-values is doubled.
+    x = 0.1 / (np.std(gaps, ddof=1) / 2) / math.sqrt(3)
+    assert second.adjusted == pytest.approx(2 * (1 - 2 / math.pi * (x / (1 + x * x) + math.atan(x))))
     assert second.at_edge
     assert summary.is_clear(second)
     assert not summary.is_clear(third)
