@@ -14,7 +14,7 @@ from .._language import Reader, Setting, schedule
 # Learning rates to try, over the centre of the base.
 FACTORS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0)
 # Half-life of every memory, and period of those that have one, as a share of the run.
-HALF_LIFE = 0.04
+HALF_LIFE = 0.05
 
 Transformation: TypeAlias = optax.GradientTransformation
 
