@@ -135,9 +135,10 @@ class Cell(NamedTuple):
 
 
 def cells() -> list[Cell]:
-    """All of them in the order in which they are run: base by base, first every memory, then every storage."""
-    found = []
+    """All of them in the order in which they are run: each base alone, then base by base memories and storages."""
+    references = [Cell(name, "none", "float32") for name in BASES]
+    others = []
     for name, base in BASES.items():
-        found += [Cell(name, memory, "float32") for memory in memories(1)]
-        found += [Cell(name, "none", storage) for storage in base.storages]
-    return found
+        others += [Cell(name, memory, "float32") for memory in memories(1) if memory != "none"]
+        others += [Cell(name, "none", storage) for storage in base.storages]
+    return references + others
