@@ -46,11 +46,11 @@ class Setting:
     width: int = 64
     layers: int = 2
     heads: int = 2
-    length: int = 64
+    length: int = 32
     batch: int = 8
-    steps: int = 240
+    steps: int = 600
     marks: int = 10
-    held_out: int = 64
+    held_out: int = 128
     together: int = 1
 
     @property

@@ -36,7 +36,7 @@ from ._run import Row
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SMALL = Setting(batch=2, steps=768, marks=1)
+SMALL = Setting(batch=2, steps=1600, marks=1)
 TOY = Setting(8, 1, 1, length=8, batch=1, steps=32, marks=1, held_out=8)
 BATCHES = (1, 4, 16)
 SELECTION_SEED = 1000
