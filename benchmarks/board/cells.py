@@ -13,8 +13,9 @@ from .._language import Reader, Setting, schedule
 
 # Learning rates to try, over the centre of the base.
 FACTORS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0)
-# Half-life of every memory, and period of those that have one, as a share of the run.
-HALF_LIFE = 0.05
+# Half-life of every memory, and period of those that have one, as a share of the run; and a longer one for comparison.
+HALF_LIFE, LONGER = 0.02, 0.05
+SLOW = ("primal averaging, 5 %", "EMA-Nesterov, 5 %")
 
 Transformation: TypeAlias = optax.GradientTransformation
 
@@ -90,8 +91,8 @@ class Memory(NamedTuple):
 
 def memories(steps: int) -> dict[str, Memory]:
     """All of them by name, for runs of so many steps."""
-    life = HALF_LIFE * steps
-    decay, period = float(mo.tuning.decay_from_half_life(life)), max(1, round(life))
+    decay, slow = (float(mo.tuning.decay_from_half_life(share * steps)) for share in (HALF_LIFE, LONGER))
+    period = max(1, round(HALF_LIFE * steps))
 
     def behind(rule: mo.Filter) -> Memory:
         return Memory(
@@ -107,6 +108,8 @@ def memories(steps: int) -> dict[str, Memory]:
         "outer Nesterov": behind(mo.outer_nesterov(period, 0.68, 0.37)),
         "Lookahead": behind(mo.lookahead(period, 0.5)),
         "average": Memory(lambda tx: optax.chain(tx, mo.average_params(decay)), mo.averaged_params),
+        SLOW[0]: behind(mo.primal_averaging(slow, 0.7)),
+        SLOW[1]: behind(mo.ema_nesterov(slow, 0.6)),
     }
 
 
@@ -135,10 +138,11 @@ class Cell(NamedTuple):
 
 
 def cells() -> list[Cell]:
-    """All of them in the order in which they are run: each base alone, then base by base memories and storages."""
+    """All in the order in which they are run: bases alone, base by base memories and storages, and what is slow."""
     references = [Cell(name, "none", "float32") for name in BASES]
+    quick = [memory for memory in memories(1) if memory not in ("none", *SLOW)]
     others = []
     for name, base in BASES.items():
-        others += [Cell(name, memory, "float32") for memory in memories(1) if memory != "none"]
+        others += [Cell(name, memory, "float32") for memory in quick]
         others += [Cell(name, "none", storage) for storage in base.storages]
-    return references + others
+    return references + others + [Cell(name, memory, "float32") for name in BASES for memory in SLOW]

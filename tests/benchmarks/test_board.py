@@ -107,7 +107,7 @@ def test_a_run_goes_on_after_its_last_row(recorder, monkeypatch, tmp_path):
 
 def test_every_memory_is_in_float32_and_every_storage_without_memory():
     found = cells()
-    assert len(set(found)) == len(found) == 5 * 6 + 3 + 2 * 3
+    assert len(set(found)) == len(found) == 5 * 8 + 3 + 3 * 2
     assert all(cell.memory == "none" or cell.storage == "float32" for cell in found)
     assert all(cell.reference in found[: i + 1] for i, cell in enumerate(found))
 
