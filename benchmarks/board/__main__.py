@@ -4,7 +4,8 @@
 
 A transformer of 0.1 million parameters predicts the next byte of English text (`examples.lm`). Four optimizers, AdamW,
 Muon, SGD and Lion, and AdamW once more without decay of its rate; behind each of them in float32 every memory of
-`cells.memories`, and without one its own momentum in every storage. Half-lives and periods are 5 % of the run.
+`cells.memories`, and without one its own momentum in every storage. Half-lives and periods are 2 % of the run,
+and 5 % for comparison.
 
 Each cell tries six learning rates, the same multiples of its base's centre, with a seed of which no result is
 reported, and takes that with the least final loss on validation text. With it come eight runs: a seed is the initial
