@@ -93,7 +93,8 @@ def held_out(setting: Setting, text: np.ndarray) -> np.ndarray:
     windows = data.windows(text, setting.length)
     if len(windows) < setting.held_out:
         raise ValueError(f"held_out must be at most {len(windows)}, the windows of the text, got {setting.held_out}")
-    return windows[np.linspace(0, len(windows) - 1, setting.held_out).round().astype(int)]
+    chosen = np.linspace(0, len(windows) - 1, setting.held_out).round().astype(int)
+    return np.take(windows, chosen, 0)
 
 
 def curve(make: Maker, marks: int, numbers: optax.Params, problem: Problem, windows: jax.Array) -> jax.Array:

@@ -25,14 +25,14 @@ def draw(rows: Sequence[Row], steps: int) -> "Figure":
     found = [line for line in lines(rows, steps) if line.gap is not None]
     bases = [base for base in BASES if any(line.cell.base == base for line in found)]
     names = list(dict.fromkeys(name(line.cell) for line in found))
-    figure = Figure(figsize=(2.4 * len(bases) + 1.2, 0.32 * len(names) + 1.3), layout="constrained")
+    figure = Figure(figsize=(2.4 * len(bases) + 2, 0.32 * len(names) + 1.3), layout="constrained")
     panels = figure.subplots(1, len(bases), sharey=True, squeeze=False)[0]
     for axes, base in zip(panels, bases, strict=True):
         draw_panel(axes, [line for line in found if line.cell.base == base], names)
         axes.set_title(base, fontsize=10)
     panels[0].set_yticks(range(len(names)), names)
-    panels[0].invert_yaxis()
-    figure.supxlabel("test loss less that of the base from the same seeds, nats per token; left is better", fontsize=9)
+    panels[0].set_ylim(len(names) - 0.5, -0.5)
+    figure.supxlabel("test loss less that of the base\nfrom the same seeds, nats per byte; left is better", fontsize=9)
     return figure
 
 
@@ -48,8 +48,8 @@ def draw_panel(axes: "Axes", found: Sequence[Line], names: Sequence[str]) -> Non
             axes.annotate(
                 "", (side * reach, y), (0.8 * side * reach, y), arrowprops={"arrowstyle": "->", "color": color}
             )
-            place = {"ha": "right" if side > 0 else "left", "va": "center", "fontsize": 8, "color": color}
-            axes.text(0.75 * side * reach, y, f"{gap.mean:+.3f}", **place)
+            text = axes.text(0.75 * side * reach, y, f"{gap.mean:+.3f}", va="center", fontsize=8, color=color)
+            text.set_ha("right" if side > 0 else "left")
         else:
             axes.plot([gap.low, gap.high], [y, y], color=color, linewidth=1.5)
             axes.plot(gap.mean, y, "o", color=color, markersize=5, markerfacecolor=color if is_clear(line) else "white")

@@ -161,6 +161,25 @@ def test_the_page_is_what_the_file_says(committed):
     assert _page.written(board.PAGE, board.COMMAND) == summary.markdown(committed("board"), steps)
 
 
+def test_what_the_page_says_of_adamw_is_what_was_measured(committed):
+    prose = " ".join(board.PAGE.read_text().split())
+    found = summary.lines(committed("board"), json.loads(PATH.read_text())["settings"]["steps"])
+    adamw = {summary.name(line.cell): line for line in found if line.cell.base == "AdamW"}
+    better = {name for name, line in adamw.items() if summary.is_clear(line) and line.gap.mean < 0}
+    worse = {name for name, line in adamw.items() if summary.is_clear(line) and line.gap.mean > 0}
+    assert better == {"outer Nesterov"}
+    assert worse == {"average", "primal averaging", "primal averaging, 5 %"}
+    assert f"lower its test loss by {-adamw['outer Nesterov'].gap.mean:.3f} nats per byte" in prose
+    storages = [adamw[name].gap for name in ("bfloat16", "int8", "int8, uint8")]
+    bound = max(max(-gap.low, gap.high) for gap in storages)
+    assert f"within ±{math.ceil(1000 * bound) / 1000:.3f} nats" in prose
+    assert f"it is worse by {adamw['average'].gap.mean:.4f} nats" in prose
+    average, base = (adamw[name].steps for name in ("average", "the base itself"))
+    assert f"it needs {average:.0f} steps instead of {base:.0f}" in prose
+    assert adamw["primal averaging"].gap.low > adamw["primal averaging, 5 %"].gap.high
+    assert f"the loss of {adamw['primal averaging, 5 %'].gap.mean:.2f} nats that remains" in prose
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("base", BASES)
 def test_a_run_is_that_of_a_plain_loop(base, toy):

@@ -117,6 +117,26 @@ def test_the_page_is_what_the_file_says(committed):
             assert (row["learning_rate"], row["decay"]) == pytest.approx((best.rate, best.decay))
 
 
+def test_what_the_page_says_of_adamw_is_what_was_measured(committed):
+    prose = " ".join(bench.PAGE.read_text().split())
+    found = {(row["batch"], row["way"]): row for row in committed("transfer_lm") if row["base"] == "AdamW"}
+    mean = {key: np.mean(row["losses"]) for key, row in found.items()}
+
+    def lost(batch, way):
+        return mean[batch, way] - mean[batch, bench.TUNED]
+
+    assert f"it loses {lost(4, 'trajectory'):.3f} nats to the best of twelve" in prose
+    settings = [(row["learning_rate"], row["decay"]) for row in (found[16, "trajectory"], found[16, bench.TUNED])]
+    assert settings[0] == pytest.approx(settings[1])
+    assert f"it loses {lost(16, 'square_root_rate'):.3f} nats" in prose
+    assert abs(lost(4, "square_root_rate") - lost(4, "trajectory")) < 0.01
+    few, many = (lost(batch, "half_life_tokens") for batch in (4, 16))
+    assert f"it loses {few:.2f} and {many:.2f} nats" in prose
+    old = mean[1, bench.TUNED]
+    assert f"the best of twelve is {mean[16, bench.TUNED] - old:.2f} nats worse" in prose
+    assert f"at four times it is {old - mean[4, bench.TUNED]:.3f} nats better" in prose
+
+
 @pytest.mark.slow
 def test_a_toy_writes_every_row_and_repeats_to_the_bit(tmp_path, run_quick):
     pytest.importorskip("matplotlib")
