@@ -69,6 +69,9 @@ bench: $(VENV)/bench.stamp ## Measure cost, time and quality, reproduce known nu
 	$(BIN)/python -m benchmarks.muon_storages
 	$(BIN)/python -m benchmarks.bfloat16_weights
 	$(BIN)/python -m benchmarks.transfer --plot docs/figures/transfer.png
+# These two go on where an earlier run was stopped; to measure anew, remove their files.
+	$(BIN)/python -m benchmarks.transfer_lm --plot docs/figures/transfer_lm.png --write
+	$(BIN)/python -m benchmarks.board --plot docs/figures/board.png --write
 
 compiled-bytes: compilers ## Count the bytes of a compiled step for TPU and H200, neither of which need be here
 	.venv-compilers/bin/python -m benchmarks.compiled_bytes $(ARGS)

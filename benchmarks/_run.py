@@ -17,7 +17,7 @@ import optax
 
 import momentum_optax as mo
 from examples import command_line
-from examples.command_line import WRITABLE
+from examples.command_line import WRITABLE, refuse
 
 FOLDER = Path(__file__).parent
 
@@ -84,3 +84,14 @@ class Run(Generic[ChosenOptions]):
             "cpu_cores": os.cpu_count(),
         }
         self.path.write_text(json.dumps(document | dict(results), indent=indent) + "\n")
+
+
+def rows_before(path: Path, settings: Row) -> list[Row]:
+    """The rows of an earlier run with these settings."""
+    if not path.exists():
+        return []
+    document = json.loads(path.read_text())
+    if document["settings"] != settings:
+        refuse("--output", f"{path} has results of other settings: give another file, or remove it")
+    found: list[Row] = document["rows"]
+    return found

@@ -11,7 +11,6 @@ programs of small size.
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -23,8 +22,11 @@ import momentum_optax as mo
 from examples import command_line
 from examples.demo_distributed import traffic
 
-PAGE = pathlib.Path(__file__).parents[1] / "docs" / "plan.md"
-BEGIN, END = "<!-- begin: benchmarks/paper_plan.py --write -->\n", "<!-- end -->\n"
+from . import _page
+from ._page import table
+
+PAGE, COMMAND = _page.DOCS / "plan.md", "benchmarks/paper_plan.py --write"
+BEGIN, END = _page.begin(COMMAND), _page.END
 
 CHIPS = (8, 256, 4096)
 MEMORIES = (16, 80, 141)  # GB of a chip: TPU v5e; A100 or H100; H200
@@ -115,12 +117,6 @@ def met(exchange: str, params: optax.Params, groups: int) -> float:
     """Bytes that leave a group for a meeting of `groups`; each of its chips sends its share of them."""
     bytes_of = {"exact": traffic.gradient_bytes, "int8": traffic.exchange_bytes}[exchange]
     return bytes_of(params, groups)
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Markdown; the first column to the left."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def size(number: float) -> str:
@@ -247,8 +243,7 @@ def main() -> None:
     if not options.write:
         print(text, end="")
         return
-    before, rest = PAGE.read_text().split(BEGIN)
-    PAGE.write_text(before + BEGIN + "\n" + text + "\n" + END + rest.split(END)[1])
+    _page.write(PAGE, COMMAND, text)
 
 
 if __name__ == "__main__":

@@ -109,6 +109,26 @@ def test_the_bytes_of_a_step_are_those_that_were_counted():
     assert said in PROSE
 
 
+@pytest.mark.parametrize("base", ["AdamW", "Muon"])
+def test_the_losses_of_the_language_model_are_those_of_the_board(base):
+    pytest.importorskip("scipy")
+    pytest.importorskip("flax")
+    pytest.importorskip("tyro")
+    from benchmarks.board import summary
+
+    found = [line for line in summary.lines(rows("board"), 600) if line.cell.base == base and line.gap is not None]
+    shown = {summary.name(line.cell): (line.gap.mean, summary.is_clear(line)) for line in found}
+    head, *lines = re.findall(r"^  \| (.*) \|$", TEXT[TEXT.index("small language model") :], re.M)
+    (row,) = (line.split(" | ") for line in lines if line.startswith(f"{base} |"))
+    for name, cell in list(zip(head.split(" | "), row, strict=True))[1:]:
+        if name in shown:
+            gap, is_clear = shown[name]
+            text = f"{gap:+.4f}"
+            assert cell == (f"**{text}**" if is_clear else text)
+        else:
+            assert not cell.strip()
+
+
 def test_the_times_are_those_that_were_measured():
     found = {
         (row["tree"], row["optimizer"]): row for name in ("step_time", "step_time_small_leaves") for row in rows(name)
