@@ -48,8 +48,9 @@ def draw_panel(axes: "Axes", found: Sequence[Line], names: Sequence[str]) -> Non
             axes.annotate(
                 "", (side * reach, y), (0.8 * side * reach, y), arrowprops={"arrowstyle": "->", "color": color}
             )
-            text = axes.text(0.75 * side * reach, y, f"{gap.mean:+.3f}", va="center", fontsize=8, color=color)
-            text.set_horizontalalignment("right" if side > 0 else "left")
+            side_of_text = "right" if side > 0 else "left"
+            place = (0.75 * side * reach, y, f"{gap.mean:+.3f}")
+            axes.text(*place, ha=side_of_text, va="center", fontsize=8, color=color)
         else:
             axes.plot([gap.low, gap.high], [y, y], color=color, linewidth=1.5)
             axes.plot(gap.mean, y, "o", color=color, markersize=5, markerfacecolor=color if is_clear(line) else "white")

@@ -161,7 +161,7 @@ def test_the_page_is_what_the_file_says(committed):
     assert _page.written(board.PAGE, board.COMMAND) == summary.markdown(committed("board"), steps)
 
 
-def test_what_the_page_says_of_adamw_is_what_was_measured(committed):
+def test_what_the_page_says_is_what_was_measured(committed):
     prose = " ".join(board.PAGE.read_text().split())
     found = summary.lines(committed("board"), json.loads(PATH.read_text())["settings"]["steps"])
     adamw = {summary.name(line.cell): line for line in found if line.cell.base == "AdamW"}
@@ -176,6 +176,9 @@ def test_what_the_page_says_of_adamw_is_what_was_measured(committed):
     assert f"it is worse by {adamw['average'].gap.mean:.4f} nats" in prose
     average, base = (adamw[name].steps for name in ("average", "the base itself"))
     assert f"it needs {average:.0f} steps instead of {base:.0f}" in prose
+    muon = {summary.name(line.cell): line for line in found if line.cell.base == "Muon"}
+    assert {name for name, line in muon.items() if summary.is_clear(line)} == {"EMA-Nesterov"}
+    assert f"by {muon['EMA-Nesterov'].gap.mean:.3f} nats. Muon's own" in prose
     assert adamw["primal averaging"].gap.low > adamw["primal averaging, 5 %"].gap.high
     assert f"the loss of {adamw['primal averaging, 5 %'].gap.mean:.2f} nats that remains" in prose
 
