@@ -200,7 +200,7 @@ def test_a_run_is_that_of_a_plain_loop(base, toy):
             weights = optax.apply_updates(weights, updates)
             if (t + 1) % (TOY.steps // TOY.marks) == 0:
                 expected.append(float(loss(read(state, weights), windows)))
-        np.testing.assert_allclose(curve, expected, rtol=2e-5)
+        np.testing.assert_allclose(curve, np.minimum(expected, _language.WORST), rtol=2e-5)
 
 
 @pytest.mark.slow
