@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pathlib
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -174,12 +175,14 @@ def finished(folder):
 
 
 @pytest.mark.slow
-def test_the_default_run_ends_within_three_minutes_and_shows_what_the_guide_says(tmp_path):
-    output, start = tmp_path / "lm.png", time.monotonic()
-    run = subprocess.run(**command(f"--output={output}"), capture_output=True, timeout=900, check=True)
+def test_the_default_run_takes_less_than_three_minutes_of_two_cores_and_shows_what_the_guide_says(tmp_path):
+    output, before = tmp_path / "lm.png", resource.getrusage(resource.RUSAGE_CHILDREN)
+    run = subprocess.run(**command(f"--output={output}"), capture_output=True, timeout=1800, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     losses = [float(x) for x in re.findall(r"held out: weights ([\d.]+)", run.stdout)]
     assert len(losses) == 10
     assert losses[-1] < 2.05
     assert losses[0] > 2.5
-    assert time.monotonic() - start < 180
+    # Of the processor: what else the machine does is not counted.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2 * 180
     assert output.read_bytes()[:4] == b"\x89PNG"
