@@ -34,11 +34,6 @@ _FOOT_BITS, _TAIL_BITS = 22, 25
 _FOOT, _TAIL = 1 << _FOOT_BITS, 1 << _TAIL_BITS
 
 
-# From here to twice as much floats are whole numbers, and the last bits count them.
-_WHOLE = 1 << 23
-_WHOLE_BITS = int(np.float32(_WHOLE).view(np.int32))
-
-
 # The bits of the levels of `_FIRST` and `_LAST`, of the level after that, and of that of code 1.
 _ROOT, _ROOT_END = (int(np.float32((c - _SHIFT) ** 2).view(np.int32)) for c in (_FIRST, _LAST))
 _BEYOND = _ROOT_END + (1 << 23)
@@ -100,8 +95,6 @@ def _either(condition: jax.Array, x: jax.Array | int, y: jax.Array | int) -> jax
 def encode(v: jax.Array, inverse: jax.Array, noise: jax.Array) -> jax.Array:
     """The codes of float32 values, int8; 0 for what is not finite.
 
-    Conversions of floats to integers are left out: XLA's CPU backend takes six operations for each, to saturate.
-
     Args:
       v: float32.
       inverse: float32, `SCALE` over the scale, of either sign.
@@ -109,8 +102,9 @@ def encode(v: jax.Array, inverse: jax.Array, noise: jax.Array) -> jax.Array:
     """
     r = jnp.abs(v * inverse)
     n = noise.astype(jnp.float32) * np.float32(2.0**-32)
-    # Rounded to a whole number where floats have no other ones, and read off their last bits.
-    root = _bits(jnp.sqrt(r) - n + np.float32(_WHOLE + _SHIFT)) - _WHOLE_BITS
+    # Rounded by a conversion that cuts, and not as the last bits of a large float: XLA adds a constant to it early, and
+    # what is stored is no longer right on average.
+    root = (jnp.sqrt(r) - n + np.float32(_SHIFT + 0.5)).astype(jnp.int32)
     x = _bits(r)
     code = _either((x >= _ROOT) & (x < _ROOT_END), root, _rounded(r, x, 2 * jnp.abs(n)))
     # The comparison is false for NaN.
