@@ -123,6 +123,9 @@ def _scattered(whole: jax.Array, count: int, kind: Kind, mesh: Mapping[str, int]
 
 def _sent(collective: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
     """A collective of `x`; floats of two bytes go as integers, which no compiler widens on the way."""
+    # As many leaves as devices, some of them transposed: XLA's CPU backend would send them as they lie in memory, each
+    # in its own order, and refuses its own program.
+    x = jax.lax.optimization_barrier(x)
     if x.dtype.itemsize != 2:
         return collective(x)
     return jax.lax.bitcast_convert_type(collective(jax.lax.bitcast_convert_type(x, jnp.uint16)), x.dtype)

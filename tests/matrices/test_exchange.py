@@ -158,6 +158,19 @@ def test_what_does_not_fit_a_mesh_is_refused():
         mo.orthogonalize(mesh=mesh, specs={"b": P("x")}).update(tree, optax.EmptyState())
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_wide_and_a_tall_stack_on_two_devices_lie_in_memory_in_different_orders(dtype):
+    """Which is how a transformer's hidden layers come, one leaf for each device."""
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    tree = {k: x.astype(dtype) for k, x in matrices([(2, 16, 64), (2, 64, 16)]).items()}
+    specs = {"0": P(None, None, "x"), "1": P(None, "x")}
+    placed = {k: jax.device_put(x, NamedSharding(mesh, specs[k])) for k, x in tree.items()}
+    alone = compiled(mo.orthogonalize(weight_dimension_numbers=D(1, 2)), tree)(tree)
+    split = compiled(mo.orthogonalize(weight_dimension_numbers=D(1, 2), mesh=mesh, specs=specs), placed)(placed)
+    bound = 1e-5 if dtype == jnp.float32 else 0.02
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=bound), split, alone)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 @pytest.mark.parametrize("make", [mo.muon, mo.normuon])

@@ -54,6 +54,14 @@ def test_int4_is_refused_and_int8_warned_of(maker, way):
 
 
 def test_other_parameters_may_be_kept_in_any_storage():
-    patterns = {"layer/kernel": "bfloat16", ".*": "int4"}
-    for kept in (patterns, lambda path, leaf: patterns.get(path, "int4")):
-        jax.eval_shape(compressed(kept).init, PARAMS)
+    few = OBJECTS["int4"]
+    patterns = {"layer/kernel": "bfloat16", ".*": few}
+    for kept in (patterns, lambda path, leaf: patterns.get(path, few)):
+        state = jax.eval_shape(compressed(kept).init, PARAMS)
+        codes = [x for x in jax.tree.leaves(state) if x.dtype in (jnp.int4, jnp.bfloat16)]
+        # Of the embedding, which is Adam's; of the kernel; and of the bias, Adam's too.
+        assert sorted((x.dtype.name, x.shape) for x in codes) == [
+            ("bfloat16", (2, 6)),
+            ("int4", (4, 2)),
+            ("int4", (6,)),
+        ]
