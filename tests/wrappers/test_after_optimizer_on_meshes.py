@@ -23,8 +23,8 @@ def averaged(storage):
     return optax.chain(optax.sgd(0.5, 0.5), mo.average_params(0.75, every=2, storage=storage))
 
 
-# Rates and decays are powers of two, so that sums round alike however XLA joins them. Reading int8 has a product that is
-# rounded and may be joined with the sum after it: a rule that reads it once in three steps has no such sum here.
+# Rates and decays are powers of two, so that sums round alike however XLA joins them. Reading int8 has a product that
+# is rounded and may be joined with the sum after it: a rule that reads it once in three steps has no such sum here.
 OPTIMIZERS = {
     "outer Nesterov": lambda: mo.with_momentum(optax.sgd(0.5, 0.5), mo.outer_nesterov(3, 0.75, 0.5), storage=BYTES),
     "Lookahead": lambda: mo.with_momentum(optax.sgd(0.5, 0.5), mo.lookahead(3, 0.5)),
