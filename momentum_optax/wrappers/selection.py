@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import jax
 
@@ -36,7 +36,8 @@ Predicate: TypeAlias = Callable[[KeyPath, Leaf], bool]
 Select: TypeAlias = Collection[str] | Mapping[str, AnyStorage] | Predicate
 
 
-class Candidate(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Candidate:
     """A tree of the parameters' structure in an optimizer's state.
 
     Attributes:
