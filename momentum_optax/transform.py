@@ -21,7 +21,6 @@ from .filters.step import Arrays, ResolvedRule, Scales, advance, debiased, large
 from .state.mismatch import ANYTHING, AnyVelocity, check_leaf, check_state
 from .storage import Storage, resolve
 from .storage._by_leaf import AnyStorage, ByLeaf, chooser_of
-from .storage.directions import read_from
 from .storage.mixed import Layout, codes_of, form_of, stored_velocity, with_stored
 from .storage.protocol import arithmetic_dtype, checked_leaf, encode_context, in_dtype, is_signed, new_state
 
@@ -260,7 +259,7 @@ class _Runner:
         velocity = storage.encode(v, stored, context)
         if stored is not old.velocity:
             velocity = with_stored(old.velocity, velocity)
-        return read_from(storage, in_dtype(u, g.dtype)), MomentumState(velocity, None, age, gain)
+        return in_dtype(u, g.dtype), MomentumState(velocity, None, age, gain)
 
     def storage_of(self, path: KeyPath, g: Leaf, velocity: PyTree) -> tuple[Storage, PyTree]:
         """The storage of a leaf, and the velocity that it keeps."""

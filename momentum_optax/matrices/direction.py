@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 
 from .. import _checks, _tree
 from .._typing import DType, Number, PyTree, jitted
-from ..storage.directions import OrthogonalizeState, check_updates
+from ..storage.directions import OrthogonalizeState
 from .dimensions import WeightDimensionNumbers, matrices_of
 from .exchange import Direction, directions
 from .layout import Layout, layout_of
@@ -158,8 +158,8 @@ def orthogonalize(
     converge. All matrices of one shape are iterated together, and each is whole on one device, see
     `matrices.on_matrices`: the transformation that takes any other direction, too.
 
-    Small singular values become as large as the others, and with them what rounding made of them. So momentum right
-    before it in a chain must not be kept in int4, and int8 gets a warning, as in `muon`.
+    Small singular values become as large as the others, and with them what rounding made of them. So momentum before
+    it must not be kept in int4, and in int8 with care: `muon` and `compress` say so, a chain by hand does not.
 
     Args:
       steps: The number of iterations, a whole number of at least 1 that is static; None for 5, or for one with each
@@ -182,8 +182,7 @@ def orthogonalize(
     Raises:
       TypeError: If an argument is of the wrong type.
       ValueError: If a number is out of range or there is no such preset; at `init` and `update` if a leaf is not a
-        matrix, with its path: `muon` gives others to another optimizer; at `update` if updates come straight from
-        momentum in int4.
+        matrix, with its path: `muon` gives others to another optimizer.
 
     Reference:
       Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024. Amsel et al., "The Polar Express",
@@ -212,7 +211,6 @@ def orthogonalize(
     def update(
         updates: optax.Updates, state: OrthogonalizeState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, OrthogonalizeState]:
-        check_updates(jax.tree.leaves(_tree.unboxed(updates)))
         new: optax.Updates = tx.update(updates, optax.EmptyState(), params)[0]
         return new, state
 

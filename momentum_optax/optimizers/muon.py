@@ -1,6 +1,5 @@
 """Muon and NorMuon: orthogonalised momentum for matrices, another optimizer for other parameters."""
 
-import jax
 import optax
 
 from .. import _checks, _tree
@@ -15,7 +14,7 @@ from ..matrices.scales import Scale, scale_by_neuron, scale_by_shape
 from ..rules.mixes import muon_mix
 from ..storage import resolve
 from ..storage._by_leaf import AnyStorage, chooser_of
-from ..storage.directions import check_directions, checked_already
+from ..storage.directions import check_directions
 from ..transform import scale_by_momentum
 from .arguments import Mask, rule_of, weight_decay_of
 from .gradient_dtype import in_gradient_dtype
@@ -202,17 +201,11 @@ def _momentum_of(momentum: "Scalar | Filter", storage: AnyStorage) -> optax.Grad
     kept = chooser_of(resolve(storage))
     check_directions(kept.known or ())
     tx = scale_by_momentum(rule_of(momentum, muon_mix), storage=kept)
+    if kept.known is not None:
+        return tx
 
     def init(params: optax.Params) -> optax.OptState:
-        if kept.known is None:
-            check_directions(kept.among(_tree.unboxed(params)))
+        check_directions(kept.among(_tree.unboxed(params)))
         return tx.init(params)
 
-    def update(
-        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra: PyTree
-    ) -> tuple[optax.Updates, optax.OptState]:
-        out, new = tx.update(updates, state, params, **extra)
-        checked_already(jax.tree.leaves(_tree.unboxed(out)))
-        return out, new
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, tx.update)
