@@ -205,6 +205,19 @@ def test_errors_of_averages_of_the_weights():
     assert len(list(weight_averages())) == 4
 
 
+def test_what_few_bits_do_to_averages_is_said_where_they_are_chosen():
+    found = {(r["decay"], r["every"], r["weights"], r["average"]): r["error"] for r in rows("weight_averages")}
+    cases = ((0.999, 1), (0.9999, 1), (0.9999, 100))
+    two, one = ([found[*case, "float32", kind] for case in cases] for kind in ("bfloat16", "int8"))
+    assert max(two[0], two[2] / 2) <= 0.01
+    assert one[0] <= 0.04
+    text = " ".join(inspect.getdoc(mo.average_params).split())
+    short, long, seldom = ((f"{100 * a:.1g}", f"{100 * b:.2g}") for a, b in zip(two, one, strict=True))
+    assert f"{short[0]} % of the average in 2 bytes" in text
+    assert f"{long[0]} % and {long[1]} % for 0.9999, {seldom[0]} % and {seldom[1]} % for that with `every=100`" in text
+    assert f"{seldom[1]} % of the average at a decay of 0.9999" in prose("guide")
+
+
 def change(share):
     return "diverges" if share is None else f"{100 * share:+.3g}%"
 

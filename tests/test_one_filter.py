@@ -131,6 +131,34 @@ def test_a_linear_row_takes_its_gradients_where_the_cited_loop_does(method):
         np.testing.assert_allclose(evaluated, values, rtol=0, atol=1e-12)
 
 
+def laws():
+    """For each method that is optimal on average: curvatures and weights of its law, of mean 1, for sums over it."""
+    # Gauss's points for sqrt((L - x)(x - l)), which is x times the density of Marchenko and Pastur.
+    angle, r = np.pi * np.arange(1, 200) / 200, 0.5
+    x = 1 + r + 2 * sqrt(r) * np.cos(angle)
+    nodes, weights = np.polynomial.laguerre.laggauss(60)
+    return {
+        "Marchenko-Pastur acceleration": (x, np.sin(angle) ** 2 / x),
+        "Average-case acceleration, exponential law": (nodes, weights),
+    }
+
+
+@pytest.mark.parametrize("name", laws())
+def test_what_is_optimal_on_average_has_residuals_that_are_orthogonal_in_curvature_times_the_law(name):
+    # Then, and only then, no other mixture of the gradients is closer to the minimum on average.
+    (method,) = (m for m in METHODS if m["name"] == name)
+    rule, (x, weights) = eval(method["here"], names(method)), laws()[name]
+    distance, v, residuals = np.ones_like(x), np.zeros_like(x), []
+    for t in range(12):
+        residuals.append(distance)
+        A, B, C, D = (np.squeeze(np.float64(c)) for c in rule.at(t).matrices())
+        g = x * distance
+        distance, v = distance - (C * v + D * g), A * v + B * g
+    products = np.array(residuals) * (x * weights) @ np.transpose(residuals)
+    size = np.sqrt(np.diag(products))
+    np.testing.assert_allclose(products / np.outer(size, size), np.eye(12), rtol=0, atol=1e-10)
+
+
 def from_step(rule, step):
     """The rule with its coefficients shifted, so that special first steps are over."""
     return rule.at(step) if step else rule

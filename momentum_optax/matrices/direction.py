@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec
 
 from .. import _checks, _tree
 from .._typing import DType, Number, PyTree, jitted
+from ..storage.directions import OrthogonalizeState
 from .dimensions import WeightDimensionNumbers, matrices_of
 from .exchange import Direction, directions
 from .layout import Layout, layout_of
@@ -157,6 +158,9 @@ def orthogonalize(
     converge. All matrices of one shape are iterated together, and each is whole on one device, see
     `matrices.on_matrices`: the transformation that takes any other direction, too.
 
+    Small singular values become as large as the others, and with them what rounding made of them. So momentum before
+    it must not be kept in int4, and in int8 with care: `muon` and `compress` say so, a chain by hand does not.
+
     Args:
       steps: The number of iterations, a whole number of at least 1 that is static; None for 5, or for one with each
         of a sequence of coefficients.
@@ -198,4 +202,16 @@ def orthogonalize(
         new = newton_schulz(x, triples, eps, preconditioning)
         return new * jnp.sum(x.conj() * new, axis=(-2, -1), keepdims=True) if adaptive else new
 
-    return on_matrices(direction, weight_dimension_numbers, dtype=dtype, mesh=mesh, specs=specs)
+    tx = on_matrices(direction, weight_dimension_numbers, dtype=dtype, mesh=mesh, specs=specs)
+
+    def init(params: optax.Params) -> OrthogonalizeState:
+        tx.init(params)
+        return OrthogonalizeState()
+
+    def update(
+        updates: optax.Updates, state: OrthogonalizeState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, OrthogonalizeState]:
+        new: optax.Updates = tx.update(updates, optax.EmptyState(), params)[0]
+        return new, state
+
+    return optax.GradientTransformation(init, update)

@@ -85,9 +85,10 @@ def average_params(
     and "int8" 1, and 4 for each row (`storage.ROW_SIZE`); they hold not floats but the last 16 or 8 bits of the
     average in units of its row, and the weights give the others. The error does not grow with the memory: on 64 x 512
     weights with decaying rate and noise it is 0.05 % of the average in 2 bytes and 1.2 % in 1 byte for decay 0.999,
-    0.2 % and 4.3 % for 0.9999 (`benchmarks/weight_averages.py`). That is 1 % and 12 to 17 % of the distance between
-    average and weights, which is the noise that the average removes. Steps a thousand times as large as usual
-    coarsen both for a while. Weights that another program puts in place of the trained ones take the average along
+    0.2 % and 4.3 % for 0.9999, 0.7 % and 4.3 % for that with `every=100` (`benchmarks/weight_averages.py`). That is 1
+    to 3 % and 12 to 17 % of the distance between average and weights, which is the noise that the average removes: for
+    decays beyond 0.999 take 2 bytes if a sixth of it matters. Steps a thousand times as large as usual coarsen both for
+    a while. Weights that another program puts in place of the trained ones take the average along
     if they are far.
 
     Bytes: each step reads and writes the average, without a branch: 8 bytes a parameter beside the 20 of `optax.sgd`

@@ -9,11 +9,12 @@ import optax
 
 from .. import _checks
 from .._export import serializable
-from .._tree import LEAF, Place, absent, find_all, map_children, map_numbered, unboxed
+from .._tree import LEAF, Place, absent, children, find_all, map_children, map_numbered, unboxed
 from .._typing import KeyPath, PyTree
 from ..state.mismatch import ANYTHING, check_state
 from ..storage import resolve
 from ..storage._by_leaf import AnyStorage, chooser_of
+from ..storage.directions import OrthogonalizeState
 from ..storage.zeros import made_of_zeros
 from .fields import (
     CompressedField,
@@ -25,7 +26,7 @@ from .fields import (
     recompress_field,
     without_weak_type,
 )
-from .selection import SECOND_MOMENTS, Select, Selection, can_be_compressed, is_float, selection
+from .selection import SECOND_MOMENTS, Candidate, Select, Selection, can_be_compressed, is_float, selection
 
 
 @serializable
@@ -79,7 +80,8 @@ def compress(
     Raises:
       TypeError: If an argument is of the wrong type.
       ValueError: If there is no such storage; at `init` if a name matches no field or the predicate no leaf, if
-        a field is to be kept in a storage that is not fit for it, or if `tx` has a compressed state already; at
+        a field is to be kept in a storage that is not fit for it (of momentum that is orthogonalised, as in Muon, int4
+        is not, and int8 gets a warning), or if `tx` has a compressed state already; at
         `update` if the state was kept in another storage (see `convert`).
 
     Reference:
@@ -126,21 +128,13 @@ def _decompressed(inner: optax.OptState) -> optax.OptState:
     return jax.tree.map(lambda x: decompress_field(x) if is_compressed(x) else x, inner, is_leaf=is_compressed)
 
 
-class _Candidate(NamedTuple):
-    """A tree of the parameters' structure in an optimizer's state: the field at `path` of a class named `owner`."""
-
-    path: KeyPath
-    owner: str
-    tree: PyTree
-
-
 def _compressed(state: optax.OptState, params: optax.Params, chosen: Selection, zeros: Collection[int]) -> PyTree:
     """`state` with each chosen field compressed; `zeros` as for `compress_field`."""
     found: list[str] = []
     compressed: list[str] = []
     asked: list[bool] = []
 
-    def compress_chosen(field: _Candidate) -> PyTree:
+    def compress_chosen(field: Candidate) -> PyTree:
         name = field_name(field.path) or ""
         leaves = jax.tree.leaves(field.tree)
         if name and (not leaves or any(map(is_float, leaves))):
@@ -151,17 +145,17 @@ def _compressed(state: optax.OptState, params: optax.Params, chosen: Selection, 
             return field.tree
         storages = chosen.storages_at(field.path)
         if chosen.predicate is None or any(selected):
-            chosen.check_fit(storages, field.owner, name, field.tree)
+            chosen.check_fit(storages, field)
         compressed.append(name)
         asked.extend(ok for ok, x in zip(selected, leaves, strict=True) if can_be_compressed(x))
         return compress_field(storages, field.tree, selected, len(compressed), zeros)
 
-    new = _map_fields(compress_chosen, _Candidate((), "", state), unboxed(params))
+    new = _map_fields(compress_chosen, Candidate((), "", state), unboxed(params))
     _check_found(chosen, found, compressed, asked, state)
     return new
 
 
-def _map_fields(function: Callable[[_Candidate], PyTree], node: _Candidate, params: PyTree) -> PyTree:
+def _map_fields(function: Callable[[Candidate], PyTree], node: Candidate, params: PyTree) -> PyTree:
     """The state with `function` of each outermost tree in it that is like the bare `params`."""
     if isinstance(node.tree, CompressedState):
         raise ValueError("tx must not be compressed already: give select a mapping for fields in several storages")
@@ -169,9 +163,22 @@ def _map_fields(function: Callable[[_Candidate], PyTree], node: _Candidate, para
         return function(node)
     is_named = isinstance(node.tree, tuple) and hasattr(node.tree, "_fields")
     owner = type(node.tree).__name__ if is_named else node.owner
-    return map_children(
-        lambda key, child: _map_fields(function, _Candidate((*node.path, *key), owner, child), params), node.tree
-    )
+    orthogonalized = _orthogonalized(node.tree)
+
+    def map_child(key: KeyPath, child: PyTree) -> PyTree:
+        below = node.is_orthogonalized or key in orthogonalized
+        return _map_fields(function, Candidate((*node.path, *key), owner, child, below), params)
+
+    return map_children(map_child, node.tree)
+
+
+def _orthogonalized(node: PyTree) -> list[KeyPath]:
+    """The keys of the members of a chain's state that an `orthogonalize` follows."""
+    if not isinstance(node, tuple) or hasattr(node, "_fields"):
+        return []
+    members = children(node)
+    last = max((i for i, (_, x) in enumerate(members) if find_all(x, OrthogonalizeState)), default=0)
+    return [key for key, _ in members[:last]]
 
 
 def _is_like(node: PyTree, params: PyTree) -> bool:

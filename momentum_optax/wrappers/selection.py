@@ -37,6 +37,23 @@ Select: TypeAlias = Collection[str] | Mapping[str, AnyStorage] | Predicate
 
 
 @dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A tree of the parameters' structure in an optimizer's state.
+
+    Attributes:
+      path: Its path there.
+      owner: The class of the innermost NamedTuple around it.
+      tree: The tree.
+      is_orthogonalized: Whether an `orthogonalize` follows it in a chain.
+    """
+
+    path: KeyPath
+    owner: str
+    tree: PyTree
+    is_orthogonalized: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Selection:
     """The arguments of `compress`, checked.
 
@@ -72,10 +89,11 @@ class Selection:
             return None if pairs and not any(is_float(x) for _, x in pairs) else possible
         return [ok and bool(self.predicate((*path, *p), x)) for ok, (p, x) in zip(possible, pairs, strict=True)]
 
-    def check_fit(self, storages: ByLeaf, owner: str, field: str, tree: PyTree) -> None:
-        """Raise unless `storages` are fit for the `field` of a NamedTuple of the class `owner`, which holds `tree`."""
-        check_fit(storages, field, field in self.second_moments and (owner, field) not in SIGNED, tree)
-        if (owner, field) in ORTHOGONALIZED:
+    def check_fit(self, storages: ByLeaf, field: Candidate) -> None:
+        """Raise unless `storages` are fit for a field."""
+        name, tree = field_name(field.path) or "", field.tree
+        check_fit(storages, name, name in self.second_moments and (field.owner, name) not in SIGNED, tree)
+        if field.is_orthogonalized or (field.owner, name) in ORTHOGONALIZED:
             check_directions(storages.at(path, x) for path, x in jax.tree_util.tree_leaves_with_path(unboxed(tree)))
 
     def check_state(self, pairs: list[tuple[KeyPath, PyTree]]) -> None:
