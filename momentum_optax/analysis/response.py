@@ -197,7 +197,8 @@ def memory(rule: Filter, fraction: float = 0.5, *, step: int | None = None) -> f
 
     Raises:
       TypeError: If an argument has the wrong type.
-      ValueError: If `fraction` is out of range, or a coefficient depends on the step and `step` is None.
+      ValueError: If `fraction` is out of range, a coefficient depends on the step and `step` is None, or the number is
+        above 2^24/K.
     """
     _checks.number("fraction", fraction, "(0, 1)")
     rule = constant(rule, step)
