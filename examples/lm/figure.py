@@ -56,3 +56,4 @@ def _plot_telemetry(history: "History", cosine: "Axes", rate: "Axes") -> None:
     cosine.set(ylabel="cos(g, v)")
     rate.plot(steps, [figures["effective_learning_rate"] for figures in history.telemetry], color="#009E73")
     rate.set(xlabel="step", ylabel="|update|\n/ |gradient|", yscale="log")
+    rate.minorticks_off()

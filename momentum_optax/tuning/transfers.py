@@ -164,8 +164,8 @@ def transfer(
 
     `heavy_ball(b)` becomes `heavy_ball(b**k)` times $(1-\beta^k)/(1-\beta)$, `quasi_hyperbolic(b, nu)` becomes
     `quasi_hyperbolic(b**k, nu)`, `primal_averaging(mu_x, mu_y)` `primal_averaging(mu_x**k, mu_y)`. The velocity is
-    another one, so a run starts anew. Decays outside the rule, of second moments or averages of the weights, are raised
-    to the power k by hand.
+    another one, so a run starts anew. Decays outside the rule, of second moments or averages of the weights, are for
+    you to change in the way of the table: for `"square_root_rate"` Adam's b2 becomes 1 - k (1 - b2).
 
     Decoupled weight decay is an average of the updates with decay $1 - \eta\lambda$; its memory stays the same share of
     the run, $1 - \eta'\lambda' = (1 - \eta\lambda)^{1/s}$.
