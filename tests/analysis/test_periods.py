@@ -230,7 +230,7 @@ def test_lookahead_converges_in_a_game_in_which_plain_descent_does_not(row):
 
 
 def test_a_loop_that_overflows_within_a_period_diverges():
-    for rule in (mo.lookahead(400), mo.outer_nesterov(400)):
+    for rule in (mo.lookahead(150), mo.outer_nesterov(150)):
         for function in (
             analysis.spectral_radius,
             analysis.stationary_variance,
