@@ -45,7 +45,7 @@ class Options:
     """Options that all benchmarks have."""
 
     output: Annotated[Path | None, WRITABLE] = None
-    """JSON file to write; None is the committed one"""
+    """JSON file to write; None is the committed one, but not with --quick"""
 
 
 ChosenOptions = TypeVar("ChosenOptions", bound=Options)
@@ -61,6 +61,9 @@ class Run(Generic[ChosenOptions]):
 
     def __init__(self, name: str, description: str | None, options: type[ChosenOptions]):
         self.options = command_line.parse(options, f"benchmarks.{name}", description or "")
+        # Benchmarks that have such an option measure with it that they run, and nothing else.
+        if getattr(self.options, "quick", False) and self.options.output is None:
+            refuse("--output", "must be given with --quick, whose numbers are not those of the committed file")
         self.path = self.options.output or FOLDER / f"{name}.json"
         self._command = shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
 
@@ -86,12 +89,23 @@ class Run(Generic[ChosenOptions]):
         self.path.write_text(json.dumps(document | dict(results), indent=indent) + "\n")
 
 
+def entries_before(path: Path, names: Iterable[str]) -> Row | None:
+    """These entries of the file of an earlier run; None where there is no such file."""
+    if not path.exists():
+        return None
+    try:
+        document = json.loads(path.read_text())
+        return {name: document[name] for name in names}
+    except (ValueError, LookupError, TypeError):
+        refuse("--output", f"{path} must be a file of this benchmark: give another one, or remove it")
+
+
 def rows_before(path: Path, settings: Row) -> list[Row]:
     """The rows of an earlier run with these settings."""
-    if not path.exists():
+    found = entries_before(path, ("settings", "rows"))
+    if found is None:
         return []
-    document = json.loads(path.read_text())
-    if document["settings"] != settings:
+    if found["settings"] != settings:
         refuse("--output", f"{path} has results of other settings: give another file, or remove it")
-    found: list[Row] = document["rows"]
-    return found
+    rows: list[Row] = found["rows"]
+    return rows

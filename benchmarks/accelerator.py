@@ -103,12 +103,12 @@ def measure(quick: bool, pairs: int, copy: float, seconds: float) -> tuple[list[
     rows, left_out, end = [], [], time.monotonic() + seconds
     cases = list(itertools.product(trees(quick), [*optimizers(), *others()]))
     for tree, name in tqdm(cases, unit="row", leave=False):
-        if name == BASELINE:
-            gradients = jax.tree.map(jnp.asarray, gradients_of(trees(quick)[tree]))
-            baseline = jax_subject(optimizers()[BASELINE], gradients)
         if time.monotonic() > end:
             left_out.append(f"{tree}, {name}: no time left")
             continue
+        if name == BASELINE:
+            gradients = jax.tree.map(jnp.asarray, gradients_of(trees(quick)[tree]))
+            baseline = jax_subject(optimizers()[BASELINE], gradients)
         try:
             subject = baseline if name == BASELINE else subject_of(name, gradients)
         except Exception as error:  # what another library cannot do here must not lose the other rows

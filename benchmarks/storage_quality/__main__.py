@@ -19,7 +19,6 @@ were measured by the same code, or are of tasks that are not asked for.
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -118,8 +117,7 @@ def main() -> None:
 
 def committed(path: Path) -> Row:
     """Rows and columns in the file, if there is one."""
-    document: Row = json.loads(path.read_text()) if path.exists() else {"rows": [], "columns": None}
-    return {name: document[name] for name in ("rows", "columns")}
+    return _run.entries_before(path, ("rows", "columns")) or {"rows": [], "columns": None}
 
 
 def _measured(run: _run.Run[Options], document: Row) -> Row:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from scipy import stats
 
+from .._paired import holm
 from .._run import Row
 
 LOSSES = {
@@ -63,9 +64,8 @@ def significant(rows: list[Row], storages: Sequence[str], level: float = 0.05) -
     By Student's t of the differences between runs of one seed, both sides.
     """
     pairs = [(of[name], of["float32"]) for of in by_setting(rows).values() for name in storages if name in of]
-    levels = np.sort([stats.ttest_1samp(added(*pair), 0).pvalue for pair in pairs])
-    held = levels <= level / np.arange(len(levels), 0, -1)
-    return len(levels), int(np.sum(levels < level)), int(np.argmin(held)) if not held.all() else len(levels)
+    found = [stats.ttest_1samp(added(*pair), 0).pvalue for pair in pairs]
+    return len(found), int(np.sum(np.less(found, level))), int(np.sum(np.less(holm(found), level)))
 
 
 def loss_lines(rows: list[Row]) -> Iterator[str]:

@@ -57,13 +57,23 @@ class Checkpoints:
         if step is None:
             return None
         wanted = ocp.args.Composite(layout=ocp.args.JsonRestore(), run=ocp.args.JsonRestore())
-        found = self._manager.restore(step, args=wanted)
+        found = self._restore(step, wanted)
         for name, value in self._settings._asdict().items():
             if found.run["settings"].get(name) != value:
                 option, before = name.replace("_", "-"), found.run["settings"].get(name)
                 message = f"--{option} must be that of the run in the folder, {before}, got {value}"
                 raise mo.checkpoint.CheckpointError(f"{message}; or give --checkpoints another folder")
         mo.checkpoint.check(found.layout, target)
-        state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))).state
+        state = self._restore(step, ocp.args.Composite(state=ocp.args.StandardRestore(target))).state
         mo.checkpoint.check(found.layout, state)
         return step, state, found.run["history"]
+
+    def _restore(self, step: int, parts: ocp.args.Composite) -> ocp.args.Composite:
+        try:
+            return self._manager.restore(step, args=parts)
+        except (LookupError, ValueError, OSError) as error:
+            place = self._manager.directory / str(step)
+            raise mo.checkpoint.CheckpointError(
+                f"{place} must be a whole checkpoint, got {type(error).__name__}: {error}; remove it, or give "
+                "--checkpoints another folder"
+            ) from error

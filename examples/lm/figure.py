@@ -49,6 +49,8 @@ def _plot_losses(history: "History", axes: "Axes") -> None:
 
 
 def _plot_telemetry(history: "History", cosine: "Axes", rate: "Axes") -> None:
+    from matplotlib.ticker import LogLocator  # noqa: PLC0415
+
     steps = [figures["step"] for figures in history.telemetry]
     names = [name for name in history.telemetry[0] if name.startswith("cosine")]
     for name, (color, dashes) in zip(names, VELOCITIES, strict=False):
@@ -56,3 +58,7 @@ def _plot_telemetry(history: "History", cosine: "Axes", rate: "Axes") -> None:
     cosine.set(ylabel="cos(g, v)")
     rate.plot(steps, [figures["effective_learning_rate"] for figures in history.telemetry], color="#009E73")
     rate.set(xlabel="step", ylabel="|update|\n/ |gradient|", yscale="log")
+    # Of a decade or less there are else either no labels or too many.
+    rate.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    rate.yaxis.set_major_formatter("{x:g}")
+    rate.minorticks_off()

@@ -32,8 +32,17 @@ def constant(rule: Filter, step: int | None = None) -> Filter:
     _check_rule(rule)
     if step is not None:
         _checks.integer("step", step, 0)
-        return _numbers(rule, lambda name, entry: _as_float(name, value_at(entry, int(step)))).pruned()
+        return at_step(rule, int(step)).pruned()
     return _numbers(rule, partial(_settled, phase=None)).pruned()
+
+
+def at_step(rule: Filter, step: int) -> Filter:
+    """The rule at a step, with plain numbers for coefficients, for a leaf that has received a gradient at every step.
+
+    Raises:
+      TypeError: If a coefficient is traced.
+    """
+    return _numbers(rule, lambda name, entry: _as_float(name, value_at(entry, step)))
 
 
 def phases(rule: Filter, step: int | None = None) -> tuple[Filter, ...]:
@@ -74,7 +83,7 @@ def reals(name: str, value: ArrayLike, interval: str) -> np.ndarray:
       TypeError: If it is not a real number or an array of them.
       ValueError: If an entry is outside, or not finite where the interval is open at infinity.
     """
-    array = _array(name, value, "biuf", "a real number or an array of them")
+    array = _array(name, value, "iuf", "a real number or an array of them")
     low, high = (float(end) for end in interval[1:-1].split(","))
     inside = (array >= low if interval[0] == "[" else array > low) & (
         array <= high if interval[-1] == "]" else array < high
@@ -91,7 +100,7 @@ def curvatures(value: ArrayLike) -> np.ndarray:
       TypeError: If it is not a number or an array of them.
       ValueError: If an entry is not finite.
     """
-    array = _array("curvature", value, "biufc", "a number or an array of them")
+    array = _array("curvature", value, "iufc", "a number or an array of them")
     if not np.all(np.isfinite(array)):
         raise ValueError(f"curvature must be finite, got {array[~np.isfinite(array)].flat[0]}")
     return array
@@ -104,7 +113,7 @@ def _array(name: str, value: ArrayLike, kinds: str, wanted: str) -> np.ndarray:
         raise TypeError(f"{name} must be {wanted}, got {_checks.shown(value)}") from error
     if str(array.dtype) == "bfloat16":
         array = array.astype(np.float64)
-    if array.dtype.kind not in kinds or array.dtype.kind == "b":
+    if array.dtype.kind not in kinds:
         raise TypeError(f"{name} must be {wanted}, got {_checks.shown(value)}")
     return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
 
@@ -128,8 +137,9 @@ def _settled(name: str, entry: Coefficient, phase: int | None) -> float:
     by_age = isinstance(entry, PerLeafSchedule)
     if phase is None and (entry.reads_step if isinstance(entry, PerLeafSchedule) else callable(entry)):
         raise ValueError(
-            f"{name} depends on the step: step must choose one, got None; of a schedule with a period, made by "
-            "schedules.restarted for example, some functions take the whole period"
+            f"{name} depends on the step: step must choose one, got None; where there is no such argument, give "
+            "rule.at(step). Of a schedule that is known to repeat, such as schedules.restarted, most functions take "
+            "the whole period"
         )
     if not by_age:
         return _as_float(name, value_at(entry, phase))

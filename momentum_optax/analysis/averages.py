@@ -1,11 +1,12 @@
 """Averages of weights after the run: any width from averages of two widths that were kept during it."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .. import _checks
+from .arguments import reals
 
 
 class PostHoc(NamedTuple):
@@ -21,9 +22,7 @@ class PostHoc(NamedTuple):
     error: float
 
 
-def post_hoc_weights(
-    exponents: Sequence[float], steps: Sequence[float], exponent: float, step: float | None = None
-) -> PostHoc:
+def post_hoc_weights(exponents: ArrayLike, steps: ArrayLike, exponent: float, step: float | None = None) -> PostHoc:
     r"""Weights x for which $\sum_i x_i a_i$ of kept averages is about the average of another width.
 
         found = mo.analysis.post_hoc_weights([16.97, 6.94] * 8, np.repeat(steps, 2), 10.0)
@@ -41,10 +40,10 @@ def post_hoc_weights(
     which calls $(\gamma+1)^{1/2} (\gamma+2)^{-1} (\gamma+3)^{-1/2}$ the width.
 
     Args:
-      exponents: gamma of each kept average, in [0, inf).
-      steps: The number of steps after which it was kept, above 0.
-      exponent: gamma of the average that is wanted.
-      step: The number of steps for which; the last one of `steps` if None.
+      exponents: gamma of each kept average, in [0, inf); shape (n,), n at least 1.
+      steps: The number of steps after which it was kept, in (0, inf); shape (n,).
+      exponent: gamma of the average that is wanted, in [0, inf).
+      step: The number of steps of the run that it is to average, in (0, inf); the largest of `steps` if None.
 
     Raises:
       TypeError: If an argument is not of numbers.
@@ -53,17 +52,17 @@ def post_hoc_weights(
     Reference:
       Karras et al., CVPR 2024, arXiv:2312.02696, section 3.2.
     """
-    gammas, counts = list(exponents), list(steps)
-    if not gammas or len(gammas) != len(counts):
-        raise ValueError(f"exponents and steps must be of one length, at least 1, got {len(gammas)} and {len(counts)}")
-    step = max(counts) if step is None else step
-    for gamma, count in zip([*gammas, exponent], [*counts, step], strict=True):
-        _checks.number("an exponent", gamma, "[0, inf)")
-        _checks.number("a step", count, "(0, inf)")
-    if len(set(zip(gammas, counts, strict=True))) < len(gammas):
+    gammas, counts = reals("exponents", exponents, "[0, inf)"), reals("steps", steps, "(0, inf)")
+    if gammas.ndim != 1 or gammas.shape != counts.shape or not len(gammas):
+        raise ValueError(
+            f"exponents and steps must be of one length, at least 1, got shapes {gammas.shape} and {counts.shape}"
+        )
+    step = float(counts.max()) if step is None else step
+    _checks.number("exponent", exponent, "[0, inf)")
+    _checks.number("step", step, "(0, inf)")
+    if len(np.unique(np.stack([gammas, counts]), axis=1).T) < len(gammas):
         raise ValueError("exponents and steps must differ from average to average, got one pair twice")
-    g, n = np.array([*gammas, exponent], np.float64), np.array([*counts, step], np.float64)
-    products = _products(g, n)
+    products = _products(np.append(gammas, exponent), np.append(counts, step))
     # Normalized, so that early averages, whose profiles are high and narrow, count as others do.
     norms = np.sqrt(np.diag(products))
     cosines = products / np.outer(norms, norms)

@@ -4,7 +4,6 @@ All of it concerns the loop of `loop.py`. With $H = N/\chi$ the rule's transfer 
 in z, the loop's characteristic polynomial is $(z - 1)\,\chi(z) + \eta\lambda\,N(z)$.
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,8 +13,8 @@ from ..filters import Filter
 from . import periods
 from .arguments import Floats, curvatures, phases, reals
 from .loop import readout, spectral_radius
-from .periods import largest, loop_matrix, over_a_period
-from .settling import peak, settling_time
+from .periods import loop_matrix, over_a_period
+from .settling import largest, peak, settling_time
 
 # Curvatures of an interval that are tried before the worst one is refined, and rounds of refinement.
 _GRID, _ROUNDS = 256, 8
@@ -74,24 +73,24 @@ def _limit(repeated: Sequence[Filter], direction: np.number) -> float:
     z = z / abs(z)
     with np.errstate(divide="ignore", invalid="ignore"):
         products = (-np.polyval(open_loop, z) / np.polyval(closing, z) / direction).real
-    products = np.unique(products[np.isfinite(products) & (products > 1e-12)])
+    products = np.unique(products[np.isfinite(products) & (products * abs(numerator).max() > 1e-12)])
     if not len(products):
         return 0.0
-    between = np.concatenate([[products[0] / 2], (products[1:] + products[:-1]) / 2, [2 * products[-1]]])
+    between = np.concatenate([[products[0] / 2], (products[1:] + products[:-1]) / 2])
     stable = _verdicts(spectral_radius(rule, between, direction))
     first = int(np.argmin(stable))  # False sorts first
-    if stable[first]:
-        return math.inf
     return float(products[first - 1]) if first else 0.0
 
 
 def _verdicts(radius: np.ndarray) -> np.ndarray:
-    """Whether each interval is stable; where crossings are too close to tell, as the interval to its right is."""
-    stable = radius < 1
-    for i in reversed(range(len(radius) - 1)):
-        if abs(radius[i] - 1) < 1e-13:
-            stable[i] = stable[i + 1]
-    return stable
+    """Whether each interval is stable, and the last one, without end, which is not: there a root goes to infinity.
+
+    Where crossings are too close to tell, an interval is as the one to its right.
+    """
+    stable = [False]
+    for one in reversed(radius):
+        stable.append(stable[-1] if abs(one - 1) < 1e-13 else bool(one < 1))
+    return np.array(stable[::-1])
 
 
 def contraction(
@@ -230,9 +229,10 @@ def _from_rest(
     )
     readouts = []
     M = np.broadcast_to(np.eye(repeated[0].order + 1), (*eta.shape, repeated[0].order + 1, repeated[0].order + 1))
-    for before, now in zip((repeated[-1], *repeated), repeated, strict=False):
-        readouts.append(np.einsum("...i,...ij->...j", readout(before, eta, point), M))
-        M = loop_matrix(now, eta, curvature) @ M
+    with np.errstate(over="ignore", invalid="ignore"):
+        for before, now in zip((repeated[-1], *repeated), repeated, strict=False):
+            readouts.append(np.einsum("...i,...ij->...j", readout(before, eta, point), M))
+            M = loop_matrix(now, eta, curvature) @ M
     return M, np.stack(readouts, -2)
 
 

@@ -6,6 +6,7 @@ from numpy.typing import ArrayLike
 from .. import _checks
 from ..filters import Filter
 from .arguments import Floats, constant, reals
+from .settling import largest
 
 
 def bilinear_game(
@@ -34,7 +35,7 @@ def bilinear_game(
 
     Raises:
       TypeError: If an argument has the wrong type.
-      ValueError: If a number is out of range, or a coefficient follows the step and `step` is None.
+      ValueError: If a number is out of range, or a coefficient depends on the step and `step` is None.
 
     Reference:
       Gidel et al., AISTATS 2019, arXiv:1807.04740; Daskalakis et al., ICLR 2018, arXiv:1711.00141.
@@ -64,4 +65,4 @@ def bilinear_game(
         one_round = y_moves @ x_moves
     else:
         one_round = np.concatenate([x_moves[..., :d, :], y_moves[..., d:, :]], axis=-2)
-    return abs(np.linalg.eigvals(one_round)).max(-1)[()]
+    return largest(one_round)[()]

@@ -16,9 +16,9 @@ from numpy.typing import ArrayLike
 
 from .. import _checks
 from ..filters import Filter
-from ..filters.coefficients import Coefficient, value_at
-from .arguments import Floats, constant, curvatures, known, phases, reals
-from .periods import largest, loop_matrix, over_a_period
+from .arguments import Floats, at_step, constant, curvatures, known, phases, reals
+from .periods import loop_matrix, over_a_period
+from .settling import largest
 
 POINTS = ("stored", "evaluated")
 
@@ -142,10 +142,11 @@ def error_curve(
     v = np.zeros((rule.order, *eta.shape), curvature.dtype)
     out = np.empty((int(n) + 1, *eta.shape), curvature.dtype)
     out[0] = theta
+    same = all(map(_checks.is_number, (*rule.coefficients(), *rule.lookahead)))
     now = rule
     for t in range(int(n)):
-        if t == 0 or not rule.is_constant:
-            now = _numbers(rule, t)
+        if t == 0 or not same:
+            now = at_step(rule, t)
             A, B, C, D = now.matrices()
         g = curvature * theta
         theta = theta - eta * (np.tensordot(C, v, 1) + D * g)
@@ -154,14 +155,3 @@ def error_curve(
             eta * np.tensordot(np.asarray(now.lookahead, np.float64), v, 1) if point == "evaluated" else 0.0
         )
     return out
-
-
-def _numbers(rule: Filter, t: int) -> Filter:
-    """The rule at step t, every coefficient a Python float."""
-
-    def at(entry: Coefficient) -> float:
-        return float(value_at(entry, t))
-
-    A = tuple(tuple(map(at, row)) for row in rule.A)
-    B, C, lookahead = (tuple(map(at, entries)) for entries in (rule.B, rule.C, rule.lookahead))
-    return Filter(A, B, C, at(rule.D), lookahead)

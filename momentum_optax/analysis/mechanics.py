@@ -36,7 +36,10 @@ def energy(rule: Filter, learning_rate: float, values: ArrayLike, points: ArrayL
     """
     decay, gain = _heavy_ball(rule)
     values, points = reals("values", values, "[-inf, inf]"), reals("points", points, "[-inf, inf]")
-    eta = reals("learning_rate", learning_rate, "(0, inf)") * gain * (1 - decay)
+    rate = reals("learning_rate", learning_rate, "(0, inf)")
+    if rate.ndim:
+        raise TypeError(f"learning_rate must be one number, got {_checks.shown(rate)}")
+    eta = rate * gain * (1 - decay)
     if values.ndim != 1 or points.ndim == 0 or len(points) != len(values) or not len(values):
         raise ValueError(f"points must have as many entries as values, got shapes {points.shape} and {values.shape}")
     steps = np.diff(points.reshape(len(points), -1), axis=0, prepend=points[:1].reshape(1, -1))

@@ -37,7 +37,7 @@ def stationary_variance(
       step: See `closed_loop`.
 
     Returns:
-      float64 of the broadcast shape; infinite where the loop does not converge.
+      float64 of the broadcast shape; infinite where the loop does not converge, or by less than 1e-13 per step.
 
     Raises:
       TypeError: If an argument has the wrong type.
@@ -73,7 +73,7 @@ def variance_over_a_period(
       point: See `stationary_variance`.
 
     Returns:
-      float64 of shape (k, ...); infinite where the loop does not converge.
+      float64 of shape (k, ...); infinite where the loop does not converge, or by less than 1e-13 per period.
 
     Raises:
       TypeError: If an argument has the wrong type.

@@ -17,11 +17,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ..filters import Filter
-from .settling import is_contraction, lyapunov
+from .settling import is_contraction, largest, lyapunov
 
 # Learning rates of the first, coarse search, relative to the size of an update; finer ones per step of a period.
 _COARSE = np.geomspace(1e-9, 1e9, 1024)
 _FINER, _ROUNDS = 16, 6
+# How far the modulus of a multiplier must be from 1 to be told from it.
+_ROUNDING = 1e-12
 
 
 def loop_matrix(rule: Filter, eta: np.ndarray, curvature: np.ndarray) -> np.ndarray:
@@ -52,13 +54,6 @@ def over_a_period(phases: Sequence[Filter], eta: np.ndarray, curvature: np.ndarr
         return functools.reduce(lambda before, M: M @ before, powers)
 
 
-def largest(M: np.ndarray) -> np.ndarray:
-    """The largest modulus of the eigenvalues; infinite where an entry is not finite; shape (...,)."""
-    finite = np.all(np.isfinite(M), (-2, -1))
-    radius = abs(np.linalg.eigvals(np.where(finite[..., None, None], M, 0.0))).max(-1, initial=0.0)
-    return np.where(finite, radius, np.inf)
-
-
 def covariances(matrices: Sequence[np.ndarray], kicks: Sequence[np.ndarray]) -> np.ndarray:
     r"""The stationary covariances of $x_{t+1} = M_t x_t + G_t \xi_t$ before each step of a period.
 
@@ -72,7 +67,8 @@ def covariances(matrices: Sequence[np.ndarray], kicks: Sequence[np.ndarray]) -> 
     Returns:
       Shape (k, ..., d, d); infinite where the spectral radius of $\Phi$ is 1 or more.
     """
-    monodromy = functools.reduce(lambda before, M: M @ before, matrices)
+    with np.errstate(over="ignore", invalid="ignore"):
+        monodromy = functools.reduce(lambda before, M: M @ before, matrices)
     contracts = is_contraction(monodromy)[..., None, None]
     matrices = [np.where(contracts, M, 0.0) for M in matrices]
     squares = [G[..., :, None] * G[..., None, :] for G in kicks]
@@ -115,15 +111,17 @@ def stability_limit(phases: Sequence[Filter], direction: np.number) -> float:
     if size == 0:
         return 0.0
     coarse = _COARSE / size
-    stable = largest(over_a_period(phases, coarse, np.full(coarse.shape, direction))) < 1
+    radius = largest(over_a_period(phases, coarse, np.full(coarse.shape, direction)))
+    # A small product changes a multiplier by less than its rounding, where that has a modulus of 1 + O(product^2).
+    known = abs(radius - 1) > _ROUNDING
+    coarse, stable = coarse[known], radius[known] < 1
+    if not len(stable) or not stable[0]:
+        return 0.0
     if stable.all():
         return math.inf
-    first = int(np.argmin(stable))
-    if first == 0:
-        return 0.0
     n = _FINER * len(phases) * (phases[0].order + 1) + 256
-    x = coarse[first] * (1 - np.cos(np.pi * np.arange(1, n + 1) / n)) / 2
-    low, high = _bracket(margins, x)
+    x = coarse[np.argmin(stable)] * (1 - np.cos(np.pi * np.arange(1, n + 1) / n)) / 2
+    low, high = _bracket(margins, x[x > coarse[0]], float(coarse[0]))
     while low < (middle := (low + high) / 2) < high:
         low, high = (middle, high) if margins(np.array([middle])).min() > 0 else (low, middle)
     return float(high)
@@ -151,25 +149,28 @@ def _margins(phases: Sequence[Filter], direction: np.number) -> Callable[[np.nda
     return margins
 
 
-def _bracket(margins: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> tuple[float, float]:
-    """A stable point and an unstable one after it, with the first boundary between them; x is in order."""
+def _bracket(margins: Callable[[np.ndarray], np.ndarray], x: np.ndarray, start: float) -> tuple[float, float]:
+    """A stable point and an unstable one after it, with the first boundary between them.
+
+    x is in order, and `start` a stable point before all of it.
+    """
     values = margins(x)
     unstable = np.flatnonzero((values <= 0).any(0))
     end = int(unstable[0]) if len(unstable) else len(x) - 1
-    candidates = [(float(x[end - 1]) if end else 0.0, float(x[end]))]
+    candidates = [(float(x[end - 1]) if end else start, float(x[end]))]
     for i, one in enumerate(values[:, : end + 1]):
         lower, middle, upper = one[:-2], one[1:-1], one[2:]
         # Through such points a parabola ends less than an eighth of their distance below the middle one.
         near = middle < np.maximum(lower, upper) - middle
         for dip in 1 + np.flatnonzero((middle < lower) & (middle <= upper) & near):
             low, high = float(x[dip - 1]), float(x[dip + 1])
-            start = low
+            before = low
             for _ in range(_ROUNDS):
                 inside = np.linspace(low, high, 17)
                 least = margins(inside)[i]
                 at = int(least.argmin())
                 if least[at] <= 0:
-                    candidates.append((start, float(inside[at])))
+                    candidates.append((before, float(inside[at])))
                     break
                 low, high = float(inside[max(at - 1, 0)]), float(inside[min(at + 1, 16)])
     return min(candidates, key=lambda pair: pair[1])

@@ -148,12 +148,20 @@ def _length(one: _Drawn, mu: float) -> int:
         return 200
     radius = float(spectral_radius(one.converges, one.rate, mu))
     run = 1 / max(1 - radius, 1e-6)
-    remembered = memory(one.settled, 0.9) if one.settled is not None else 0
+    remembered = _memory(one.settled, 0.9) if one.settled is not None else 0
     return int(min(max(10 * run, remembered if np.isfinite(remembered) else 0, 20), 2000))
 
 
+def _memory(rule: Filter, fraction: float) -> float:
+    """The `memory` of a rule; infinite where that is too long to count."""
+    try:
+        return memory(rule, fraction)
+    except ValueError:
+        return np.inf
+
+
 def _draw_impulse(axes: "Axes", drawn: list[_Drawn], n: int) -> None:
-    lengths = [max(2 * memory(one.settled, 0.95), 10) for one in drawn if one.settled is not None]
+    lengths = [max(2 * _memory(one.settled, 0.95), 10) for one in drawn if one.settled is not None]
     shown = int(min(max(lengths, default=n), n))
     for one in drawn:
         weights = impulse_response(one.rule, shown)
@@ -186,9 +194,10 @@ def _draw_contraction(axes: "Axes", drawn: list[_Drawn], L: float, mu: float) ->
     if not known:
         return
     axes.axvspan(mu, L, color="0.93", label="the loss")
-    limit = float(stability_limit(known[0][1], 1.0)) / known[0][0].rate
-    if len(drawn) == 1 and mu / 10 < limit < 10 * L:
-        axes.axvline(limit, color=_STYLES[1][0], linestyle=_STYLES[1][1], label="unstable beyond")
+    if len(drawn) == 1:
+        limit = float(stability_limit(known[0][1], 1.0)) / drawn[0].rate
+        if mu / 10 < limit < 10 * L:
+            axes.axvline(limit, color=_STYLES[1][0], linestyle=_STYLES[1][1], label="unstable beyond")
     axes.axhline(1.0, color="0.4", linewidth=0.8)
     axes.set_ylim(top=min(axes.get_ylim()[1], 2.0))
     axes.legend(frameon=False)

@@ -71,7 +71,7 @@ def frequency_response(rule: Filter, omega: ArrayLike, *, step: int | None = Non
         on a leaf's age (special first steps, debiasing weights).
 
     Returns:
-      complex128 of the shape of `omega`; infinite at a pole on the unit circle.
+      complex128 of the shape of `omega`; infinite, or as large as rounding leaves it, at a pole on the unit circle.
 
     Raises:
       TypeError: If an argument has the wrong type.
@@ -79,8 +79,11 @@ def frequency_response(rule: Filter, omega: ArrayLike, *, step: int | None = Non
     """
     A, B, C, D = constant(rule, step).matrices()
     z = np.exp(1j * reals("omega", omega, "(-inf, inf)"))
+    eye = np.eye(len(B))
+    # A pole of several velocities is not found to rounding, but leaves the matrix singular.
     at_pole = np.any(abs(z[..., None] - np.linalg.eigvals(A)) < 1e-14, axis=-1)
-    resolvent = np.where(at_pole, 2 + abs(A).sum(), z)[..., None, None] * np.eye(len(B)) - A
+    at_pole |= np.linalg.slogdet(z[..., None, None] * eye - A)[0] == 0
+    resolvent = np.where(at_pole, 2 + abs(A).sum(), z)[..., None, None] * eye - A
     inner = np.linalg.solve(resolvent, B[:, None])[..., 0]
     return np.where(at_pole, np.inf, inner @ C + D)[()]
 
@@ -197,7 +200,8 @@ def memory(rule: Filter, fraction: float = 0.5, *, step: int | None = None) -> f
 
     Raises:
       TypeError: If an argument has the wrong type.
-      ValueError: If `fraction` is out of range, or a coefficient depends on the step and `step` is None.
+      ValueError: If `fraction` is out of range, a coefficient depends on the step and `step` is None, or the number is
+        above 2^24/K.
     """
     _checks.number("fraction", fraction, "(0, 1)")
     rule = constant(rule, step)

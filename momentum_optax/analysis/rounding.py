@@ -5,6 +5,7 @@ largest value for storages with scales), and `bytes_per_parameter`.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Protocol
@@ -16,8 +17,9 @@ from ..filters import Filter
 from .arguments import phases
 from .periods import covariances
 from .response import dc_gain
+from .settling import is_contraction
 
-# Steps after which the search for a fixed point stops; decay 0.9999 in float32 needs some 150,000.
+# Steps after which the search for a fixed point or a cycle stops; decay 0.9999 in float32 needs some 150,000.
 _LONGEST = 2**22
 
 
@@ -40,7 +42,8 @@ class Precision:
     Attributes:
       bytes_per_parameter: Of all velocities together.
       stall: The limit of the update for a constant gradient with velocities rounded to nearest, over the exact limit;
-        1 where nothing is lost. Stochastic rounding does not stall, which is why it is the default.
+        1 where nothing is lost, the mean over a cycle where rounding leads to one. NaN for a rule that never forgets or
+        whose gain is 0. Stochastic rounding does not stall, which is why it is the default.
       noise: Root mean square of the error of the update over that of the update, for independent gradients and
         unbiased rounding. An upper estimate: every velocity is assumed to have the widest spacing for its size.
     """
@@ -102,18 +105,24 @@ def _noise(repeated: Sequence[Filter], spacing: float) -> float:
 
 
 def _stall(repeated: Sequence[Filter], spacing: float, exact: float) -> float:
-    if math.isinf(exact) or exact == 0:
-        return math.nan
     matrices = [rule.matrices() for rule in repeated]
+    if exact == 0 or not is_contraction(functools.reduce(lambda before, A: A @ before, [A for A, _, _, _ in matrices])):
+        return math.nan
+    k = len(matrices)
     v = np.zeros(len(matrices[0][1]))
-    updates: list[float] = []
-    for _ in range(max(_LONGEST // len(matrices), 1)):
-        start, updates = v, []
+    # After Brent: a cycle comes back to its state at a power of two, once that is beyond the cycle's start and length.
+    mark, length, updates = v, 1, list[float]()
+    for _ in range(max(_LONGEST // k, 1)):
+        start = v
         for A, B, C, D in matrices:
             updates.append(float(C @ v + D))
             v = _nearest(A @ v + B, spacing)
         if np.array_equal(v, start):
+            return float(np.mean(updates[-k:]) / exact)
+        if np.array_equal(v, mark):
             break
+        if len(updates) == length * k:
+            mark, length, updates = v, 2 * length, []
     return float(np.mean(updates) / exact)
 
 

@@ -35,9 +35,16 @@ def lyapunov(M: np.ndarray, Q: np.ndarray) -> np.ndarray:
     return np.where(contracts, P, np.inf)
 
 
+def largest(M: np.ndarray) -> np.ndarray:
+    """The largest modulus of the eigenvalues; infinite where an entry is not finite; shape (...,)."""
+    finite = np.all(np.isfinite(M), (-2, -1))
+    radius = abs(np.linalg.eigvals(np.where(finite[..., None, None], M, 0.0))).max(-1, initial=0.0)
+    return np.where(finite, radius, np.inf)
+
+
 def is_contraction(M: np.ndarray) -> np.ndarray:
     """Whether the spectral radius of M is below 1, by more than the rounding of its eigenvalues; shape (...,)."""
-    return np.asarray(abs(np.linalg.eigvals(M)).max(-1, initial=0.0) < 1 - 1e-13)
+    return np.asarray(largest(M) < 1 - 1e-13)
 
 
 def settling_time(M: np.ndarray, x: np.ndarray, c: np.ndarray, level: float) -> float:
@@ -67,9 +74,9 @@ def peak(M: np.ndarray, x: np.ndarray, c: np.ndarray, level: float) -> float:
 
 def _until_below(M: np.ndarray, x: np.ndarray, c: np.ndarray, level: float) -> np.ndarray | None:
     """|y_0|, |y_1|, ... until all later ones are at most `level`; None if M does not contract."""
-    P = squares(M.T, c)
-    if not np.all(np.isfinite(P)):
+    if not is_contraction(M):
         return None
+    P = squares(M.T, c)
     powers, later = [M], M @ x  # later is the state after as many steps as the last power has
     while later @ P @ later > level**2:
         if len(x) << len(powers) > _LARGEST:

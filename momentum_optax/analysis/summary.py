@@ -1,7 +1,8 @@
 """`report`: the numbers of a rule before it runs, in one table."""
 
 import dataclasses
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -19,6 +20,7 @@ _FOLLOWED = 65
 
 # Values of fields of `Report` by name.
 Numbers: TypeAlias = dict[str, Any]
+Counted = TypeVar("Counted")
 
 
 def _row(label: str, unit: str = "", *, optional: bool = False) -> Any:
@@ -37,7 +39,7 @@ class Report:
       dc_gain: See `dc_gain`.
       half_life: In steps, see `half_life`.
       memory: Gradients that make up half and nine tenths of the update for a constant gradient, see `memory`; None for
-        a rule with a period.
+        a rule with a period, and where they are too many to count.
       mean_lag: In steps, see `mean_lag`.
       bandwidth: In radians per step, see `bandwidth`; None where the gain at zero frequency is 0 or infinite, and for a
         rule with a period.
@@ -48,8 +50,10 @@ class Report:
       energy_limit: Largest learning rate at which a run cannot climb above its start; None unless a heavy ball.
       effective_learning_rate: Learning rate times DC gain.
       contraction: Contraction per step on a quadratic with curvatures in [mu, L].
-      iterations: Steps from rest to 1e-6 of the error, for the worst curvature.
-      transient_growth: Largest error of a run from rest over its start, for the worst curvature.
+      iterations: Steps from rest to 1e-6 of the error, for the worst curvature; None where they are too many to count,
+        see `iterations`.
+      transient_growth: Largest error of a run from rest over its start, for the worst curvature; None where settling
+        takes too many steps, see `transient_growth`.
       variance: Stationary variance for gradient noise of variance 1, at curvature mu and at L.
       bytes_per_parameter: Of all velocities; needs a storage, as do the next two.
       stall: See `Precision`.
@@ -149,7 +153,7 @@ def _of_the_rule(rule: Filter, k: int) -> Numbers:
         "poles": tuple(complex(p) for p in poles(rule)),
         "dc_gain": gain,
         "half_life": half_life(rule),
-        "memory": (memory(rule, 0.5), memory(rule, 0.9)) if k == 1 else None,
+        "memory": _counted(lambda: (memory(rule, 0.5), memory(rule, 0.9))) if k == 1 else None,
         "mean_lag": mean_lag(rule),
         "bandwidth": bandwidth(rule) if ordinary and k == 1 else None,
         "noise_gain": noise,
@@ -163,10 +167,18 @@ def _of_the_run(rule: Filter, learning_rate: float, mu: float, L: float) -> Numb
     at_ends = stationary_variance(rule, learning_rate, [mu, L])
     return {
         "contraction": float(contraction(rule, learning_rate, mu, L)),
-        "iterations": float(np.max(iterations(rule, learning_rate, curvature))),
-        "transient_growth": float(np.max(transient_growth(rule, learning_rate, curvature))),
+        "iterations": _counted(lambda: float(np.max(iterations(rule, learning_rate, curvature)))),
+        "transient_growth": _counted(lambda: float(np.max(transient_growth(rule, learning_rate, curvature)))),
         "variance": (float(at_ends[0]), float(at_ends[1])),
     }
+
+
+def _counted(count: Callable[[], Counted]) -> Counted | None:
+    """What a function counts step by step; None where that would take too many."""
+    try:
+        return count()
+    except ValueError:  # all arguments are checked before
+        return None
 
 
 def _of_the_storage(rule: Filter, storage: Spacing) -> Numbers:
@@ -182,10 +194,10 @@ def _energy_limit(rule: Filter, L: float) -> float | None:
 
 
 def _text(value: object) -> str:
-    """Four digits; of several entries the first three; empty for None."""
+    """Four digits, but all of a whole number; of several entries the first three; empty for None."""
     if isinstance(value, tuple):
         shown = ", ".join(_text(entry) for entry in value[:3])
         return f"{shown}, ..." if len(value) > 3 else shown
     if isinstance(value, complex):
         return f"{value.real:.4g}{value.imag:+.4g}i" if value.imag else f"{value.real:.4g}"
-    return "" if value is None else f"{value:.4g}"
+    return "" if value is None else str(value) if isinstance(value, int) else f"{value:.4g}"

@@ -104,7 +104,7 @@ def match_learning_rate(learning_rate: ArrayLike, old: Filter, new: Filter) -> F
 
     Args:
       learning_rate: The learning rate of `old`, in [0, inf); any shape.
-      old: A rule; its coefficients must be constant.
+      old: A rule; its coefficients must be constant or periodic.
       new: Another.
 
     Returns:

@@ -96,7 +96,7 @@ def smooth_nesterov(L: float, mu: float) -> Tuning:
 
     $$ \eta = \frac1L, \qquad \beta = \frac{\sqrt\kappa - 1}{\sqrt\kappa + 1} $$
 
-    The error contracts by at most $1 - 1/\sqrt\kappa$ per step on quadratics.
+    On quadratics the error contracts per step by a factor of at most $1 - 1/\sqrt\kappa$.
 
     Args:
       L: Largest curvature, in (0, inf).

@@ -40,7 +40,8 @@ def suggest(
     clearly lower. Where curvature grows so fast that the first trial fails, it is halved.
 
     One batch is used: gradient noise may require a smaller learning rate. The cost is up to 3 times `iterations`
-    Hessian-vector products and 6 times `steps` gradients.
+    Hessian-vector products and 6 times `steps` gradients, and as many as 10 times `steps` more where the first trial
+    fails.
 
     Args:
       loss: `loss(params, batch)`, a real scalar, twice differentiable.
@@ -108,10 +109,12 @@ def _halve_until_lower(objective: Objective, tuning: Tuning, steps: int, start_l
     trial = _run(objective, tuning, steps)
     for _ in range(_HALVINGS):
         if trial.loss < start_loss:
-            return trial
+            break
         half = _with_learning_rate(trial.tuning, trial.tuning.learning_rate / 2)
         reason = f"halved, as {steps} steps at twice the learning rate did not lower the loss"
         trial = _run(objective, half, steps).because(reason)
+    if trial.loss < start_loss:
+        return trial
     tried = trial.tuning.learning_rate
     raise ValueError(f"{steps} steps must lower the loss, even at learning rate {tried:.4g} they did not")
 

@@ -164,8 +164,8 @@ def transfer(
 
     `heavy_ball(b)` becomes `heavy_ball(b**k)` times $(1-\beta^k)/(1-\beta)$, `quasi_hyperbolic(b, nu)` becomes
     `quasi_hyperbolic(b**k, nu)`, `primal_averaging(mu_x, mu_y)` `primal_averaging(mu_x**k, mu_y)`. The velocity is
-    another one, so a run starts anew. Decays outside the rule, of second moments or averages of the weights, are raised
-    to the power k by hand.
+    another one, so a run starts anew. Decays outside the rule, of second moments or averages of the weights, are for
+    you to change in the way of the table: for `"square_root_rate"` Adam's b2 becomes 1 - k (1 - b2).
 
     Decoupled weight decay is an average of the updates with decay $1 - \eta\lambda$; its memory stays the same share of
     the run, $1 - \eta'\lambda' = (1 - \eta\lambda)^{1/s}$.
@@ -233,7 +233,8 @@ def _with_decays(rule: Filter, kind: str, amount: float) -> Filter:
         return rule
     A, B, C, D = rule.matrices()
     old = np.linalg.eigvals(A)
-    if np.any(abs(old.imag) > 1e-9) or np.any(old.real < 1e-12) or np.any(old.real >= 1):
+    # Equal poles are found to the root of the rounding, as a conjugate pair for example.
+    if np.any(abs(old.imag) > 1e-6) or np.any(old.real < 1e-12) or np.any(old.real >= 1):
         raise ValueError(
             f"rule must have poles in (0, 1), the decays of averages, got {_checks.shown(old.round(6).tolist())}: "
             "a delay, an alternation or a sum that never forgets has no half-life to keep"
@@ -282,8 +283,10 @@ def _defects(
         new_rate *= math.sqrt(k)
     if base == "norm":
         new_rate *= math.sqrt(analysis.noise_gain(old) / analysis.noise_gain(new))
-    with np.errstate(divide="ignore"):
-        contraction = np.log(analysis.spectral_radius(new, new_rate, curvatures)) / (k * np.log(radii)) - 1
+    new_radii = analysis.spectral_radius(new, new_rate, curvatures)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # Where both are 0, each converges in a few steps.
+        contraction = np.where((radii == 0) & (new_radii == 0), 0.0, np.log(new_radii) / (k * np.log(radii)) - 1)
     variance = analysis.stationary_variance(new, new_rate, curvatures, 1 / k)
     variance = variance / analysis.stationary_variance(old, rate, curvatures) - 1
     return Defects(curvatures, variance, contraction, lag)

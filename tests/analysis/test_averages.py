@@ -60,8 +60,17 @@ def test_wrong_arguments_are_named():
     for arguments, message in (
         (([1.0], [1, 2], 1.0), "one length"),
         (([1.0, 1.0], [5, 5], 1.0), "one pair twice"),
-        (([-1.0], [5], 1.0), "an exponent must be in"),
-        (([1.0], [0], 1.0), "a step must be in"),
+        (([-1.0], [5], 1.0), r"exponents must be in \[0, inf\), got -1.0"),
+        (([1.0], [0], 1.0), r"steps must be in \(0, inf\), got 0.0"),
+        (([1.0], [1], -1.0), r"exponent must be in \[0, inf\), got -1.0"),
+        (([1.0], [1], 1.0, 0), r"step must be in \(0, inf\), got 0"),
+        (([], [], 1.0), "one length, at least 1"),
     ):
         with pytest.raises(ValueError, match=message):
+            mo.analysis.post_hoc_weights(*arguments)
+    for arguments, message in (
+        (([1.0, 2.0], [None, 3], 1.0), r"steps must be a real number or an array of them, got \[None, 3\]"),
+        (([1.0], [1], "a"), "exponent must be a number, got 'a'"),
+    ):
+        with pytest.raises(TypeError, match=message):
             mo.analysis.post_hoc_weights(*arguments)

@@ -123,6 +123,12 @@ def test_stability_limits_where_three_roots_reach_minus_one_at_once(a):
     assert analysis.stability_limit(one_velocity(a, 1.0, (1 - a) / (3 + a)), 1.0) == pytest.approx(3 + a, rel=1e-7)
 
 
+def test_the_stability_limit_scales_with_the_rule():
+    for gain in (1e-15, 1e15):
+        for rule, expected in ((rules.heavy_ball(0.9), 3.8), (rules.lookahead(3, 0.5), 1 + 3 ** (1 / 3))):
+            assert analysis.stability_limit(rule.scale(gain), 1.0) == pytest.approx(expected / gain, rel=1e-9, abs=0)
+
+
 def test_rules_that_never_converge_have_no_stable_rate():
     for rule in (mo.Filter(1.0, 1.0, 1.0, 1.0), mo.Filter(0.0, 0.0, 0.0, 0.0), rules.heavy_ball(0.9).scale(-1.0)):
         assert analysis.stability_limit(rule, 1.0) == 0
@@ -222,6 +228,16 @@ def test_lessards_cycle(x64):
     # All others converge, each below what it was seen to reach.
     for name, most in (("Nesterov", 1e-15), ("triple momentum", 1e-15), ("gradient descent", 2e-7)):
         assert abs(ends[name][1][-1, 0]) < most, name
+
+
+def test_the_evaluated_points_of_a_run_have_the_look_ahead_of_each_step():
+    rule = mo.Filter(0.5, 1.0, 0.5, 1.0, lambda step: step + 1.0)
+    stored, evaluated = (analysis.error_curve(rule, 0.1, 1.0, 4, point=point) for point in ("stored", "evaluated"))
+    v, expected = 0.0, [1.0]
+    for t in range(4):
+        v = 0.5 * v + stored[t]
+        expected.append(stored[t + 1] + 0.1 * (t + 1) * v)
+    np.testing.assert_allclose(evaluated, expected, rtol=1e-14)
 
 
 @pytest.mark.one_in(4)

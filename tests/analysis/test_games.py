@@ -57,6 +57,9 @@ def test_games_that_momentum_loses_and_those_that_it_wins():
     for decay in (-0.5, 0.0, 0.5):
         assert np.all(analysis.bilinear_game(rules.heavy_ball(decay), rates) > 1)
         assert analysis.stability_limit(rules.heavy_ball(decay), 1j) == 0
+    # Zero is a crossing of these, found to the root of the rounding.
+    for decays in ((0.0, 0.9, 0.99), (0.0, 0.9, 0.99, 0.999), (0.5, 0.9)):
+        assert analysis.stability_limit(rules.aggregated(decays), 1j) == 0
     # |decay| 0.9 and angle pi/8: the best rate of a fine grid.
     best = analysis.bilinear_game(rules.complex_heavy_ball(0.9, math.pi / 8), np.linspace(0.01, 1, 400)).min()
     assert best == pytest.approx(0.980, abs=2e-3)

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import momentum_optax as mo
 from momentum_optax import analysis, rules
 from tests.analysis.runs import run
 
@@ -51,6 +52,8 @@ ERRORS = [
     (lambda: analysis.energy_limit(rules.heavy_ball(-0.5), 1.0), ValueError, "rule must be a heavy ball"),
     (lambda: analysis.energy_limit(rules.aggregated(), 1.0), ValueError, "rule must be a heavy ball"),
     (lambda: analysis.energy_limit(BALL, 0.0), ValueError, r"L must be in \(0, inf\)"),
+    (lambda: analysis.energy(BALL, [0.1, 0.2], [1.0, 2.0], [1.0, 2.0]), TypeError, r"one number, got float64\[2\]"),
+    (lambda: analysis.energy_limit(rules.nesterov(mo.schedules.fista()), 1.0), ValueError, r"give rule\.at\(step\)"),
     (lambda: analysis.energy(BALL, 0.1, [1.0, 2.0], [1.0]), ValueError, "points must have as many entries as values"),
 ]
 

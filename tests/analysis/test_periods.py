@@ -211,9 +211,34 @@ def test_games_and_rules_that_never_converge():
     assert np.all(below < 1)
     assert np.all(above > 1)
     assert analysis.stability_limit(mo.lookahead(3).scale(-1.0), 1.0) == 0
-    assert analysis.stability_limit(mo.lookahead(3), 1j) == 0
+    assert analysis.stability_limit(mo.lookahead(1), 1j) == analysis.stability_limit(mo.lookahead(3, 0.7), 1j) == 0
     assert np.all(analysis.variance_over_a_period(mo.lookahead(3), [2.5], 1.0) == np.inf)
-    assert analysis.spectral_radius(mo.outer_nesterov(400), 1e6, 1.0) == np.inf, "it overflows"
+
+
+# Of plain descent on a rotation a meeting multiplies by 1 - a + a (1 - ix)^k, of squared modulus 1 + x^2 times
+# a (4 a - 2) + a^2 x^2 for k = 2, and (x^4 + 3 x^2 - 3) / 4 for k = 3 and a = 1/2.
+TURNED = [(2, 0.3, (2 / 0.3 - 4) ** 0.5), (2, 0.01, 14), (3, 0.5, ((21**0.5 - 3) / 2) ** 0.5), (2, 0.5, 0.0)]
+
+
+@pytest.mark.parametrize("row", TURNED)
+def test_lookahead_converges_in_a_game_in_which_plain_descent_does_not(row):
+    period, share, expected = row
+    rule = mo.lookahead(period, share)
+    assert analysis.stability_limit(rule, [1j, -4j]) == pytest.approx([expected, expected / 4], rel=1e-9)
+    # Of rules that are all but that of a limit of 0, no more than rounding tells is wrong.
+    assert analysis.stability_limit(rule.scale(1e-6), 1j) == pytest.approx(1e6 * expected, rel=1e-9)
+
+
+def test_a_loop_that_overflows_within_a_period_diverges():
+    for rule in (mo.lookahead(150), mo.outer_nesterov(150)):
+        for function in (
+            analysis.spectral_radius,
+            analysis.stationary_variance,
+            analysis.iterations,
+            analysis.transient_growth,
+        ):
+            assert list(function(rule, [1000.0, 0.1], 1.0) == np.inf) == [True, False], function
+        assert np.all(analysis.variance_over_a_period(rule, 1e6, 1.0) == np.inf)
 
 
 def test_a_report_says_the_period(capsys):

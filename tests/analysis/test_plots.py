@@ -36,6 +36,12 @@ def test_scheduled_rules_and_those_of_many_velocities_have_a_plot(rule, tmp_path
     assert (tmp_path / "rule.png").stat().st_size > 5000
 
 
+def test_a_memory_too_long_to_count_is_drawn_as_far_as_the_run():
+    pytest.importorskip("matplotlib")
+    figure = analysis.plot(rules.ema(1 - 1e-8), learning_rate=0.1, L=1.0, mu=0.1)
+    assert len(figure.axes[0].lines[0].get_xdata()) == 2000
+
+
 def test_several_rules_are_drawn_over_each_other_each_with_its_rate():
     pytest.importorskip("matplotlib")
     known = {"ball": rules.heavy_ball(0.9), "Nesterov": rules.nesterov(0.8), "Lookahead": rules.lookahead(5, 0.5)}

@@ -115,6 +115,17 @@ def test_responses_are_those_of_scipys_signal_processing(rule):
         np.testing.assert_allclose(analysis.step_response(r, 40), steps[:, 0], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_the_frequency_response_at_a_pole_of_any_order_is_infinite_or_as_large_as_rounding_leaves_it(order):
+    # (1 - 1/z)^-order as one recurrence, whose equal poles are not found to rounding.
+    A = np.eye(order, k=-1)
+    A[0] = -np.poly(np.ones(order))[1:]
+    rule = mo.Filter(A, np.eye(order)[0], A[0], 1.0)
+    got = analysis.frequency_response(rule, [0.0, 1.0])
+    assert abs(got[0]) > 1e12
+    assert got[1] == pytest.approx((1 - np.exp(-1j)) ** -order, rel=1e-9)
+
+
 def test_poles_come_slowest_first_and_without_those_that_do_nothing():
     np.testing.assert_allclose(analysis.poles(rules.aggregated((0.0, 0.9, 0.99))), [0.99, 0.9], rtol=1e-12)
     got = analysis.poles(rules.complex_heavy_ball(0.9, 0.4))

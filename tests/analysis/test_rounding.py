@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import momentum_optax as mo
@@ -54,6 +55,38 @@ def test_precision_of_other_storages():
     one, two = (SimpleNamespace(step_size=s, bytes_per_parameter=1.0) for s in (0.01, 0.02))
     noises = [analysis.precision(rules.nesterov(0.9), s).noise for s in (one, two)]
     assert noises[1] == pytest.approx(2 * noises[0], rel=1e-12)
+
+
+# A rounded velocity comes to rest, or into a cycle, whose length is given.
+CYCLES = [
+    (rules.heavy_ball(-0.9), 2),
+    (rules.heavy_ball(-0.99), 2),
+    (rules.complex_heavy_ball(0.99, 0.3), None),
+    (mo.outer_nesterov(3, 0.7, 0.9), None),
+]
+
+
+@pytest.mark.parametrize(("rule", "length"), CYCLES)
+def test_where_a_velocity_is_rounded_into_a_cycle_its_mean_counts(rule, length):
+    k = rule.period
+    steps = [rule.at(t).matrices() for t in range(k)]
+    v, updates, seen = np.zeros(rule.order), [], {}
+    while v.tobytes() not in seen:
+        seen[v.tobytes()] = len(updates)
+        for A, B, C, D in steps:
+            updates.append(C @ v + D)
+            v = np.asarray(jnp.asarray(A @ v + B, jnp.bfloat16), np.float64)
+    cycle = updates[seen[v.tobytes()] :]
+    assert length is None or len(cycle) == length
+    predicted = analysis.precision(rule, mo.storage.bfloat16()).stall
+    assert predicted == pytest.approx(np.mean(cycle) / analysis.dc_gain(rule), rel=1e-12)
+
+
+def test_a_rule_that_never_forgets_has_no_limit_to_stall_at():
+    for pole in (1.0, -1.0, 1.5):
+        found = analysis.precision(mo.Filter(pole, 1.0, 1.0, 1.0), mo.storage.bfloat16())
+        assert np.isnan(found.stall)
+        assert found.noise == np.inf
 
 
 BALL = rules.heavy_ball(0.9)

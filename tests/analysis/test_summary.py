@@ -77,6 +77,25 @@ def test_a_report_says_nothing_of_what_it_was_not_told(capsys):
     assert analysis.report(rules.chebyshev(1.0, 0.1), step=3).order == 1
 
 
+def test_a_report_leaves_out_what_would_take_too_long_to_count(capsys):
+    found = analysis.report(rules.ema(1 - 1e-7), learning_rate=1e-3, L=10.0, mu=1e-6)
+    assert found.memory is found.iterations is found.transient_growth is None
+    assert 1 - found.contraction == pytest.approx(1e-9, rel=0.02)
+    assert found.half_life == pytest.approx(math.log(2) * 1e7)
+    assert "to 1e-6" not in capsys.readouterr().out
+
+
+def test_counts_are_printed_in_full():
+    empty = dict.fromkeys(field.name for field in dataclasses.fields(analysis.Report))
+    assert str(analysis.Report(**empty | {"period": 12345})).split() == [
+        "coefficients",
+        "repeat",
+        "after",
+        "12345",
+        "steps",
+    ]
+
+
 @pytest.mark.one_in(4)
 @every_rule
 def test_every_rule_has_a_report(rule, capsys):

@@ -1,5 +1,6 @@
 """The frame of the benchmarks: what it records beside the results."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -41,10 +42,48 @@ def test_without_an_option_the_committed_file_is_written(monkeypatch):
 
 def test_a_wrong_option_ends_the_program_before_anything_is_measured(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["name.py", "--output", "no/such/folder/x.json"])
+    assert "Error parsing --output: must be a file in a directory" in refused(
+        capsys, _run.Run, "name", "", _run.Options
+    )
+
+
+def refused(capsys, function, *arguments):
+    """The message with which a program ends, on one line."""
     with pytest.raises(SystemExit) as stop:
-        _run.Run("name", "", _run.Options)
+        function(*arguments)
     assert stop.value.code == 2
-    assert "Error parsing --output: must be a file in a directory" in " ".join(capsys.readouterr().err.split())
+    return " ".join(capsys.readouterr().err.split())
+
+
+@dataclasses.dataclass(frozen=True)
+class Quick(_run.Options):
+    """Options with a small setting."""
+
+    quick: bool = False
+
+
+def test_small_settings_never_overwrite_the_committed_file(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("sys.argv", ["name.py", "--quick"])
+    assert "Error parsing --output: must be given with --quick" in refused(capsys, _run.Run, "race", "", Quick)
+    monkeypatch.setattr("sys.argv", ["name.py", "--quick", "--output", str(tmp_path / "x.json")])
+    assert _run.Run("race", "", Quick).path == tmp_path / "x.json"
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{}", '{"settings": 1}'])
+def test_a_file_of_something_else_is_refused_by_name(text, capsys, tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+    assert f"Error parsing --output: {path} must be a file of this benchmark" in refused(
+        capsys, _run.rows_before, path, {}
+    )
+
+
+def test_rows_are_taken_up_again_if_the_settings_are_the_same(capsys, tmp_path):
+    path = tmp_path / "rows.json"
+    assert _run.rows_before(path, {"seeds": 2}) == []
+    path.write_text(json.dumps({"settings": {"seeds": 2}, "rows": [{"a": 1}]}))
+    assert _run.rows_before(path, {"seeds": 2}) == [{"a": 1}]
+    assert "has results of other settings" in refused(capsys, _run.rows_before, path, {"seeds": 3})
 
 
 def test_a_table_has_texts_on_the_left_and_numbers_on_the_right():

@@ -83,6 +83,18 @@ def test_curvature_that_explodes_on_the_way_halves_the_rate(x64):
     assert tuning.estimate_curvature(loss, start).L == pytest.approx(25 * math.exp(-4), rel=1e-9)
 
 
+def test_the_last_of_ten_halvings_counts():
+    # Two steps along a slope of 1 go twice the learning rate, and a wall stands between 2^-9 and 2^-8.
+    wall = 2.0**-8.5
+
+    def loss(p, _):
+        return jnp.sum(-p + p**2 / 2 + wall * jnp.exp(20 * (p / wall - 1)))
+
+    got = tuning.suggest(loss, jnp.zeros(1), steps=2)
+    assert got.learning_rate == pytest.approx(2**-10, rel=1e-3)
+    assert "halved, as 2 steps" in str(got)
+
+
 def test_rates_are_doubled_while_a_trial_gains(x64):
     # A slope with ripples: their curvature says nothing about the long way down.
     def loss(p, _):

@@ -156,6 +156,24 @@ def test_nothing_changes_without_a_change():
     np.testing.assert_allclose([*found.defects.variance, *found.defects.contraction, found.defects.lag], 0, atol=1e-12)
 
 
+def test_a_loop_that_converges_at_once_still_does():
+    found = tuning.transfer(mo.heavy_ball(0.0), 1.0, batch=1, curvatures=[1.0, 0.5])
+    assert list(found.defects.contraction) == [0, 0]
+    faster = tuning.transfer(mo.heavy_ball(0.0), 0.5, batch=2, curvatures=[1.0])
+    assert list(faster.defects.contraction) == [np.inf]
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.999])
+def test_two_equal_decays_in_a_row_are_moved_in_any_basis(decay):
+    # An average of an average, also as one recurrence of two steps, whose equal poles come out as a complex pair.
+    row = mo.Filter(((decay, 0.0), (1 - decay, decay)), (1.0, 0.0), (0.0, 1 - decay), 0.0)
+    recurrence = mo.Filter(((2 * decay, -(decay**2)), (1.0, 0.0)), (1.0, 0.0), (0.0, (1 - decay) ** 2), 0.0)
+    assert mo.equivalent(row, recurrence)
+    moved = [tuning.transfer(rule, 0.1, batch=4).rule for rule in (row, recurrence)]
+    assert mo.equivalent(*moved)
+    assert mo.analysis.poles(moved[1]).real == pytest.approx([decay**4] * 2, rel=1e-6)
+
+
 def test_a_gradient_over_the_size_of_its_noise_needs_the_root():
     sgd, adam = (tuning.transfer(mo.ema(0.9), 0.02, base=b, batch=4, curvatures=SPECTRUM) for b in ("sgd", "adam"))
     np.testing.assert_allclose(adam.defects.variance, sgd.defects.variance, rtol=1e-12)

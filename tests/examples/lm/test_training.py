@@ -121,6 +121,25 @@ def test_checkpoints_of_other_settings_are_refused_by_the_name_of_the_option(toy
         trained(settings._replace(learning_rate=0.5), tmp_path / "run")
 
 
+def test_what_is_no_checkpoint_is_named_with_its_folder(tmp_path):
+    (tmp_path / "run" / "7").mkdir(parents=True)
+    message = rf"{tmp_path}/run/7 must be a whole checkpoint, got KeyError: .*; remove it, or give --checkpoints"
+    with (
+        training.Checkpoints(tmp_path / "run", SMALL) as saved,
+        pytest.raises(mo.checkpoint.CheckpointError, match=message),
+    ):
+        saved.latest({})
+
+
+@pytest.mark.slow
+def test_a_checkpoint_with_damaged_numbers_is_refused(toy, tmp_path):
+    settings = SMALL._replace(steps=1, behind="none", average=0, storage="float32")
+    trained(settings, tmp_path / "run")
+    (tmp_path / "run" / "1" / "run" / "metadata").write_text("{")
+    with pytest.raises(mo.checkpoint.CheckpointError, match="run/1 must be a whole checkpoint, got JSONDecodeError"):
+        trained(settings, tmp_path / "run")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_two_devices_make_the_run_of_one(toy, optimizer):
