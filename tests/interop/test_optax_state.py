@@ -50,7 +50,7 @@ GROUPS = {
     "muon": (optax.contrib.muon(0.1), mo.muon(0.1, mo.nadam_mix(0.95, psi=1e6)), {}),
     "muon and another": (
         optax.contrib.muon(0.1, nesterov=False),
-        mo.muon(0.1, mo.ema(0.95), others=optax.nadamw(0.1)),
+        mo.muon(0.1, mo.ema(0.95), others=optax.adamw(0.1, weight_decay=0.0)),
         {},
     ),
     "groups": (grouped(optax.sgd), grouped(mo.sgd), {"steps": 5}),
