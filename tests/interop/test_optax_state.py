@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from conformance import assert_bit_equal
@@ -64,7 +65,7 @@ GROUPS = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "muon and another" else name for name in GROUPS]
+    "name", [pytest.param(name, marks=pytest.mark.slow) if "muon" in name else name for name in GROUPS]
 )
 def test_several_states_go_on_here_and_ours_there(name):
     theirs, ours, options = GROUPS[name]
@@ -76,6 +77,20 @@ def test_several_states_go_on_here_and_ours_there(name):
     back = interop.to_optax(state, theirs.init(PARAMS), steps=5)
     got, _ = go_on(theirs, back, range(5, 6))
     assert_close(got, whole[5:], rtol=2e-5, atol=1e-6)
+
+
+def test_muons_velocity_comes_with_the_state_of_its_adam():
+    theirs, ours = optax.contrib.muon(0.1), mo.muon(0.1)
+    state = jax.tree.map(lambda x: x + 1, theirs.init(PARAMS))
+    here = interop.from_optax(ours.init(PARAMS), state)
+    (v,) = mo.velocity(here)
+    np.testing.assert_array_equal(v["dense"]["kernel"], 1)
+    assert isinstance(v["head"], optax.MaskedNode)
+    there = interop.to_optax(here, theirs.init(PARAMS), steps=1)
+    for name in ("ScaleByAdamState", "MuonState"):
+        found = [optax.tree.get(s, name) for s in (state, there)]
+        assert_bit_equal(*(x._replace(ns_coeffs=()) if name == "MuonState" else x for x in found))
+    assert_bit_equal(optax.tree.get(here, "ScaleByAdamState"), optax.tree.get(state, "ScaleByAdamState"))
 
 
 def test_a_state_of_compress_has_another_way():
