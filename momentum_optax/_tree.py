@@ -12,6 +12,7 @@ from typing import NoReturn, TypeAlias, TypeVar, cast
 import jax
 import optax
 
+from . import _checks
 from ._boxes import BoxKind, box_kind, content, in_box, in_variable
 from ._typing import Entry, KeyPath, Leaf, PyTree, TreeDef
 
@@ -42,6 +43,11 @@ def find_all(tree: PyTree, *kinds: type[State]) -> list[tuple[KeyPath, State]]:
 
 
 # Any tree, node by node and leaf by leaf.
+
+
+def is_named_tuple(x: object) -> bool:
+    """Whether `x` is a NamedTuple, as the states of transformations are."""
+    return isinstance(x, tuple) and hasattr(x, "_fields")
 
 
 def children(node: PyTree) -> list[tuple[KeyPath, PyTree]]:
@@ -240,6 +246,37 @@ def _raise_unlike(expected: PyTree, params: PyTree) -> NoReturn:
     missing, extra = (sorted(set(a) - set(b)) for a, b in ((there, here), (here, there)))
     what = f"lack {missing[0]}" if missing else f"have {extra[0]} too" if extra else "have other containers"
     raise ValueError(f"params must be the tree that the state was made for: they {what}")
+
+
+def check_entries(name: str, what: str, tree: PyTree, params: PyTree, is_entry: IsLeaf) -> None:
+    """Raise unless the argument `name` is a tree with an entry for each parameter; both in boxes or not.
+
+    Args:
+      name: That of the argument.
+      what: What its entries are, in a message: "PartitionSpecs".
+      tree: The argument. Where a parameter is left out it may hold anything.
+      params: Arrays or shapes.
+      is_entry: Whether a node is an entry.
+
+    Raises:
+      ValueError: If the argument has another structure, naming a path that differs.
+      TypeError: If an entry is something else, with its path.
+    """
+    pairs, treedef = flatten_with_path(unboxed(params), empty)
+    bare = unboxed(tree)
+    try:
+        entries = treedef.flatten_up_to(bare)
+    except (KeyError, TypeError, ValueError):
+        there = [path for path, _ in flatten_with_path(bare, is_entry)[0]]
+        known = [path for path, _ in pairs]
+        problems = [f"without {path_name(path)}" for path in known if path not in there]
+        problems += [f"with {path_name(path)} too" for path in there if path not in known]
+        problem = "a single one" if there == [()] else f"one {(problems or ['with other containers'])[0]}"
+        raise ValueError(f"{name} must be a tree of {what} like the parameters, got {problem}") from None
+    for (path, p), entry in zip(pairs, entries, strict=True):
+        if not empty(p) and not is_entry(entry):
+            got = f"{_checks.shown(entry)} for {path_name(path)}"
+            raise TypeError(f"{name} must be a tree of {what} like the parameters, got {got}")
 
 
 def map_together(function: Callable[[list[PyTree]], Sequence[PyTree]], tree: PyTree) -> PyTree:

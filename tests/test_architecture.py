@@ -22,7 +22,7 @@ ALLOWED = {
     "_checks": set(),
     "_paths": {"_checks"},
     "_boxes": set(),
-    "_tree": {"_boxes"},
+    "_tree": {"_boxes", "_checks"},
     "analysis": {"_checks", "filters"},
     "apply": {"_checks", "_tree", "storage"},
     "contrib": {
@@ -36,8 +36,8 @@ ALLOWED = {
     "distributed.specs": set(),
     "filters": {"_checks"},
     "interop": {
-        *("_checks", "_paths", "_tree", "filters", "optimizers", "rules", "schedules", "state.velocity"),
-        *("storage", "transform"),
+        *("_checks", "_paths", "_tree", "filters", "optimizers", "rules", "schedules", "state.mismatch"),
+        *("state.velocity", "storage", "transform", "wrappers"),
     },
     "matrices": {"_checks", "_tree", "distributed.specs", "state.mismatch", "storage"},
     "optimizers": {
@@ -54,7 +54,7 @@ ALLOWED = {
     "state.evaluation": {
         *("_checks", "_paths", "_tree", "filters", "state.displacement", "storage", "transform", "wrappers")
     },
-    "state.mismatch": {"_checks", "storage"},
+    "state.mismatch": {"_checks", "_tree", "storage"},
     "state.velocity": {"_checks", "_tree", "storage", "transform"},
     "storage": {"_checks", "_paths", "_tree"},
     "transform": {"_boxes", "_checks", "_tree", "filters", "state.mismatch", "storage"},

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from typing import TypeAlias, cast
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from .. import _checks, _tree
-from .._typing import Leaf, PyTree
+from .._typing import KeyPath, Leaf, PyTree, TreeDef
 from ..storage._by_leaf import layouts_noted, layouts_replayed
 from .specs import axes_of, is_spec, names_in, restricted, spec_of_part, spread
 
@@ -44,11 +45,13 @@ def state_shardings(tx: optax.GradientTransformation, params: optax.Params, shar
 
     Raises:
       TypeError: If an entry of `shardings` is not a `NamedSharding`.
-      ValueError: If there are no shardings, or they are on different meshes.
+      ValueError: If there are no shardings, they are on different meshes, or they are not like the parameters, naming
+        the path.
     """
     _checks.transformation("tx", tx)
     mesh = _mesh_of(shardings)
-    shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
+    _tree.check_entries("shardings", "NamedShardings", shardings, params, lambda x: isinstance(x, NamedSharding))
+    shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(jnp.shape(p), jnp.result_type(p)), params)
     with layouts_noted() as layouts:
         # A new function each time: JAX caches shapes by function and would not run `tx.init` again.
         state = jax.eval_shape(functools.partial(tx.init), shapes)
@@ -88,27 +91,22 @@ def zero1(
       A transformation whose state has the structure of that of `tx`.
 
     Raises:
-      TypeError: If `mesh` is not a `Mesh`.
-      ValueError: If `axis` is not an axis of the mesh, or `specs` use it already.
+      TypeError: If `mesh` is not a `Mesh`, or `specs` hold something else than `PartitionSpec`.
+      ValueError: If `axis` is not an axis of the mesh; if `specs` use it already, name an axis that the mesh lacks, or
+        are not like the parameters, naming the path; at `update` without `params` if a gradient is None.
 
     Reference:
       Rajbhandari et al., SC 2020, arXiv:1910.02054.
     """
     _checks.transformation("tx", tx)
-    if not isinstance(mesh, Mesh):
-        raise TypeError(f"mesh must be a jax.sharding.Mesh, got {_checks.shown(mesh)}")
-    _checks.choice("axis", axis, tuple(mesh.axis_names))
-    for spec in jax.tree.leaves(specs, is_leaf=is_spec):
-        if axis in names_in(spec):
-            raise ValueError(f"specs must leave axis {axis!r} free to spread over, got {spec}")
+    _check_spread(mesh, axis, specs)
     run = optax.with_extra_args_support(tx)
 
     def split_of(params: PyTree) -> tuple[Shardings, Shardings]:
         """For each parameter its sharding, and the sharding of its share."""
-        bare = _tree.unboxed(params)
-        wide = jax.tree.map(lambda _: specs, bare) if is_spec(specs) else _tree.unboxed(specs)
-        shares = zero1_specs(params, mesh, axis, specs)
-        whole, share = (_mapped(lambda _, spec: NamedSharding(mesh, spec), bare, tree) for tree in (wide, shares))
+        bare, shares = _tree.unboxed(params), zero1_specs(params, mesh, axis, specs)
+        each = _spec_of_each(specs, bare)
+        whole, share = (_mapped(lambda _, spec: NamedSharding(mesh, spec), bare, tree) for tree in (each, shares))
         return whole, share
 
     def place(state: optax.OptState, params: PyTree) -> optax.OptState:
@@ -121,6 +119,8 @@ def zero1(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra: object
     ) -> tuple[optax.Updates, optax.OptState]:
         like = updates if params is None else params
+        if params is None:
+            _check_known(tx, updates, state)
         whole, share = split_of(like)
         updates = _placed(updates, share)
         # The parameters' shares too: an optimizer that reads parameters, as for weight decay, reads no more than these.
@@ -145,10 +145,14 @@ def zero1_specs(params: optax.Params, mesh: Mesh, axis: str, specs: PyTree = _WH
 
     Returns:
       A bare tree of `PartitionSpec` like the parameters.
+
+    Raises:
+      TypeError: As `zero1`.
+      ValueError: As `zero1`.
     """
+    _check_spread(mesh, axis, specs)
     bare = _tree.unboxed(params)
-    wide = jax.tree.map(lambda _: specs, bare) if is_spec(specs) else _tree.unboxed(specs)
-    return _mapped(lambda p, spec: spread(p.shape, spec, mesh, axis), bare, wide)
+    return _mapped(lambda p, spec: spread(jnp.shape(p), spec, mesh, axis), bare, _spec_of_each(specs, bare))
 
 
 def offloaded(shardings: Shardings, memory_kind: str = "pinned_host") -> Shardings:
@@ -187,6 +191,53 @@ def _mesh_of(shardings: Shardings) -> Mesh:
     if any(mesh != meshes[0] for mesh in meshes):
         raise ValueError(f"shardings must be on one mesh, got {len(set(meshes))}")
     return meshes[0]
+
+
+def _check_spread(mesh: object, axis: str, specs: PyTree) -> None:
+    """Raise unless `specs` partition over the mesh and leave `axis` free."""
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f"mesh must be a jax.sharding.Mesh, got {_checks.shown(mesh)}")
+    _checks.choice("axis", axis, tuple(mesh.axis_names))
+    for spec in jax.tree.leaves(specs, is_leaf=lambda x: x is None or is_spec(x)):
+        if not is_spec(spec):
+            raise TypeError(
+                f"specs must be a PartitionSpec or a tree of them like the parameters, got {_checks.shown(spec)}: "
+                "PartitionSpec() is a parameter that is not split"
+            )
+        names = names_in(spec)
+        if axis in names:
+            raise ValueError(f"specs must leave axis {axis!r} free to spread over, got {spec}")
+        if unknown := names - set(mesh.axis_names):
+            raise ValueError(f"specs must name axes of the mesh, {mesh.axis_names}, got {sorted(unknown)}")
+
+
+def _spec_of_each(specs: PyTree, bare: PyTree) -> PyTree:
+    """The specification of each parameter of a bare tree."""
+    if is_spec(specs):
+        specs = jax.tree.map(lambda _: specs, bare)
+    _tree.check_entries("specs", "PartitionSpecs", specs, bare, is_spec)
+
+    def checked(path: KeyPath, p: Leaf, spec: PartitionSpec) -> PartitionSpec:
+        if not _tree.empty(p) and len(spec) > jnp.ndim(p):
+            raise ValueError(
+                f"specs must have no more entries than a parameter has axes, got {spec} for {_tree.path_name(path)} of "
+                f"shape {jnp.shape(p)}"
+            )
+        return spec
+
+    return jax.tree_util.tree_map_with_path(checked, bare, _tree.unboxed(specs), is_leaf=_tree.empty)
+
+
+def _check_known(tx: optax.GradientTransformation, updates: optax.Updates, state: optax.OptState) -> None:
+    """Raise if a gradient is None for which the state holds something, where the parameters are not given."""
+    pairs = _tree.flatten_with_path(_tree.unboxed(updates), lambda x: x is None)[0]
+    missing = [_tree.path_name(path) for path, x in pairs if x is None]
+    fresh: TreeDef = jax.tree.structure(jax.eval_shape(tx.init, updates)) if missing else None
+    if missing and fresh != jax.tree.structure(state):
+        raise ValueError(
+            f"update of zero1 needs params where a gradient is None, as for {missing[0]}: its share of the state has "
+            "the shape of the parameter"
+        )
 
 
 def _placed(tree: PyTree, shardings: Shardings) -> PyTree:

@@ -44,7 +44,7 @@ def change_basis(
 
     Raises:
       ValueError: If the rules differ in order or updates, change after the first gradient, or have a velocity to spare;
-        if a state is not of its rule, or `into` debiases; naming the entry, if one is missing or too many, of another
+        if a state is not of its rule, or debiases; naming the entry, if one is missing or too many, of another
         shape, or still to take a first step that `target` does not have; if `steps` is needed.
       TypeError: If an argument is of the wrong type.
 
@@ -54,6 +54,8 @@ def change_basis(
     _checks.state("opt_state", opt_state)
     s, t = _settled("source", source), _settled("target", target)
     state, new = only_state(opt_state), only_state(into)
+    if state.gain is not None:
+        raise ValueError("opt_state must not debias: its updates are those of its rule only without debias=True")
     matrix = _inverse_change(s, t, order_of(state), order_of(new))
     count = checked_steps(steps)
     if count is None and state.step is not None:

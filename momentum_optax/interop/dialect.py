@@ -97,7 +97,7 @@ def dialect(
     def register(function: Callable[P, Description]) -> Callable[P, optax.GradientTransformationExtraArgs]:
         @functools.wraps(function)
         def describe(*args: P.args, **kwargs: P.kwargs) -> Description:
-            return function(*map(_plain, args), **{name: _plain(x) for name, x in kwargs.items()})
+            return function(*map(plain, args), **{name: plain(x) for name, x in kwargs.items()})
 
         record = Dialect(function.__name__, describe, inverse, learning_rate, momentum)
         DIALECTS[record.name] = record
@@ -120,8 +120,8 @@ def check_without_effect(**flags: object) -> None:
             _checks.flag(name, value)
 
 
-def _plain(argument: Any) -> Any:
-    """`argument`; a tensor of PyTorch's as its one number."""
+def plain(argument: Any) -> Any:
+    """An argument of a dialect; a tensor of PyTorch's as its one number."""
     if not hasattr(argument, "detach"):
         return argument
     array = as_array("tensor", argument)

@@ -64,7 +64,8 @@ def checked_layouts(layouts: Layouts | None, ours: Iterable[str]) -> dict[str, t
         if path not in ours:
             raise ValueError(f"layouts has the path {path!r}, which is not in opt_state; that has {listed(ours)}")
         axes = LAYOUTS.get(layout) if isinstance(layout, str) else layout
-        if not isinstance(axes, tuple) or sorted(axes, key=str) != list(range(len(axes))):
+        are_whole = isinstance(axes, tuple) and all(isinstance(axis, int | np.integer) for axis in axes)
+        if axes is None or not are_whole or sorted(axes) != list(range(len(axes))):
             named = ", ".join(map(repr, LAYOUTS))
             raise ValueError(
                 f"layouts[{path!r}] must be {named} or a permutation such as (1, 0), got {_checks.shown(layout)}"

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from .. import _checks
-from .._typing import Schedule
+from .._typing import Count, Schedule
 from ..schedules import momentum_correction
 from .agreement import agree, agree_under_decays, agree_under_rates, times, varying
 from .constant_form import ConstantForm
@@ -117,7 +117,10 @@ def _scheduled(source: Recipe, probe: Equivalence, schedule: Schedule) -> Equiva
         return dataclasses.replace(probe, recipe=_at_rate(probe.recipe, schedule))
     corrected = _corrected(source, probe.recipe, schedule)
     if corrected is None:
-        raise ValueError(f"{probe.recipe.dialect} has no such steps: {_rate_note(source, probe.recipe)}")
+        reason = _rate_note(source, probe.recipe)
+        if _corrected(source, probe.recipe, varying()) is not None:
+            reason = "the learning rate is 0 at a step, where no momentum makes up for it: keep it above 0"
+        raise ValueError(f"{probe.recipe.dialect} has no such steps: {reason}")
     notes = tuple(note for note in probe.notes if note != _rate_note(source, probe.recipe))
     return dataclasses.replace(probe, recipe=corrected, scheduled_learning_rate=True, notes=notes)
 
@@ -136,8 +139,15 @@ def _corrected(source: Recipe, recipe: Recipe, schedule: Schedule) -> Recipe | N
     decay = value(recipe, name)
     if not _checks.is_number(decay):
         return None
-    corrected = changed(_at_rate(recipe, schedule), **{name: momentum_correction(decay, schedule)})
-    return corrected if agree(changed(source, **{rate: schedule}), corrected, first=False) else None
+
+    def follows(schedule: Schedule) -> Recipe:
+        return changed(_at_rate(recipe, schedule), **{name: momentum_correction(decay, schedule)})
+
+    # The schedules of Optax give arrays of float32, in which two filters would agree to seven digits only.
+    def number(step: Count) -> float:
+        return float(schedule(step))
+
+    return follows(schedule) if agree(changed(source, **{rate: number}), follows(number), first=False) else None
 
 
 def _tidy(target: Dialect, found: Mapping[str, Hyperparameter]) -> dict[str, Hyperparameter]:

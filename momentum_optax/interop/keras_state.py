@@ -48,7 +48,7 @@ def from_keras(
       Keras 3.15, `keras/src/optimizers/sgd.py`.
     """
     _checks.state("opt_state", opt_state)
-    if not isinstance(variables, Mapping):
+    if not isinstance(variables, Mapping) or not all(isinstance(name, str) for name in variables):
         raise TypeError(f"variables must be a mapping from names to arrays, got {_checks.shown(variables)}")
     known = {key.rsplit("/", 1)[-1]: value for key, value in variables.items()}
     count = checked_steps(steps)

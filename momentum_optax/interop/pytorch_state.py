@@ -143,7 +143,14 @@ def _torch_groups(state_dict: StateDict) -> dict[int, StateDict]:
             f"state_dict must be that of a PyTorch optimizer, with state and param_groups, got "
             f"{_checks.shown(state_dict)}"
         )
-    return {number: group for group in state_dict["param_groups"] for number in group["params"]}
+    state, groups = state_dict["state"], state_dict["param_groups"]
+    if not isinstance(state, Mapping) or not all(isinstance(entry, Mapping) for entry in state.values()):
+        raise TypeError(f"state of state_dict must map parameters to mappings, got {_checks.shown(state)}")
+    if not isinstance(groups, list | tuple) or not all(
+        isinstance(group, Mapping) and isinstance(group.get("params"), list | tuple) for group in groups
+    ):
+        raise TypeError(f"param_groups of state_dict must be mappings that list params, got {_checks.shown(groups)}")
+    return {number: group for group in groups for number in group["params"]}
 
 
 def _torch_numbers(

@@ -11,7 +11,7 @@ from ..filters import Filter
 from ..storage._by_leaf import AnyStorage
 from .constant_form import ConstantForm
 from .description import Description
-from .dialect import DIALECTS, Hyperparameter
+from .dialect import DIALECTS, Hyperparameter, plain
 
 
 class Recipe:
@@ -19,7 +19,7 @@ class Recipe:
 
     Attributes:
       dialect: The name of a function of `interop`.
-      hyperparameters: Its arguments, without `storage`.
+      hyperparameters: Its arguments, without `storage`; a tensor of PyTorch's as the number that it held.
     """
 
     def __init__(self, dialect: str, /, **hyperparameters: Hyperparameter) -> None:
@@ -27,7 +27,7 @@ class Recipe:
         if "storage" in hyperparameters:
             raise TypeError("storage is not a hyperparameter: give it to transformation")
         self.dialect = dialect
-        self.hyperparameters = hyperparameters
+        self.hyperparameters: dict[str, Hyperparameter] = {name: plain(x) for name, x in hyperparameters.items()}
         self.description()
 
     def __repr__(self) -> str:
@@ -79,6 +79,8 @@ def constant_form(recipe: Recipe) -> ConstantForm:
             gain, decay, nu = settled.normal_form()
         except ValueError as error:
             raise ValueError(f"{recipe!r} has no equivalent in another dialect: {error}") from None
+    if start != direct == 0:
+        raise ValueError(f"{recipe!r} has no equivalent in another dialect: after the first gradient, none counts")
     # A sign forgets the size of its argument, and the learning rate comes after it.
     size = 1.0 if learning_rate is None or d.sign else learning_rate
     return ConstantForm(

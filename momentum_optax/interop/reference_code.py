@@ -38,19 +38,22 @@ def aggmo(
       storage: How the velocities are stored.
 
     Raises:
-      ValueError: If a number is out of range, or two betas are equal.
+      ValueError: If a number is out of range, two betas are equal, or there is none.
       TypeError: If an argument is of the wrong type.
 
     Reference:
       Lucas et al., ICLR 2019, arXiv:1804.00325, and its `aggmo.py`.
     """
     _checks.within("lr", lr, "[0, inf)")
-    rule = rules.aggregated(betas)
+    if not isinstance(betas, tuple | list):
+        raise TypeError(f"betas must be a tuple or list of numbers, got {_checks.shown(betas)}")
+    if not betas:
+        raise ValueError("betas must have at least one entry, got none")
     for i, beta in enumerate(betas):
         _checks.number(f"betas[{i}]", beta, "[0, 1]")
     if len(set(betas)) < len(betas):
         raise ValueError(f"betas must be distinct, got {_checks.shown(betas)}")
-    return Description(rule, lr, l2=checked_decay(weight_decay), storage=storage)
+    return Description(rules.aggregated(betas), lr, l2=checked_decay(weight_decay), storage=storage)
 
 
 def _accsgd_arguments(form: ConstantForm) -> dict[str, Hyperparameter]:

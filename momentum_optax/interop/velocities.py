@@ -10,15 +10,17 @@ import optax
 
 from .. import _checks
 from .._paths import slash_path
-from .._tree import absent, find_all, reboxed, unboxed
+from .._tree import absent, find_all, is_named_tuple, map_children, reboxed, unboxed
 from .._typing import KeyPath, PyTree
 from ..state.velocity import velocity
 from ..storage._float32 import Float32Velocity
 from ..transform import MomentumState
+from ..wrappers.accumulated import AccumulatedState, ages_between_cycles, momentum_between_cycles
 from .entries import listed
 
-# Fields of Optax' states and of ours that count steps.
-_COUNTERS = ("count", "step")
+# Fields of states that count steps. In states of this package `count` counts something else, such as skipped steps.
+_COUNTERS = ("count", "step", "gradient_step")
+_OUR_COUNTERS = ("step", "gradient_step")
 
 
 class ParameterVelocity(NamedTuple):
@@ -42,6 +44,20 @@ def only_state(opt_state: optax.OptState) -> MomentumState:
 def has_velocity(opt_state: optax.OptState) -> bool:
     """Whether `opt_state` holds a state of `scale_by_momentum`; an optimizer without momentum has none."""
     return bool(_momentum_states(opt_state))
+
+
+def debiases(opt_state: optax.OptState) -> bool:
+    """Whether the one state of `scale_by_momentum` debiases; if there are several, none may."""
+    states = _momentum_states(opt_state)
+    if len(states) > 1 and any(state.gain is not None for state in states):
+        raise ValueError(f"opt_state must hold one state of scale_by_momentum where it debiases, got {len(states)}")
+    return any(state.gain is not None for state in states)
+
+
+def steps_counted(opt_state: optax.OptState) -> int | None:
+    """The number of updates that a state of `scale_by_momentum` has counted; None if none counts them."""
+    counts = [int(state.step) for state in _momentum_states(opt_state) if state.step is not None]
+    return counts[0] if counts else None
 
 
 def order_of(state: MomentumState) -> int:
@@ -99,13 +115,19 @@ def write(
       unit_response: The velocities that a gradient of 1 at every step has given, by which a debiasing state divides.
     """
     bare = unboxed(opt_state)
-    states = _momentum_states(bare)
+    states, cycles = _momentum_states(bare), _cycles(bare)
     present = {path for state in states for path, old in read(state).items() if old.velocities is not None}
     for path, new in velocities.items():
         if new.velocities is not None and path not in present:
             raise ValueError(f"{path} is masked in opt_state, and its entry has a velocity")
-    rest = iter([_written(state, velocities, unit_response) for state in states])
-    written = jax.tree.map(lambda x: next(rest) if _is_momentum(x) else x, bare, is_leaf=_is_momentum)
+
+    def put(x: PyTree) -> PyTree:
+        if not isinstance(x, MomentumState):
+            return x
+        new = _written(x, velocities, unit_response)
+        return new._replace(age=ages_between_cycles(new.age)) if id(x) in cycles else new
+
+    written = jax.tree.map(put, bare, is_leaf=lambda x: isinstance(x, MomentumState))
     return reboxed(counted(written, steps), opt_state)
 
 
@@ -137,15 +159,27 @@ def _written(
 def counted(opt_state: optax.OptState, steps: int | None) -> optax.OptState:
     """`opt_state` with its counters at `steps`."""
 
-    def count(path: KeyPath, x: jax.Array) -> jax.Array:
-        name = getattr(path[-1], "name", None) if path else None
-        if name not in _COUNTERS or jnp.ndim(x) or not jnp.issubdtype(jnp.result_type(x), jnp.integer):
-            return x
-        if steps is None:
-            raise ValueError(f"steps must be given, since opt_state counts them in {slash_path(path)}; got None")
-        return jnp.asarray(steps, x.dtype)
+    def visited(node: PyTree, path: KeyPath) -> PyTree:
+        ours = type(node).__module__.partition(".")[0] == __name__.partition(".")[0]
+        names = (_OUR_COUNTERS if ours else _COUNTERS) if is_named_tuple(node) else ()
 
-    return reboxed(jax.tree_util.tree_map_with_path(count, unboxed(opt_state)), opt_state)
+        def child(key: KeyPath, x: PyTree) -> PyTree:
+            here = (*path, *key)
+            if getattr(key[-1], "name", None) not in names or not _is_count(x):
+                return visited(x, here)
+            if steps is None:
+                raise ValueError(f"steps must be given, since opt_state counts them in {slash_path(here)}; got None")
+            return jnp.asarray(steps, x.dtype)
+
+        return map_children(child, node)
+
+    return reboxed(visited(unboxed(opt_state), ()), opt_state)
+
+
+def _is_count(x: PyTree) -> bool:
+    """Whether a node is a whole number."""
+    is_leaf = jax.tree_util.all_leaves([x]) and hasattr(x, "dtype")
+    return is_leaf and not jnp.ndim(x) and bool(jnp.issubdtype(x.dtype, jnp.integer))
 
 
 def by_path(tree: PyTree) -> dict[str, PyTree]:
@@ -173,13 +207,19 @@ def _fitted(path: str, new: ParameterVelocity, k: int, like: jax.Array) -> jax.A
         raise ValueError(f"the velocity for {path!r} must have shape {like.shape}, got {value.shape}")
     if jnp.iscomplexobj(value) and not jnp.iscomplexobj(like):
         raise TypeError(f"the velocity for {path!r} must be real as its parameter, got {value.dtype}")
-    return cast("jax.Array", jax.device_put(jnp.array(value, like.dtype), like.sharding))
+    # An array of NumPy has no sharding.
+    return cast("jax.Array", jax.device_put(jnp.array(value, like.dtype), getattr(like, "sharding", None)))
 
 
 def _momentum_states(opt_state: optax.OptState) -> list[MomentumState]:
+    """The states of `scale_by_momentum`; those of `accumulated` as if each gradient made a step."""
     _checks.state("opt_state", opt_state)
-    return [state for _, state in find_all(unboxed(opt_state), MomentumState)]
+    bare = unboxed(opt_state)
+    cycles = _cycles(bare)
+    states = [state for _, state in find_all(bare, MomentumState)]
+    return [momentum_between_cycles(cycles[id(state)]) if id(state) in cycles else state for state in states]
 
 
-def _is_momentum(x: PyTree) -> bool:
-    return isinstance(x, MomentumState)
+def _cycles(bare: optax.OptState) -> dict[int, AccumulatedState]:
+    """The states of `accumulated` by the identity of the momentum in them."""
+    return {id(x.momentum): x for _, x in find_all(bare, AccumulatedState)}

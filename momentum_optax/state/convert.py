@@ -66,9 +66,11 @@ def convert(
     Raises:
       ValueError: If there is no such storage; if `opt_state` holds no such state or no such field; if a field
         would go to a storage that is not fit for it; if the result cannot be `like`, saying why.
-      TypeError: If `storage` is neither of these.
+      TypeError: If an argument is of the wrong type.
     """
     _checks.state("opt_state", opt_state)
+    if like is not None:
+        _checks.state("like", like)
     targets = Targets(storage, second_moments)
     check_storages(unboxed(opt_state), targets)
     new = reencoded(opt_state, targets)

@@ -17,7 +17,7 @@ from ..wrappers.fields import CompressedField
 from .checkpoint import CheckpointError, check, describe
 from .rescaling import factors_of, rescaled_field, rescaled_velocity
 from .selection import Select, Selection, listed
-from .stored import below_field, is_momentum_or_compressed, is_momentum_or_field, name_of
+from .stored import VELOCITY, FieldPath, is_momentum_or_compressed, is_momentum_or_field, map_with_fields
 
 
 def reset(opt_state: optax.OptState, fresh: optax.OptState, select: "Select | None" = None) -> optax.OptState:
@@ -44,6 +44,7 @@ def reset(opt_state: optax.OptState, fresh: optax.OptState, select: "Select | No
         no velocities; if `select` is False for every path.
     """
     _checks.state("opt_state", opt_state)
+    _checks.state("fresh", fresh)
     old, new = unboxed(opt_state), unboxed(fresh)
     try:
         check(describe(jax.eval_shape(lambda: new)), jax.eval_shape(lambda: old))
@@ -95,29 +96,29 @@ def rescale(
     factors = factors_of(bare, factor)
     missing = set(factors)
 
-    def scale(path: KeyPath, x: PyTree) -> PyTree:
-        name = name_of(path, x)
+    def scale(path: FieldPath, x: PyTree) -> PyTree:
+        name, below = (VELOCITY, ()) if isinstance(x, MomentumState) else path.last_field()
         missing.discard(name)
-        return _rescaled(path, x, factors, selection) if name in factors else x
+        return _rescaled(name, below, x, factors[name], selection) if name in factors else x
 
-    result = jax.tree_util.tree_map_with_path(scale, bare, is_leaf=is_momentum_or_field)
+    result = map_with_fields(scale, bare, is_momentum_or_field)
     if missing:
         raise ValueError(f"factor must name fields of floats in opt_state, got {listed(missing)}")
     selection.check_found("velocities of scale_by_momentum or compress, or factor name a field of floats,")
     return reboxed(result, opt_state)
 
 
-def _rescaled(path: KeyPath, x: PyTree, factors: Mapping[str, Number], selection: Selection) -> PyTree:
-    """A state of `scale_by_momentum`, a field of `compress` or a leaf of another field times its factor."""
+def _rescaled(name: str, below: KeyPath, x: PyTree, factor: Number, selection: Selection) -> PyTree:
+    """A state of `scale_by_momentum`, the field `name` of `compress`, or a leaf `below` another one, times `factor`."""
     selection.count()
-    factor = factors[name_of(path, x)]
     if isinstance(x, MomentumState):
         return x._replace(velocity=rescaled_velocity(x.velocity, factor, selection))
     if isinstance(x, CompressedField):
         return rescaled_field(x, factor, selection)
-    by = selection.factor(below_field(path), factor)
+    by = selection.factor(below, factor)
+    x = x if hasattr(x, "dtype") else jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.inexact):
-        raise ValueError(f"factor must name fields of floats, got {name_of(path, x)!r} of {x.dtype}")
+        raise ValueError(f"factor must name fields of floats, got {name!r} of {x.dtype}")
     return x if by is None else times(x, by)
 
 
@@ -135,15 +136,16 @@ def _renewed(old: PyTree, new: PyTree, selection: Selection) -> PyTree:
     fields = [x for x in jax.tree.leaves(old.inner, is_leaf=is_momentum_or_field) if isinstance(x, CompressedField)]
     parameters = {path for x in fields for path, _ in jax.tree_util.tree_leaves_with_path(x.plain)}
 
-    def renew(path: KeyPath, a: PyTree, b: PyTree) -> PyTree:
+    def renew(path: FieldPath, a: PyTree) -> PyTree:
+        b = next(fresh)
         if isinstance(a, CompressedField):
             parts = selection.pick_leaves(a.parts, b.parts, depth_of(a.parts))
             return CompressedField(parts, selection.pick_leaves(a.plain, b.plain, 0))
         if isinstance(a, MomentumState):
             return _renewed(a, b, selection)
         # What a field has under the name of a parameter belongs to it; counters belong to all.
-        below = below_field(path)
-        return selection.pick(below, a, b) if below in parameters else a
+        below = next((below for below in path.below_fields() if below in parameters), None)
+        return a if below is None else selection.pick(below, a, b)
 
-    inner = jax.tree_util.tree_map_with_path(renew, old.inner, new.inner, is_leaf=is_momentum_or_field)
-    return CompressedState(old.step, inner)
+    fresh = iter(jax.tree.leaves(new.inner, is_leaf=is_momentum_or_field))
+    return CompressedState(old.step, map_with_fields(renew, old.inner, is_momentum_or_field))

@@ -10,13 +10,14 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from .._tree import map_children
+from .._tree import is_named_tuple, map_children
 from .._typing import Count, Leaf, PyTree
 from ..storage.mixed import class_names, order_of
 from ..transform import MomentumState
+from ..wrappers.accumulated import ages_between_cycles, momentum_between_cycles
 from ..wrappers.fields import is_compressed
 from .casting import STRUCTURE, cast, forms
-from .parts import ARRAY, RESTARTING, check_counts, is_inner, is_part, part_name, parts_of
+from .parts import ARRAY, RESTARTING, check_counts, is_inner, part_name, parts_of
 from .velocity import velocity
 
 # `field(owner, name, old, new)` gives the field `old` of the state of class `owner` in the form of `new`.
@@ -38,7 +39,7 @@ def fitted(state: PyTree, like: PyTree, field: Field) -> PyTree:
     if "AccumulatedState" in parts and "AccumulatedState" not in wanted:
         cycles = {id(x.momentum): x for x in parts["AccumulatedState"]}
         momenta = parts["MomentumState"]
-        parts["MomentumState"] = [_after_cycles(cycles[id(x)]) if id(x) in cycles else x for x in momenta]
+        parts["MomentumState"] = [momentum_between_cycles(cycles[id(x)]) if id(x) in cycles else x for x in momenta]
     check_counts(parts, wanted)
     new = _Fit(parts, field).of(like)
     if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(new)):
@@ -60,7 +61,7 @@ class _Fit:
         old = next(self._parts.get(name, iter(())), None)
         if name == ARRAY:
             return cast(old, like, "an array")
-        if not is_part(like):
+        if not is_named_tuple(like):
             return map_children(lambda _, child: self.of(child), like)
         if isinstance(like, MomentumState):
             return like if old is None else _momentum(old, like)
@@ -144,16 +145,5 @@ def _ages(state: MomentumState, like: PyTree) -> PyTree:
 
 def _begin_cycles(state: PyTree, steps: Count) -> PyTree:
     """A state of `accumulated` at the beginning of a cycle, after a number of steps."""
-    # Even ages: no leaf holds gradients of an unfinished cycle.
-    age = jax.tree.map(lambda x: 2 * x, state.momentum.age)
+    age = ages_between_cycles(state.momentum.age)
     return state._replace(gradient_step=jnp.asarray(steps, jnp.int32), momentum=state.momentum._replace(age=age))
-
-
-def _after_cycles(state: PyTree) -> MomentumState:
-    """The momentum of a state of `accumulated` for an optimizer that makes a step of each gradient."""
-    if not isinstance(state.mini_step, jax.core.Tracer | jax.ShapeDtypeStruct) and int(state.mini_step):
-        raise ValueError(
-            f"opt_state must be at the end of a cycle of micro-batches, got {int(state.mini_step)} of them"
-        )
-    momentum: MomentumState = state.momentum
-    return momentum._replace(step=state.gradient_step, age=jax.tree.map(lambda x: x >> 1, momentum.age))

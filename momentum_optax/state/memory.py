@@ -10,9 +10,9 @@ import optax
 
 from .. import _checks
 from .._paths import slash_path
-from .._typing import KeyPath
+from .._typing import DType
 from ..distributed.sharding import Shardings, state_shardings
-from .stored import up_to_field
+from .stored import map_with_fields
 
 
 class StateBytes(NamedTuple):
@@ -55,27 +55,25 @@ def state_bytes(
     """
     _checks.transformation("tx", tx)
     state = jax.eval_shape(tx.init, params)
-    pairs = jax.tree_util.tree_leaves_with_path(state)
+    leaves = jax.tree.leaves(state)
+    # The path up to the last field of a NamedTuple; what follows are velocities and parameters.
+    fields = jax.tree.leaves(map_with_fields(lambda path, _: slash_path(path.up_to_field()), state))
     if shardings is None:
-        local = [leaf.shape for _, leaf in pairs]
+        local = [leaf.shape for leaf in leaves]
     else:
         placed = jax.tree.leaves(state_shardings(tx, params, shardings))
-        local = [s.shard_shape(leaf.shape) for s, (_, leaf) in zip(placed, pairs, strict=True)]
+        local = [s.shard_shape(leaf.shape) for s, leaf in zip(placed, leaves, strict=True)]
     whole: Counter[str] = Counter()
     device: Counter[str] = Counter()
-    for (path, leaf), shape in zip(pairs, local, strict=True):
+    for field, leaf, shape in zip(fields, leaves, local, strict=True):
         width = _bits(leaf.dtype) / 8
-        whole[_field(path)] += math.prod(leaf.shape) * width
-        device[_field(path)] += math.prod(shape) * width
+        whole[field] += math.prod(leaf.shape) * width
+        device[field] += math.prod(shape) * width
     return StateBytes(sum(whole.values()), sum(device.values()), dict(whole), dict(device))
 
 
-def _field(path: KeyPath) -> str:
-    """The path up to the last field of a NamedTuple; what follows are velocities and parameters."""
-    return slash_path(up_to_field(path))
-
-
-def _bits(dtype: jnp.dtype) -> int:
+def _bits(dtype: DType) -> int:
     if jnp.issubdtype(dtype, jnp.integer):
         return jnp.iinfo(dtype).bits
-    return 8 * jnp.dtype(dtype).itemsize
+    # Of a random key too, for which NumPy has no dtype.
+    return 8 * int(dtype.itemsize)

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from .. import _checks
+from .._tree import is_named_tuple
 from .._typing import PyTree
 from ..storage.mixed import class_names, order_of
 
@@ -19,8 +20,14 @@ ANYTHING: PyTree = ...
 _CONVERT = "mo.convert(opt_state, storage, like=tx.init(params)) makes it fit"
 
 
-# Optax's states with a velocity, as `interop.from_optax` reads them.
-_OPTAX = (optax.TraceState, optax.EmaState, optax.ScaleByLionState, optax.ScaleByAdamState)
+# Optax's states with a velocity that `interop.from_optax` reads, and its field.
+OPTAX_VELOCITIES: dict[type, str] = {
+    optax.TraceState: "trace",
+    optax.EmaState: "ema",
+    optax.ScaleByLionState: "mu",
+    optax.ScaleByAdamState: "mu",
+    optax.contrib.MuonState: "mu",
+}
 
 
 _MISSING = {
@@ -60,9 +67,9 @@ class Mismatch:
     remedy: str = _CONVERT
 
 
-def check_kind(state: PyTree, kind: type) -> None:
-    """Raise `StateMismatchError` unless `state` is of the class `kind`."""
-    _raise_first(_kind_mismatch(state, kind))
+def check_kind(state: PyTree, kind: type, remedy: str | None = None) -> None:
+    """Raise `StateMismatchError` unless `state` is of the class `kind`; `remedy` as for `check_state`."""
+    _raise_first(_kind_mismatch(state, kind), remedy)
 
 
 def check_state(state: PyTree, expected: PyTree, remedy: str | None = None) -> None:
@@ -95,7 +102,7 @@ def find_mismatch(state: PyTree, expected: PyTree) -> Mismatch | None:
     Returns:
       A `Mismatch`, whose two clauses together have fewer than 300 characters.
     """
-    if _is_named(expected):
+    if is_named_tuple(expected):
         return _named_mismatch(state, expected)
     if isinstance(expected, tuple | list):
         return _chain_mismatch(state, expected)
@@ -118,7 +125,7 @@ def explained(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra: object
     ) -> tuple[optax.Updates, optax.OptState]:
         like = updates if params is None else params
-        if _is_named(state) or isinstance(state, Mapping):
+        if is_named_tuple(state) or isinstance(state, Mapping):
             # A chain would take its fields for the states of its members.
             check(state, like)
         try:
@@ -132,6 +139,11 @@ def explained(
     return run
 
 
+def is_optax_velocity(x: object) -> bool:
+    """Whether `x` is a state of Optax's with a velocity."""
+    return type(x) in OPTAX_VELOCITIES
+
+
 def without_momentum() -> optax.GradientTransformation:
     """`optax.identity` in the place of a momentum; it refuses the state of one instead of dropping its velocity."""
 
@@ -139,7 +151,7 @@ def without_momentum() -> optax.GradientTransformation:
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.OptState]:
         del params
-        if _has(state, lambda x: _is_momentum(x) or isinstance(x, _OPTAX)):
+        if _has(state, lambda x: _is_momentum(x) or is_optax_velocity(x)):
             _raise_first(Mismatch(f"the state must be of an optimizer without momentum, got {_kind(state)}"))
         return updates, state
 
@@ -157,7 +169,7 @@ def _first(pairs: Iterable[tuple[PyTree, PyTree]]) -> Mismatch | None:
 
 def _chain_mismatch(state: PyTree, expected: "tuple[PyTree, ...] | list[PyTree]") -> Mismatch | None:
     """The first difference from a chain of states."""
-    if not isinstance(state, tuple | list) or _is_named(state) or len(state) != len(expected):
+    if not isinstance(state, tuple | list) or is_named_tuple(state) or len(state) != len(expected):
         return Mismatch(f"the state must be a chain of {len(expected)} states, got {_kind(state)}", _remedy(state))
     return _first(zip(state, expected, strict=True))
 
@@ -234,7 +246,7 @@ def _remedy(state: PyTree) -> str:
             "restored without its NamedTuples; mo.checkpoint.from_fields(mo.checkpoint.fields(opt_state), "
             "tx.init(params)) gives them back"
         )
-    if not _has(state, _is_momentum) and _has(state, lambda x: isinstance(x, _OPTAX)):
+    if not _has(state, _is_momentum) and _has(state, is_optax_velocity):
         return "mo.interop.from_optax(tx.init(params), opt_state) takes Optax's velocity over, else mo.convert"
     return _CONVERT
 
@@ -244,20 +256,16 @@ def _has(state: PyTree, test: Callable[[PyTree], bool]) -> bool:
     return any(map(test, jax.tree.leaves(state, is_leaf=test)))
 
 
-def _is_named(x: object) -> bool:
-    return isinstance(x, tuple) and hasattr(x, "_fields")
-
-
 def _is_count(x: object) -> bool:
     """Whether `x` is a tuple that says nothing but its length."""
-    return isinstance(x, tuple) and not _is_named(x) and all(entry is ANYTHING for entry in x)
+    return isinstance(x, tuple) and not is_named_tuple(x) and all(entry is ANYTHING for entry in x)
 
 
 def _is_momentum(x: PyTree) -> bool:
     # By its fields: the class is in `transform`, which checks its states here.
-    return _is_named(x) and x._fields == ("velocity", "step", "age", "gain", "lookahead")
+    return is_named_tuple(x) and x._fields == ("velocity", "step", "age", "gain", "lookahead")
 
 
 def _kind(state: PyTree) -> str:
     kind = _checks.with_article(type(state).__name__)
-    return f"{kind} of {len(state)}" if isinstance(state, tuple | list) and not _is_named(state) else kind
+    return f"{kind} of {len(state)}" if isinstance(state, tuple | list) and not is_named_tuple(state) else kind

@@ -5,7 +5,7 @@ from collections import defaultdict
 import jax
 import jax.numpy as jnp
 
-from .._tree import children
+from .._tree import children, is_named_tuple
 from .._typing import PyTree
 from ..transform import MomentumState
 from ..wrappers.fields import is_compressed
@@ -33,14 +33,9 @@ def parts_of(state: PyTree) -> defaultdict[str, list[PyTree]]:
 
 def part_name(node: PyTree) -> str:
     """The name that a part is matched by; "" for containers and for parts without fields."""
-    if is_part(node):
+    if is_named_tuple(node):
         return type(node).__name__ if node._fields else ""
     return ARRAY if jax.tree_util.all_leaves([node]) else ""
-
-
-def is_part(x: object) -> bool:
-    """Whether `x` is a NamedTuple."""
-    return isinstance(x, tuple) and hasattr(x, "_fields")
 
 
 def is_inner(name: str, value: PyTree) -> bool:
@@ -76,7 +71,7 @@ def _collect(node: PyTree, parts: dict[str, list[PyTree]]) -> None:
     name = part_name(node)
     if name:
         parts[name].append(node)
-    if not is_part(node):
+    if not is_named_tuple(node):
         for _, child in children(node):
             _collect(child, parts)
     elif not isinstance(node, MomentumState):

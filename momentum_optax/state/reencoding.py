@@ -25,7 +25,7 @@ from ..wrappers.fields import (
     map_field,
 )
 from ..wrappers.initial import encode_initial
-from ..wrappers.selection import check_fit
+from ..wrappers.selection import check_fit, checked_second_moments
 from .casting import cast, forms
 from .stored import VELOCITY, holds_squares, name_of, owner_of
 from .velocity import decoded
@@ -48,7 +48,7 @@ class Targets:
             self._by_name = {name: chooser_of(resolve(value)) for name, value in storage.items()}
         else:
             self._for_all = chooser_of(resolve(cast_type(AnyStorage, storage)))
-        self._second_moments = second_moments
+        self._second_moments = checked_second_moments(second_moments)
         self.found: set[str] = set()
 
     def of(self, name: str) -> ByLeaf | None:
@@ -186,4 +186,8 @@ def _field(field: CompressedField, storages: ByLeaf, number: int) -> CompressedF
 
 def _is_by_field(storage: object) -> TypeGuard[Mapping[str, AnyStorage]]:
     """Whether a mapping is from fields: their names are identifiers, and patterns of paths together are not."""
-    return isinstance(storage, Mapping) and all(isinstance(name, str) and name.isidentifier() for name in storage)
+    return (
+        isinstance(storage, Mapping)
+        and bool(storage)
+        and all(isinstance(name, str) and name.isidentifier() for name in storage)
+    )

@@ -53,8 +53,10 @@ def factors_of(opt_state: PyTree, factor: "Number | Mapping[str, Number]") -> di
         )
     factors = dict(factor) if isinstance(factor, Mapping) else dict.fromkeys(sorted(names), factor)
     for name, number in factors.items():
-        if not _checks.is_scalar_array(number):
-            _checks.number(f"factor for {name!r}", number, "[0, inf)" if name in squares else "(-inf, inf)")
+        if not isinstance(name, str):
+            raise TypeError(f"factor must have names of fields as keys, got {_checks.shown(name)}")
+        _checks.constant(f"factor for {name!r}", number, "[0, inf)" if name in squares else "(-inf, inf)")
+        if _checks.is_number(number):
             _check_normal(name, float(number))
     return factors
 

@@ -19,6 +19,11 @@ class Selection:
     """The parameters for which `select` is true, all of them if it is None. Counts the states that were changed."""
 
     def __init__(self, select: "Select | None") -> None:
+        if select is not None and not callable(select):
+            raise TypeError(
+                "select must be a function of a path such as 'dense/kernel', or None for all parameters, got "
+                f"{_checks.shown(select)}"
+            )
         self._select = select
         self._answers: dict[str, bool | jax.Array] = {}
         self._states = 0

@@ -1,9 +1,11 @@
 """Stored velocities and fields of a state, by their names in the mappings of `convert` and `rescale`."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import NamedTuple
 
-from jax.tree_util import GetAttrKey
+import jax
 
+from .._tree import is_named_tuple, map_children
 from .._typing import KeyPath, PyTree
 from ..transform import MomentumState
 from ..wrappers.compress import CompressedState
@@ -39,15 +41,49 @@ def holds_squares(owner: str, name: str, second_moments: Collection[str]) -> boo
     return name in second_moments and (owner, name) not in SIGNED
 
 
-def below_field(path: KeyPath) -> KeyPath:
-    """The rest of `path` after the field of a NamedTuple that it passed last."""
-    return path[_field_end(path) :]
+class FieldPath(NamedTuple):
+    """The path of a leaf in a state, and the fields of NamedTuples on it.
+
+    Attributes of other classes are not fields, although their keys are of the same type: parameters consist of such
+    classes with Equinox.
+
+    Attributes:
+      path: The key path.
+      ends: For each field, outer ones first, the number of keys up to it.
+    """
+
+    path: KeyPath
+    ends: tuple[int, ...] = ()
+
+    def child(self, node: PyTree, key: KeyPath) -> "FieldPath":
+        """The path of the child at `key` of the node at this path."""
+        path = (*self.path, *key)
+        return FieldPath(path, (*self.ends, len(path)) if is_named_tuple(node) else self.ends)
+
+    def up_to_field(self) -> KeyPath:
+        """The path up to the last field."""
+        return self.path[: self.ends[-1]] if self.ends else ()
+
+    def last_field(self) -> tuple[str, KeyPath]:
+        """The name of the last field, "" if there is none, and the rest of the path."""
+        field = self.up_to_field()
+        return (field[-1].name if field else ""), self.path[len(field) :]
+
+    def below_fields(self) -> list[KeyPath]:
+        """For each field the rest of the path."""
+        return [self.path[end:] for end in self.ends]
 
 
-def up_to_field(path: KeyPath) -> KeyPath:
-    """`path` up to the field of a NamedTuple that it passed last."""
-    return path[: _field_end(path)]
+_ROOT = FieldPath(())
 
 
-def _field_end(path: KeyPath) -> int:
-    return 1 + max((i for i, key in enumerate(path) if isinstance(key, GetAttrKey)), default=-1)
+def map_with_fields(
+    function: Callable[[FieldPath, PyTree], PyTree],
+    node: PyTree,
+    is_leaf: Callable[[PyTree], bool] = lambda _: False,
+    path: FieldPath = _ROOT,
+) -> PyTree:
+    """A state with `function(path, leaf)` in place of each leaf."""
+    if is_leaf(node) or jax.tree_util.all_leaves([node]):
+        return function(path, node)
+    return map_children(lambda key, child: map_with_fields(function, child, is_leaf, path.child(node, key)), node)

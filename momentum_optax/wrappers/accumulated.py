@@ -132,6 +132,25 @@ def _accumulated(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def momentum_between_cycles(state: AccumulatedState) -> MomentumState:
+    """The momentum of a state for an optimizer that makes a step of each gradient.
+
+    Raises:
+      ValueError: If a cycle is open.
+    """
+    if not isinstance(state.mini_step, jax.core.Tracer | jax.ShapeDtypeStruct) and int(state.mini_step):
+        raise ValueError(
+            f"opt_state must be at the end of a cycle of micro-batches, got {int(state.mini_step)} of them"
+        )
+    momentum = state.momentum
+    return momentum._replace(step=state.gradient_step, age=jax.tree.map(lambda x: x >> 1, momentum.age))
+
+
+def ages_between_cycles(age: PyTree) -> PyTree:
+    """The ages in a state of `accumulated` of leaves that have received so many gradients, with no cycle open."""
+    return jax.tree.map(lambda x: 2 * x, age)
+
+
 # The transformation of one of k micro-gradients, from the step and k.
 _MicroSteps: TypeAlias = Callable[[Count, Number], optax.GradientTransformationExtraArgs]
 

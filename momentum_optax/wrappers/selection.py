@@ -115,9 +115,7 @@ def selection(select: Select, storages: ByLeaf, second_moments: Collection[str])
       TypeError: If `select` or `second_moments` is of the wrong type.
       ValueError: If `select` is empty or names an unknown storage.
     """
-    if isinstance(second_moments, str) or not isinstance(second_moments, Collection):
-        raise TypeError(f"second_moments must be a collection of names, got {_checks.shown(second_moments)}")
-    squares = frozenset(second_moments)
+    squares = checked_second_moments(second_moments)
     if isinstance(select, Mapping):
         by_field = {name: chooser_of(resolve(value)) for name, value in select.items()}
     elif isinstance(select, Collection) and not isinstance(select, str):
@@ -133,6 +131,13 @@ def selection(select: Select, storages: ByLeaf, second_moments: Collection[str])
     if not all(isinstance(name, str) for name in by_field):
         raise TypeError(f"select must hold names of fields, got {_checks.shown(select)}")
     return Selection(by_field, None, storages, squares)
+
+
+def checked_second_moments(names: Collection[str]) -> frozenset[str]:
+    """The names of fields of squares as a set."""
+    if isinstance(names, str) or not isinstance(names, Collection):
+        raise TypeError(f"second_moments must be a collection of names, got {_checks.shown(names)}")
+    return frozenset(names)
 
 
 def check_fit(storages: ByLeaf, field: str, squares: bool, tree: PyTree) -> None:

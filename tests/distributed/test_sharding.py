@@ -351,6 +351,45 @@ def test_a_state_in_the_hosts_memory_and_back():
     assert_bit_equal(jax.device_put(away, states), state)
 
 
+@pytest.mark.parametrize(
+    ("specs", "error", "match"),
+    [
+        (None, TypeError, "specs must be a PartitionSpec or a tree of them like the parameters, got None"),
+        ({"w": P(), "b": None, "s": P()}, TypeError, "specs must be a PartitionSpec or a tree of them .*, got None"),
+        ({"w": ("model",), "b": P(), "s": P()}, TypeError, "specs must be a PartitionSpec .*, got 'model'"),
+        (P("tensor"), ValueError, r"specs must name axes of the mesh, \('data', 'model'\), got \['tensor'\]"),
+        (P("model"), ValueError, r"no more entries than a parameter has axes, got P.* for params\['s'\] of shape \(\)"),
+        (
+            {"w": P(), "b": P()},
+            ValueError,
+            r"a tree of PartitionSpecs like the parameters, got one without params\['s'\]",
+        ),
+    ],
+)
+def test_specs_that_do_not_fit_are_named(specs, error, match):
+    mesh, _ = placed("data and model")
+    with pytest.raises(error, match=match):
+        mo.sharding.zero1_specs(PARAMS, mesh, "data", specs)
+    with pytest.raises(error, match=match):
+        zero1(mo.sgd(0.1, 0.9), mesh, "data", specs).init(PARAMS)
+
+
+def test_zero1_needs_the_parameters_where_a_gradient_is_none():
+    mesh, _ = placed("data")
+    params = {"w": jnp.ones((8, 2)), "b": jnp.ones(3), "none": None}
+    tx = zero1(mo.sgd(0.1, 0.9), mesh, "data")
+    state = tx.init(params)
+    missing = params | {"b": None}
+    with pytest.raises(
+        ValueError, match=r"update of zero1 needs params where a gradient is None, as for params\['b'\]"
+    ):
+        tx.update(missing, state)
+    updates, _ = tx.update(missing, state, params)
+    assert updates["b"] is None
+    # What was None at init has nothing in the state.
+    assert tx.update(params, state)[0]["none"] is None
+
+
 def test_errors_say_what_is_allowed():
     mesh, shardings = placed("data")
     other, _ = placed("data and model")
@@ -367,5 +406,16 @@ def test_errors_say_what_is_allowed():
         zero1(tx, "data", "data")
     with pytest.raises(ValueError, match="leave axis 'data' free"):
         zero1(tx, mesh, "data", {"w": P("data"), "b": P(), "s": P()})
+    for changed, got in (
+        ({"w": shardings["w"], "b": shardings["b"]}, r"one without params\['s'\]"),
+        (shardings | {"t": shardings["s"]}, r"one with params\['t'\] too"),
+        (shardings["s"], "a single one"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"shardings must be a tree of NamedShardings like the parameters, got {got}"
+        ):
+            state_shardings(tx, PARAMS, changed)
+    with pytest.raises(TypeError, match=r"NamedShardings like the parameters, got None for params\['s'\]"):
+        state_shardings(tx, PARAMS, shardings | {"s": None})
     with pytest.raises(ValueError, match=r"memory_kind must be one of .*'pinned_host'.*, got 'hbm'"):
         offloaded(shardings, "hbm")

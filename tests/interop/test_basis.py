@@ -161,6 +161,9 @@ def test_errors_of_a_change_of_basis():
     with pytest.raises(TypeError, match="source must be a Filter"):
         basis(ema, "ema", ema, ema)
     state = mo.scale_by_momentum(ema).init(PARAMS)
+    debiased = mo.scale_by_momentum(ema, debias=True).init(PARAMS)
+    with pytest.raises(ValueError, match="opt_state must not debias"):
+        interop.change_basis(debiased, ema, ema, into=state)
     into = mo.scale_by_momentum(ema).init({"head": jnp.zeros(2)})
     with pytest.raises(ValueError, match="the other state has the entry 'dense/bias'"):
         interop.change_basis(state, ema, ema, into=into)

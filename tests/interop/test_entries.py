@@ -65,6 +65,14 @@ def test_tensors_of_any_device_and_of_bfloat16_are_read():
         assert_bit_equal(take({**there, "state": wrapped}), plain)
 
 
+@pytest.mark.parametrize("layout", ["lin", [1, 0], (1.0, 0), (1, 1), (0, 2)])
+def test_a_layout_is_a_name_or_a_permutation(layout):
+    with pytest.raises(
+        ValueError, match=r"layouts\['head'\] must be 'linear', .* or a permutation such as \(1, 0\), got"
+    ):
+        take(layouts={"head": layout})
+
+
 def test_names_must_give_each_parameter_once():
     there = torch_state()
     there["param_groups"][0]["params"] = [0, 1]

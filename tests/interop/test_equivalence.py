@@ -1,5 +1,7 @@
 """Hyperparameters between dialects: every pair, run side by side."""
 
+import numpy as np
+import optax
 import pytest
 from interop.recipe_pairs import PAIRS, RATES, cached, changed, every_pair, is_same, rate, run
 
@@ -64,6 +66,24 @@ def test_keras_rate_is_corrected_by_a_scheduled_momentum(target, x64):
     plain = {k: v for k, v in found.recipe.hyperparameters.items() if not callable(v)}
     rate_name, name = RATES[target], "beta" if target == "heavyball_sgd" else "momentum"
     assert not is_same(run(source), run(Recipe(target, **{**plain, rate_name: warm, name: 0.9})))
+
+
+def test_a_schedule_of_optax_is_corrected_too():
+    # Its values are float32, in which the filters agree to seven digits.
+    for schedule in (optax.cosine_decay_schedule(0.1, 50), optax.linear_schedule(0.01, 0.1, 9)):
+        source = Recipe("keras_sgd", learning_rate=schedule, momentum=0.9)
+        found = equivalent_hyperparameters(source, "torch_sgd").recipe.hyperparameters
+        assert found["lr"] is schedule
+        for step in (1, 5, 12):
+            before, now = (float(schedule(t)) for t in (step - 1, step))
+            np.testing.assert_allclose(found["momentum"](step), 0.9 * before / now, rtol=1e-6)
+    # At 0 Keras goes on along its velocity, and PyTorch does not write to the buffer.
+    for schedule in (optax.cosine_decay_schedule(0.1, 20), optax.linear_schedule(0.0, 0.1, 9)):
+        source = Recipe("keras_sgd", learning_rate=schedule, momentum=0.9)
+        with pytest.raises(ValueError, match="torch_sgd has no such steps: the learning rate is 0 at a step"):
+            equivalent_hyperparameters(source, "torch_sgd")
+    with pytest.raises(ValueError, match="no momentum of keras_sgd makes up for it"):
+        equivalent_hyperparameters(Recipe("torch_sgd", lr=schedule, momentum=0.9), "keras_sgd")
 
 
 @pytest.mark.parametrize(

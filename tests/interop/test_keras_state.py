@@ -77,5 +77,6 @@ def test_keras_without_momentum_has_nothing_to_convert():
     interop.from_keras(tx.init(PARAMS), {"SGD/iteration": np.int32(3)}, {})
     with pytest.raises(ValueError, match="variables has 'SGD/dense_kernel_momentum', and opt_state no velocity"):
         interop.from_keras(tx.init(PARAMS), keras_variables(), KERAS_NAMES)
-    with pytest.raises(TypeError, match="variables must be a mapping"):
-        interop.from_keras(tx.init(PARAMS), [], {})
+    for variables in ([], {1: np.zeros(2)}):
+        with pytest.raises(TypeError, match="variables must be a mapping from names to arrays, got"):
+            interop.from_keras(tx.init(PARAMS), variables, {})

@@ -80,6 +80,22 @@ def test_a_pending_first_step_goes_out_as_no_buffer():
     assert list(back["state"]) == [0, 1]
 
 
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"param_groups": [{}]}, r"param_groups of state_dict must be mappings that list params, got \[\{\}\]"),
+        ({"param_groups": {"params": [0]}}, "param_groups of state_dict must be mappings that list params"),
+        ({"state": []}, r"state of state_dict must map parameters to mappings, got \[\]"),
+        ({"state": {0: None}}, "state of state_dict must map parameters to mappings"),
+    ],
+)
+def test_a_dictionary_of_another_form_is_named(change, match):
+    tx = interop.torch_sgd(momentum=0.9)
+    for call in (interop.from_torch, interop.to_torch):
+        with pytest.raises(TypeError, match=match):
+            call(tx.init(PARAMS), torch_state() | change, NAMES)
+
+
 def entry_errors():
     """Entries of the state dictionary that do not fit: an id, arguments of `take`, the message."""
     bad = np.zeros((3, 4), np.float32)

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from interop.recipe_pairs import SOURCES
+from interop.test_dialect import Tensor
 
 import momentum_optax as mo
 from momentum_optax.interop import Recipe, equivalent_hyperparameters
@@ -27,6 +28,17 @@ def test_errors_of_the_call():
             TypeError, match="source must have numbers, apart from a schedule of the learning rate, got momentum="
         ):
             equivalent_hyperparameters(Recipe("torch_sgd", momentum=momentum), "tf1_momentum")
+
+
+def test_dampening_that_takes_no_gradient_has_no_equivalent():
+    with pytest.raises(ValueError, match="has no equivalent in another dialect: after the first gradient, none counts"):
+        equivalent_hyperparameters(Recipe("torch_sgd", lr=0.1, momentum=0.9, dampening=1.0), "keras_sgd")
+
+
+def test_a_tensor_counts_as_its_number():
+    recipe = Recipe("torch_sgd", lr=Tensor(0.5), momentum=0.9)
+    assert repr(recipe) == "Recipe('torch_sgd', lr=0.5, momentum=0.9)"
+    assert equivalent_hyperparameters(recipe, "keras_sgd").recipe.hyperparameters["learning_rate"] == 0.5
 
 
 def test_a_recipe_shows_what_it_is_and_makes_the_optimizer():

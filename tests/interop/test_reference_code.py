@@ -14,7 +14,9 @@ interop = mo.interop
     [
         ("aggmo", {"lr": 0.1, "betas": (0.9, 0.9)}, ValueError, r"betas must be distinct, got \(0.9, 0.9\)"),
         ("aggmo", {"lr": 0.1, "betas": (lambda t: 0.9,)}, TypeError, r"betas\[0\] must be a number"),
-        ("aggmo", {"lr": 0.1, "betas": 0.9}, TypeError, "must be a tuple or list"),
+        ("aggmo", {"lr": 0.1, "betas": 0.9}, TypeError, "betas must be a tuple or list of numbers, got 0.9"),
+        ("aggmo", {"lr": 0.1, "betas": ("0.9",)}, TypeError, r"betas\[0\] must be a number, got '0.9'"),
+        ("aggmo", {"lr": 0.1, "betas": ()}, ValueError, "betas must have at least one entry, got none"),
         ("accsgd", {"lr": 0.1, "smallConst": 1.5}, ValueError, r"smallConst must be in \(0, 1\], got 1.5"),
         ("mass", {"kappa_t": 0.5}, ValueError, r"kappa_t must be in \[1, inf\), got 0.5"),
     ],

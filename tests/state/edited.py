@@ -1,5 +1,6 @@
 """Optimizers and steps for tests of `reset` and `rescale`."""
 
+import dataclasses
 import functools
 
 import jax
@@ -14,6 +15,18 @@ import momentum_optax as mo
 PARAMS = {"head": {"w": jnp.ones((8, 600))}, "body": jnp.ones((4, 3))}
 UINT8 = mo.storage.uint8(min_size=1)
 ADAM = {"mu": mo.storage.int8(min_size=1), "nu": UINT8}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Module:
+    """Parameters in a class, as with Equinox, one of which has the name of a field of Adam's state."""
+
+    mu: jax.Array
+    layers: list
+
+
+MODULE = Module(jnp.ones((4, 3)), [jnp.ones(2)])
 
 
 def in_head(path):

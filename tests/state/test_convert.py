@@ -1,6 +1,7 @@
 """`convert`: fields compressed and decompressed, and velocities that keep their bits."""
 
 import jax
+import jax.numpy as jnp
 import optax
 import pytest
 from conformance import STORAGES, assert_bit_equal, avals
@@ -36,6 +37,26 @@ def test_a_field_that_like_compresses_needs_a_storage_that_is_fit_for_it():
         mo.convert(made("plain")[1], {"mu": BYTES}, like=like)
     with pytest.raises(ValueError, match="'nu' holds second moments"):
         mo.convert(made("plain")[1], {"mu": BYTES, "nu": BYTES}, like=like)
+
+
+def test_arguments_of_another_kind_are_named():
+    state = made("mu_float32")[1]
+    with pytest.raises(TypeError, match=r"like must be an optimizer's state, .* got a transformation"):
+        mo.convert(SGD(0.9).init(PARAMS), "int8", like=SGD(0.9))
+    for names in ("mu", 3):
+        with pytest.raises(TypeError, match=f"second_moments must be a collection of names, got {names!r}"):
+            mo.convert(state, "float32", second_moments=names)
+    with pytest.raises(ValueError, match=r"storage must have at least one pattern, such as '\.\*', got none"):
+        mo.convert(SGD(0.9).init(PARAMS), {})
+
+
+def test_imaginary_parts_are_not_dropped():
+    complex_params = {"w": jnp.ones(3, jnp.complex64)}
+    like = SGD(0.9).init({"w": jnp.ones(3)})
+    with pytest.raises(
+        ValueError, match=r"like must be complex as the new state at velocity.values\[0\]\['w'\], got f"
+    ):
+        mo.convert(SGD(0.9).init(complex_params), "float32", like=like)
 
 
 @pytest.mark.one_in(4)

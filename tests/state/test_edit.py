@@ -92,6 +92,12 @@ def test_errors_say_what_is_allowed():
             call(state, lambda path: False)
         with pytest.raises(TypeError, match=r"select must return True or False, got 1 for"):
             call(state, lambda path: 1)
+        with pytest.raises(TypeError, match=r"select must be a function of a path .*, or None .*, got 'head'"):
+            call(state, "head")
+    with pytest.raises(TypeError, match=r"fresh must be an optimizer's state, .* got a transformation"):
+        mo.reset(state, mo.sgd(0.1, 0.9))
+    with pytest.raises(TypeError, match=r"factor must have names of fields as keys, got 1"):
+        mo.rescale(state, {"velocity": 2.0, 1: 2.0, "trace": 2.0})
     with pytest.raises(ValueError, match=r"fresh must be .* 2/velocity must be a Float32Velocity, got an Int8Velocity"):
         mo.reset(state, mo.sgd(0.1, 0.9, storage="int8").init(PARAMS))
     with pytest.raises(ValueError, match=r"opt_state must hold a state of scale_by_momentum or compress, got none"):
@@ -104,8 +110,10 @@ def test_errors_say_what_is_allowed():
         mo.rescale(optax.adam(0.1).init(PARAMS), {"count": 2.0})
     with pytest.raises(ValueError, match=r"factor for 'velocity' must be in \(-inf, inf\), got nan"):
         mo.rescale(state, float("nan"))
-    with pytest.raises(TypeError, match=r"factor for 'velocity' must be a number, got 'x'"):
+    with pytest.raises(TypeError, match=r"factor for 'velocity' must be a number or a scalar array, got 'x'"):
         mo.rescale(state, "x")
+    with pytest.raises(TypeError, match=r"factor for 'velocity' must be a number or a scalar array, got float32\[3\]$"):
+        mo.rescale(state, jnp.ones(3))
     adam = mo.compress(optax.adam(0.1), ADAM).init(PARAMS)
     with pytest.raises(ValueError, match=r"factor for 'nu' must be in \[0, inf\), got -1"):
         mo.rescale(adam, {"nu": -1})

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from state.edited import MODULE
 
 import momentum_optax as mo
 
@@ -25,6 +26,12 @@ def test_a_velocity_takes_what_its_storage_says(storage, codes):
     first = next(iter(found.by_field))
     small = {"float32": 4, "bfloat16": 2, "int8": 4, "int4": 4}[storage]  # 1024 elements are kept in full
     assert found.by_field[first] == codes * SIZE + small * 1024
+
+
+def test_parameters_in_a_class_and_random_keys_are_counted():
+    tx = optax.chain(optax.add_noise(0.1, 0.5, key=jax.random.key(0)), optax.trace(0.9))
+    # Threefry's keys are two words.
+    assert mo.state_bytes(tx, MODULE).by_field == {"0/count": 4, "0/rng_key": 8, "1/trace": 4 * 14}
 
 
 @pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8"])

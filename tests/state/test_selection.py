@@ -7,7 +7,7 @@ import optax
 import pytest
 from conformance import assert_bit_equal, avals
 from conformance import gradients as drawn
-from state.edited import PARAMS, debiased, in_head, steps
+from state.edited import MODULE, PARAMS, Module, debiased, in_head, steps
 
 import momentum_optax as mo
 
@@ -77,6 +77,23 @@ def test_a_partial_reset_asks_about_parameters_alone_and_lets_counters_go_on(nam
     for after in (new, every):
         assert int(optax.tree.get(after.inner, "ScaleByAdamState").count) == 2
         assert int(after.step) == 2
+
+
+def test_attributes_of_classes_that_hold_parameters_are_no_fields_of_states():
+    tx = mo.compress(optax.adam(0.1), {"mu"}, "bfloat16")
+    fresh = tx.init(MODULE)
+    _, state = tx.update(MODULE, fresh, MODULE)
+    nu, zero = (optax.tree.get(s.inner, "nu") for s in (state, fresh))
+    asked = set()
+    new = mo.reset(state, fresh, lambda path: asked.add(path) or path == "layers/0")
+    assert asked == {"mu", "layers/0"}
+    assert_bit_equal(optax.tree.get(new.inner, "nu"), Module(nu.mu, zero.layers))
+    new = mo.rescale(state, {"mu": 2.0, "nu": 4.0}, lambda path: path == "mu")
+    assert_bit_equal(optax.tree.get(new.inner, "nu"), Module(4 * nu.mu, nu.layers))
+    # The parameter called mu is not Adam's first moment.
+    assert_bit_equal(optax.tree.get(mo.rescale(state, {"mu": 2.0}).inner, "nu"), nu)
+    with pytest.raises(ValueError, match="factor must name fields of floats in opt_state, got 'mu'"):
+        mo.rescale(optax.trace(0.9).init(MODULE), {"mu": 2.0})
 
 
 def test_a_partial_reset_reaches_all_that_compress_holds():

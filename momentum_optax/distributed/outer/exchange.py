@@ -27,9 +27,14 @@ def exact_mean(progress: PyTree, share: jax.Array, axis_name: AxisName) -> PyTre
 
 
 def byte_mean(progress: PyTree, residual: PyTree, share: jax.Array, axis_name: AxisName) -> tuple[PyTree, PyTree]:
-    """The weighted mean of what all workers send in bytes, and the residual that this one sends later."""
+    """The weighted mean of what all workers send in bytes, and the residual that this one sends later.
+
+    Complex leaves are sent in full.
+    """
 
     def exchanged(_: Place, d: jax.Array, r: jax.Array) -> tuple[jax.Array, jax.Array]:
+        if jnp.iscomplexobj(d):
+            return total(d * share.astype(d.dtype), axis_name), r
         wanted = d + r
         codes, scale = _encoded(wanted)
         # Codes and scales are sent; each receiver decodes them.
@@ -51,7 +56,7 @@ def _gathered(x: jax.Array, axis_name: AxisName) -> jax.Array:
 def _encoded(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Whole multiples of one scale per row, rounded to nearest: error feedback sends the rest later."""
     axes = tuple(range(1, x.ndim)) if x.ndim > 1 else None
-    scale = jnp.max(jnp.abs(x.astype(jnp.float32)), axes, keepdims=True) * np.float32(1 / 127)
+    scale = jnp.max(jnp.abs(x.astype(jnp.float32)), axes, keepdims=True, initial=0) * np.float32(1 / 127)
     wide = x.astype(arithmetic_dtype(x.dtype))
     codes = jnp.round(wide / jnp.where(scale > 0, scale, 1).astype(wide.dtype)).astype(jnp.int8)
     return codes, scale

@@ -89,6 +89,11 @@ def slowmo(momentum: Scalar = 0.5, slow_rate: float = 1.0, *, storage: AnyStorag
       slow_rate: $\alpha$.
       storage: The storage of the outer velocity, see `scale_by_momentum`.
 
+    Raises:
+      ValueError: If a number is out of range.
+      TypeError: If an argument is of the wrong type; at `exchange` without a number or scalar array as
+        `inner_learning_rate`.
+
     Reference:
       Wang et al., ICLR 2020, arXiv:1910.00643.
     """
@@ -111,10 +116,11 @@ def _times_inner_rate(factor: Callable[[jax.Array], jax.Array]) -> optax.Gradien
         state: optax.OptState,
         params: optax.Params | None = None,
         *,
-        inner_learning_rate: Number,
+        inner_learning_rate: Number | None = None,
         **extra: object,
     ) -> tuple[optax.Updates, optax.OptState]:
         del params, extra
+        _checks.constant("inner_learning_rate", inner_learning_rate, "[0, inf)")
         scale = factor(jnp.asarray(inner_learning_rate))
         return jax.tree.map(lambda u: times(u, scale), updates), state
 

@@ -5,14 +5,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ... import _checks
 from ..._export import serializable
-from ..._typing import AxisName, Number, PyTree
+from ..._tree import check_entries, map_onto, path_name, unboxed
+from ..._typing import AxisName, KeyPath, Number, PyTree
 from ...apply import apply_updates
-from ...state.mismatch import ANYTHING, check_state
-from ...storage.protocol import arithmetic_dtype, whole_along
+from ...state.mismatch import ANYTHING, check_kind, check_state
+from ...storage.protocol import arithmetic_dtype, checked_leaf, whole_along
 from .exchange import byte_mean, exact_mean, share_of, total
 
 
@@ -72,14 +74,17 @@ def outer_momentum(tx: optax.GradientTransformation, *, exchange: str = "exact")
       tx: Any optimizer; pseudo-gradients are its gradients, and the anchor its parameters. With `mask` it must skip
         leaves whose gradient is None, as everything built on `scale_by_momentum` does.
       exchange: "exact" sums in the parameters' dtype. "int8" sends one byte per parameter and four per row, and adds
-        what rounding lost to the next exchange (error feedback); each worker receives the bytes of all.
+        what rounding lost to the next exchange (error feedback); each worker receives the bytes of all. Complex
+        parameters are sent in full.
 
     Returns:
       An `OuterMomentum`.
 
     Raises:
-      TypeError: If `tx` is not an optimizer.
-      ValueError: If `exchange` is neither of these.
+      TypeError: If `tx` is not an optimizer; at `init` if a leaf is not of a float or complex dtype; if `weight`,
+        `retain` or `mask` is of the wrong type.
+      ValueError: If `exchange` is neither of these; if a number is out of range; if parameters or mask are not like the
+        parameters of `init`.
       StateMismatchError: At `exchange`, a `ValueError`, if the state is of another kind of exchange or optimizer.
 
     Reference:
@@ -92,6 +97,8 @@ def outer_momentum(tx: optax.GradientTransformation, *, exchange: str = "exact")
     exact = exchange == "exact"
 
     def init(params: optax.Params) -> OuterState:
+        for path, x in jax.tree_util.tree_leaves_with_path(unboxed(params)):
+            checked_leaf(path, x)
         residual = None if exact else jax.tree.map(jnp.zeros_like, params)
         # A copy: parameters and state are donated together.
         return OuterState(jax.tree.map(lambda p: jnp.array(p, copy=True), params), tx.init(params), residual)
@@ -105,7 +112,7 @@ def outer_momentum(tx: optax.GradientTransformation, *, exchange: str = "exact")
         mask: PyTree = None,
         **extra: object,
     ) -> OuterState:
-        check_state(state, OuterState(ANYTHING, ANYTHING, None if exact else ANYTHING))
+        _check_exchange(state, exact, weight)
         share = share_of(weight, axis_name)
         progress = _progress(params, state.anchor, share, mask)
         if exact:
@@ -122,25 +129,49 @@ def outer_momentum(tx: optax.GradientTransformation, *, exchange: str = "exact")
     return OuterMomentum(init, exchange_once, _pull)
 
 
+def _check_exchange(state: OuterState, exact: bool, weight: Number) -> None:
+    """Raise for the state of another optimizer or kind of exchange, or for a weight that is none."""
+    check_kind(state, OuterState, "begin with init(params) of this outer optimizer")
+    check_state(state, OuterState(ANYTHING, ANYTHING, None if exact else ANYTHING))
+    # True and False are a worker that is there and a missing one.
+    if not hasattr(weight, "dtype") and not isinstance(weight, bool):
+        _checks.constant("weight", weight, "[0, inf)")
+
+
 def _progress(params: PyTree, anchor: PyTree, share: jax.Array, mask: PyTree) -> PyTree:
     """Pseudo-gradients of one worker; None for leaves that do not take part."""
-    # The parameters of a missing worker may be NaN.
-    progress = jax.tree.map(lambda x, p: jnp.where(share > 0, x - p, 0), anchor, params)
-    return progress if mask is None else jax.tree.map(lambda takes_part, d: d if takes_part else None, mask, progress)
+
+    def covered(path: KeyPath, p: jax.Array, x: jax.Array) -> jax.Array:
+        if jnp.shape(p) != x.shape:
+            raise ValueError(f"params must have the shape of init, {x.shape} for {path_name(path)}, got {jnp.shape(p)}")
+        # The parameters of a missing worker may be NaN.
+        return jnp.where(share > 0, x - p, 0)
+
+    progress = map_onto(covered, params, [unboxed(anchor)])
+    if mask is None:
+        return progress
+    return jax.tree.map(lambda takes_part, d: d if takes_part else None, _checked_mask(mask, params), progress)
+
+
+def _checked_mask(mask: PyTree, params: PyTree) -> PyTree:
+    """`mask` as a bare tree, once it holds True or False for each parameter."""
+    check_entries("mask", "True and False", mask, params, lambda x: isinstance(x, bool | np.bool_))
+    return unboxed(mask)
 
 
 def _pull(params: optax.Params, state: OuterState, *, retain: Number = 0.0, mask: PyTree = None) -> optax.Params:
     """The `pull` of every `OuterMomentum`."""
-    _checks.within("retain", retain, "[0, 1]")
+    _checks.constant("retain", retain, "[0, 1]")
 
-    def mixed(p: jax.Array, x: jax.Array, takes_part: bool) -> jax.Array:
-        if not takes_part:
-            return p
+    def mixed(p: jax.Array, x: jax.Array) -> jax.Array:
         if _checks.is_number(retain) and retain == 0:
             return x
         own, common = (a.astype(arithmetic_dtype(a.dtype)) for a in (p, x))
         share = jnp.asarray(retain, jnp.finfo(common.dtype).dtype)
         return (common + share * (own - common)).astype(p.dtype)
 
-    everywhere = jax.tree.map(lambda _: True, params)
-    return jax.tree.map(mixed, params, state.anchor, everywhere if mask is None else mask)
+    if mask is None:
+        return jax.tree.map(mixed, params, state.anchor)
+    checked = _checked_mask(mask, params)
+    # Below an entry of the mask is a parameter, perhaps in a box.
+    return jax.tree.map(lambda ok, p, x: jax.tree.map(mixed, p, x) if ok else p, checked, params, state.anchor)

@@ -26,7 +26,10 @@ def from_fields(leaves: Mapping[str, Leaf], target: PyTree) -> PyTree:
 
     Raises:
       CheckpointError: Naming the first field that is missing, unexpected, or of another shape or dtype.
+      TypeError: If `leaves` is not a mapping.
     """
+    if not isinstance(leaves, Mapping):
+        raise TypeError(f"leaves must be a mapping from paths to arrays, as fields gives, got {_checks.shown(leaves)}")
     expected = fields(target)
     compare(*({path: entry_of(path, x) for path, x in each.items()} for each in (leaves, expected)))
     return jax.tree_util.tree_map_with_path(

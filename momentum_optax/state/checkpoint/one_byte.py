@@ -1,7 +1,7 @@
 """Velocities in one byte as format 1 kept them, brought into format 2."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -20,23 +20,37 @@ _BODY, _NEAR = 118, 2.0**-6
 _POWERS = 4.0 ** (_BODY - 64) / _NEAR
 
 
+# The parts of a velocity.
+_PARTS = ("codes", "gain", "scale", "body", "reach", "margin", "stamp")
+
+
 def upgraded(leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
     """The leaves of a state by path, with one-byte velocities in the present form, rounded once more.
 
     They get noise of their own, that of seed 0; the next scale of a row is that of its largest velocity.
     """
     new = dict(leaves)
-    places = [re.fullmatch(r"(.*?)body/0(/.*)?", path) for path in leaves]
-    for number, place in enumerate(place for place in places if place):
-        before, after = place[1], place[2] or ""
+    for number, (before, after) in enumerate(_places(leaves)):
         order = sum(f"{before}codes/{k}{after}" in leaves for k in range(len(leaves)))
         old = {
             name: [new.pop(f"{before}{name}/{k}{after}") for k in range(order if name in ("codes", "gain") else 1)]
-            for name in ("codes", "gain", "scale", "body", "reach", "margin", "stamp")
+            for name in _PARTS
         }
         for name, part in _parts(old, number)._asdict().items():
             new |= {f"{before}{name}/{k}{after}": x for k, x in enumerate(part)}
     return new
+
+
+def _places(leaves: Mapping[str, Leaf]) -> Iterator[tuple[str, str]]:
+    """What comes before and after the name of a part in the paths of each leaf that format 1 kept in one byte.
+
+    "body" may also be the name of a parameter, before or after that of the part.
+    """
+    for path in leaves:
+        for found in re.finditer(r"(?<![^/])body/0(?![^/])", path):
+            before, after = path[: found.start()], path[found.end() :]
+            if all(f"{before}{name}/0{after}" in leaves for name in _PARTS):
+                yield before, after
 
 
 def _parts(old: dict[str, list[Leaf]], number: int) -> Int8Velocity:

@@ -41,6 +41,27 @@ def test_what_a_missing_worker_holds_does_not_matter(exchange):
     assert not np.isfinite(np.asarray(go(params, state)[0]["w"])).all()
 
 
+@pytest.mark.parametrize("exchange", ["exact", "int8"])
+def test_leaves_of_every_kind_are_averaged(exchange):
+    kind = outer.local_sgd(exchange=exchange)
+    one = {"complex": jnp.zeros(3, jnp.complex64), "none": None, "scalar": jnp.zeros(()), "empty": jnp.zeros((3, 0))}
+    params = jax.tree.map(lambda x: jnp.zeros((2, *x.shape), x.dtype), one)
+    state = jax.vmap(kind.init)(params)
+    moved = params | {"complex": jnp.array([[1 + 1j] * 3, [2j] * 3], jnp.complex64), "scalar": jnp.array([127.0, 1.0])}
+    go = jax.jit(jax.vmap(functools.partial(kind.sync, axis_name="workers"), axis_name="workers"))
+    new, state = go(moved, state)
+    np.testing.assert_allclose(new["complex"], 0.5 + 1.5j, rtol=1e-6)
+    np.testing.assert_allclose(new["scalar"], 64, rtol=1e-6)
+    assert new["empty"].shape == (2, 3, 0)
+    assert new["none"] is None
+
+
+def test_a_whole_number_among_the_parameters_is_named():
+    # A mean of whole numbers is none: in their dtype it would be 0.
+    with pytest.raises(TypeError, match=r"params\['n'\] must have a dtype of bfloat16, .*, got int32"):
+        outer.local_sgd().init({"w": jnp.ones(3), "n": jnp.int32(3)})
+
+
 def test_bytes_say_everything_in_the_end():
     kind = outer.local_sgd(exchange="int8")
     found, state, _ = rounds(kind, count=40, dtype=np.float32)

@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 import momentum_optax as mo
 from momentum_optax.distributed import outer
+from momentum_optax.state.mismatch import StateMismatchError
 
 
 @pytest.mark.parametrize(
@@ -127,6 +129,53 @@ def test_errors_say_what_is_allowed():
     kind = outer.local_sgd()
     with pytest.raises(ValueError, match=r"retain must be in \[0, 1\], got 2"):
         kind.pull({"w": jnp.ones(2)}, kind.init({"w": jnp.ones(2)}), retain=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"weight": -1.0}, ValueError, r"weight must be in \[0, inf\), got -1"),
+        ({"weight": lambda t: 1.0}, TypeError, "weight must be a number or a scalar array, got <function"),
+        ({"mask": True}, ValueError, "mask must be a tree of True and False like the parameters, got a single one"),
+        ({"mask": {"w": True}}, ValueError, r"mask must be a tree of True and False .*, got one without params\['b'\]"),
+        (
+            {"mask": {"w": True, "b": 1}},
+            TypeError,
+            r"mask must be a tree of True and False .*, got 1 for params\['b'\]",
+        ),
+        ({"mask": {"w": True, "b": None}}, TypeError, r"mask must be .*, got None for params\['b'\]"),
+        ({"params": {"w": 1.0}}, ValueError, r"params must be the tree .* they lack params\['b'\]"),
+        (
+            {"params": {"w": jnp.ones(1), "b": jnp.ones(2)}},
+            ValueError,
+            r"of init, \(2,\) for params\['w'\], got \(1,\)",
+        ),
+        ({"state": (3,)}, StateMismatchError, "must be an OuterState, got a tuple of 1: begin with init"),
+        ({"kind": outer.slowmo()}, TypeError, "inner_learning_rate must be a number or a scalar array, got None"),
+    ],
+)
+def test_an_exchange_names_the_argument_that_does_not_fit(arguments, error, match):
+    params = {"w": jnp.ones(2), "b": jnp.ones(2)}
+    kind = arguments.pop("kind", outer.local_sgd())
+    call = {"params": params, "state": kind.init(params), "axis_name": None} | arguments
+    with pytest.raises(error, match=match):
+        kind.exchange(**call)
+    if "mask" in call:
+        with pytest.raises(error, match=match):
+            kind.pull(params, call["state"], mask=call["mask"])
+
+
+def test_a_mask_goes_with_boxes_or_without():
+    kind = outer.local_sgd()
+    bare = {"w": jnp.ones(2), "b": jnp.ones(2)}
+    params = jax.tree.map(lambda x: nn.Partitioned(x, ("x",)), bare)
+    moved, mask = jax.tree.map(lambda x: 2 * x, params), {"w": True, "b": False}
+    for tree in (mask, jax.tree.map(lambda m: nn.Partitioned(m, ("x",)), mask)):
+        new, state = kind.sync(moved, kind.init(params), axis_name=None, mask=tree)
+        assert jax.tree.structure(new) == jax.tree.structure(state.anchor) == jax.tree.structure(params)
+        np.testing.assert_array_equal(state.anchor["w"].value, 2)
+        np.testing.assert_array_equal(state.anchor["b"].value, 1)
+        np.testing.assert_array_equal(new["b"].value, 2)
 
 
 def test_state_and_parameters_can_be_donated_together():

@@ -31,6 +31,12 @@ def test_migrations_that_are_none_are_named(migrations, message):
         migrate(state, describe(state), state, migrations)
 
 
+def test_leaves_that_are_no_mapping_are_named():
+    for leaves in ([1], None):
+        with pytest.raises(TypeError, match="leaves must be a mapping from paths to arrays, as fields gives, got"):
+            from_fields(leaves, {"a": jnp.ones(3)})
+
+
 def renamed(target, leaves):
     """From a format in which the step had another name."""
     assert "2/step" in target
@@ -99,18 +105,23 @@ def test_one_byte_velocities_of_the_first_format_become_todays(order, largest):
     c = np.random.default_rng(0).integers(-largest, largest + 1, (8, 512)).astype(np.int8)
     scale, one = np.float32(10.0 ** np.arange(-4, 4)).reshape(8, 1), np.ones((1, 1), np.float32)
     small = {"scale": scale, "body": 118 * one, "reach": scale, "margin": one, "stamp": np.full((1, 1), 7, np.uint32)}
-    old = {f"velocity/{name}/0/w": x for name, x in small.items()}
+    # Parameters may have the name of a part.
+    w = "body/0/w"
+    old = {f"velocity/{name}/0/{w}": x for name, x in small.items()}
     for k in range(order):
-        old |= {f"velocity/codes/{k}/w": np.roll(c, k, 1), f"velocity/gain/{k}/w": (1 + 9 * k) * one}
+        old |= {f"velocity/codes/{k}/{w}": np.roll(c, k, 1), f"velocity/gain/{k}/{w}": (1 + 9 * k) * one}
+    old |= {f"params/{w}": np.ones(3, np.float32)}
     tx = mo.scale_by_momentum(mo.aggregated((0.5, 0.9)[:order]), storage="int8")
-    target = tx.init({"w": jnp.zeros((8, 512))})
-    state = from_fields({"step": target.step, **formats.UPGRADES[1]({}, old)}, target)
+    target = tx.init({"body": [{"w": jnp.zeros((8, 512))}]})
+    new = dict(formats.UPGRADES[1]({}, old))
+    assert new.pop(f"params/{w}") is old[f"params/{w}"]
+    state = from_fields({"step": target.step, **new}, target)
     for k, read in enumerate(mo.velocity(state)):
         code = np.float64(np.roll(c, k, 1))
         tail = np.sign(code) * (1 + (4.0 ** np.maximum(abs(code) - 118, 0) - 1) / 64)
         root = np.where(abs(code) <= 118, code / 118, tail)
         exact = (1 + 9 * k) * scale * root * abs(root)
-        error = np.linalg.norm(read["w"] - exact, axis=1) / np.linalg.norm(exact, axis=1)
+        error = np.linalg.norm(read["body"][0]["w"] - exact, axis=1) / np.linalg.norm(exact, axis=1)
         assert np.all(error < 0.03)
 
 
