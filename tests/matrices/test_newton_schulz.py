@@ -84,6 +84,27 @@ def test_squares_may_leave_the_range_of_float16(preconditioning):
 
 
 @pytest.mark.parametrize(
+    "preconditioning", [pytest.param(name, marks=() if name == "schatten" else pytest.mark.slow) for name in FIRST]
+)
+def test_squares_may_leave_the_range_of_float32_and_no_digit_changes_below_it(preconditioning):
+    x = RNG.normal(size=(4, 6)).astype(np.float32)
+    x *= 4 / abs(x).max()
+    # The largest float times a power of two is in the last batch.
+    scales = 2.0 ** np.array([0.0, 13.0, 14.0, 63.0, 100.0, 125.0])
+    batch = jnp.asarray(x * scales[:, None, None], jnp.float32)
+    run = jax.jit(lambda x, eps: newton_schulz(x, coefficients_of("standard", 5), eps, preconditioning))
+    got = run(batch, 1e-30)
+    np.testing.assert_allclose(
+        got[0], loop(FIRST[preconditioning](np.float64(x)), coefficients_of("standard", 5)), atol=1e-5
+    )
+    np.testing.assert_allclose(got, jnp.broadcast_to(got[0], got.shape), rtol=0, atol=2e-6)
+    # What is added to a norm, or is the least of it, counts as before.
+    huge, last = run(batch, 1e30), {"frobenius": 3, "spectral": 3}.get(preconditioning, 2)
+    assert abs(huge[last + 1]).max() > 0.1 > abs(huge[last]).max()
+    assert np.isnan(run(batch.at[0, 0, 0].set(jnp.inf), 1e-30)[0]).all()
+
+
+@pytest.mark.parametrize(
     ("given", "steps", "triples"),
     [
         ("standard", None, [(3.4445, -4.7750, 2.0315)] * 5),
@@ -143,6 +164,7 @@ def test_iterations_in_bfloat16_are_near_the_polar_factor_and_updates_keep_their
             "coefficients must be one of 'standard', 'polar_express', 'dion', got",
         ),
         ({"coefficients": (1.0, 2.0)}, ValueError, r"or a sequence of such triples, got numbers of shape \(2,\)"),
+        ({"coefficients": (1.0, 2.0, float("nan"))}, ValueError, "coefficients must be finite, got"),
         ({"coefficients": object()}, TypeError, r"coefficients must be a name or numbers \(a, b, c\)"),
         ({"coefficients": [(1, 0, 0)] * 3, "steps": 2}, ValueError, "steps must be None or 3"),
         ({"preconditioning": "aal"}, ValueError, "preconditioning must be one of 'frobenius', 'spectral', 'aol', 'sch"),
@@ -158,6 +180,19 @@ def test_arguments_out_of_range_are_refused_when_it_is_built(arguments, error, m
         with pytest.raises(error, match=match) as caught:
             make(**arguments)
         assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "tx", [mo.orthogonalize(), mo.muon(0.1), mo.normuon(0.1), mo.matrices.scale_by_neuron()], ids=lambda tx: "tx"
+)
+def test_a_leaf_of_integers_is_named_at_init(tx):
+    with pytest.raises(TypeError, match=r"params\['n'\] must have a dtype of .*, got int32"):
+        tx.init({"w": jnp.ones((2, 2)), "n": jnp.ones((2, 2), jnp.int32)})
+
+
+def test_a_direction_is_a_function():
+    with pytest.raises(TypeError, match="direction must be a function of a batch of matrices, got 'svd'"):
+        mo.matrices.on_matrices("svd")
 
 
 def products(tx, tree):
