@@ -15,6 +15,7 @@ from conformance import assert_bit_equal, avals, own_jit, pointers
 from jax.experimental import sparse
 
 import momentum_optax as mo
+from momentum_optax.state.mismatch import StateMismatchError
 from tests.rules.oracles import TABLE
 
 ROWS, WIDTH, STEPS = 12, 3, 40
@@ -310,6 +311,30 @@ def test_tables_and_rates_under_vmap_are_single_ones():
         np.testing.assert_allclose(together[i], expected, rtol=1e-5, atol=1e-6)
 
 
+def test_table_and_state_that_a_file_gave_back_are_taken_outside_jit_too():
+    table, state = begun()
+    g, rows, mask = np.ones((2, WIDTH), np.float32), np.array([1, 11]), np.isin(np.arange(ROWS), [1, 11])
+    restored = jax.tree.map(np.asarray, (table, state))
+    assert_bit_equal(OPT.read(*restored, rows), OPT.read(table, state, jnp.asarray(rows)))
+    assert_bit_equal(OPT.flush(*restored), OPT.flush(table, state))
+    expected = OPT.update(table, state, jnp.asarray(g), jnp.asarray(rows))
+    assert_bit_equal(OPT.update(*restored, g, rows), expected)
+    close(OPT.update(*restored, np.ones_like(restored[0]), mask=list(mask), size=2), expected)
+
+
+@pytest.mark.parametrize("shape", [(ROWS + 2, WIDTH), (ROWS, WIDTH + 1), (ROWS, WIDTH, 1)])
+def test_a_table_of_another_shape_than_that_of_the_state_is_refused(shape):
+    _, state = begun()
+    table, rows = jnp.ones(shape), jnp.array([0])
+    for call in (
+        lambda: OPT.read(table, state, rows),
+        lambda: OPT.update(table, state, table[:1], rows),
+        lambda: OPT.flush(table, state),
+    ):
+        with pytest.raises(StateMismatchError, match=r"the state must be of a table of shape .*, got arrays of shapes"):
+            call()
+
+
 def test_what_cannot_be_is_refused():
     table, state = begun()
     g, rows = jnp.ones((2, WIDTH)), jnp.array([0, 1])
@@ -334,6 +359,15 @@ def test_what_cannot_be_is_refused():
         OPT.update(table, state, g, rows, mask=mask, size=2)
     with pytest.raises(ValueError, match="size must be given with a mask"):
         OPT.update(table, state, table, mask=mask)
+    with pytest.raises(ValueError, match="size is the number of rows of a mask, got 2 without one"):
+        OPT.update(table, state, g, rows, size=2)
+    with pytest.raises(TypeError, match="gradient must be an array or a BCOO array, got None"):
+        OPT.update(table, state, None, rows)
+    for options in ({"rows": jnp.arange(ROWS)}, {"mask": mask, "size": 2}):
+        with pytest.raises(TypeError, match="the gradient of a real table must be real, got complex64"):
+            OPT.update(table, state, table * 1j, **options)
+    with pytest.raises(ValueError, match=r"table must have at least one row, got shape \(0, 3\)"):
+        OPT.init(jnp.ones((0, WIDTH)))
     with pytest.raises(TypeError, match="mask must be of bool"):
         OPT.update(table, state, table, mask=rows, size=2)
     with pytest.raises(ValueError, match=r"one entry for each row, \(12,\), got \(3,\)"):
