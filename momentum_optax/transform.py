@@ -323,7 +323,9 @@ def _check_debiasable(rule: Filter) -> None:
     now = np.array([[float(value_at(c, 1)) for c in row] for row in rule.A]).reshape(rule.order, rule.order)
     poles = np.linalg.eigvals(now)
     unit = rule.response(np.ones(256 if rule.is_constant else 32))
-    if np.any(poles.real < -1e-6) or np.any(abs(poles.imag) > 1e-6):
-        raise ValueError(f"debias must be False for a rule whose response to a constant oscillates, got poles {poles}")
+    swinging = poles[(poles.real < -1e-6) | (abs(poles.imag) > 1e-6)]
+    if swinging.size:
+        pole = f"{swinging[0]:.6g}"
+        raise ValueError(f"debias must be False for a rule whose response to a constant oscillates, got a pole {pole}")
     if not np.all(unit > 1e-9 * abs(unit).max()):
         raise ValueError(f"debias must be False for a rule whose response to a constant can vanish, got {unit[:4]} ...")

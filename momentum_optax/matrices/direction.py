@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec
 
 from .. import _checks, _tree
 from .._typing import DType, Number, PyTree, jitted
+from ..storage.protocol import check_leaves
 from .dimensions import WeightDimensionNumbers, matrices_of
 from .exchange import Direction, directions
 from .layout import Layout, layout_of
@@ -54,15 +55,20 @@ def on_matrices(
       A transformation without state. Updates keep their dtypes; None stays None.
 
     Raises:
-      TypeError: If an argument is of the wrong type.
+      TypeError: If an argument is of the wrong type; at `init` for a leaf that is not of a float or complex dtype, with
+        its path.
       ValueError: If `specs` come without a `mesh`, or name other axes; at `init` and `update` for a leaf without
         dimension numbers, or whose split is uneven, with its path.
     """
+    if not callable(direction):
+        raise TypeError(f"direction must be a function of a batch of matrices, got {_checks.shown(direction)}")
     check_placement(mesh, specs)
     wanted = None if dtype is None else _float_dtype(dtype)
 
     def init(params: optax.Params) -> optax.EmptyState:
-        matrices_of(weight_dimension_numbers, _tree.unboxed(params))
+        bare = _tree.unboxed(params)
+        matrices_of(weight_dimension_numbers, bare)
+        check_leaves(bare)
         return optax.EmptyState()
 
     def update(

@@ -11,7 +11,8 @@ from ..filters import Filter
 from ..filters.coefficients import Scalar, is_zero
 from ..rules.look_ahead import nesterov, torch_nesterov
 from ..rules.sums_and_averages import heavy_ball
-from ..schedules import nesterov_convex, restarted
+from ..schedules.derived import restarted_at
+from ..schedules.rising import nesterov_convex
 from ..state.mismatch import without_momentum
 from ..storage._by_leaf import AnyStorage
 from ..storage._float32 import Float32
@@ -70,7 +71,9 @@ def sgd(
     rule = _sgd_rule(momentum, nesterov, dampening)
     velocity_storage = storage_of(storage, "accumulator_dtype", accumulator_dtype)
     if rule is None and not isinstance(velocity_storage, Float32) and accumulator_dtype is None:
-        raise ValueError(f"storage needs a momentum to keep, got {storage!r} and momentum {momentum!r}")
+        raise ValueError(
+            f"storage needs a momentum to keep, got {_checks.shown(storage)} and momentum {_checks.shown(momentum)}"
+        )
     tx = descent(
         learning_rate,
         optax.scale(-1.0) if maximize else optax.identity(),
@@ -108,7 +111,7 @@ def srsgd(
     """
     return descent(
         learning_rate,
-        scale_by_momentum(nesterov(restarted(nesterov_convex(), restarts)), storage=storage),
+        scale_by_momentum(nesterov(restarted_at("restarts", nesterov_convex(), restarts)), storage=storage),
     )
 
 

@@ -26,7 +26,7 @@ def restarted(schedule: "Schedule", at: "int | Sequence[int] | np.ndarray | jax.
     Args:
       schedule: The schedule to restart.
       at: A period of at least 1, or increasing steps, of at least 1, to restart at; numbers, or an integer array with
-        at most one axis, which is not checked.
+        at most one axis, whose values are not checked.
 
     Raises:
       ValueError: If `at` is out of range, empty or not increasing.
@@ -38,19 +38,26 @@ def restarted(schedule: "Schedule", at: "int | Sequence[int] | np.ndarray | jax.
     """
     if not _checks.is_schedule(schedule):
         raise TypeError(f"schedule must be a function of the step, got {_checks.shown(schedule)}")
-    if getattr(at, "ndim", 0) == 1:
+    return restarted_at("at", schedule, at)
+
+
+def restarted_at(name: str, schedule: "Schedule", at: "int | Sequence[int] | np.ndarray | jax.Array") -> "Schedule":
+    """`restarted`, where `at` was given as the argument `name`."""
+    if getattr(at, "ndim", 0) > 0 or _checks.is_array(at):
         steps = cast("jax.Array", at)
+        if steps.ndim > 1 or steps.dtype.kind not in "iu":
+            raise TypeError(f"{name} must hold whole numbers along at most one axis, got {_checks.shown(at)}")
+        if steps.ndim == 0:
+            return lambda step: schedule(step % steps)
         return lambda step: schedule(step - ((steps <= step) * steps).max(initial=0))
     if not isinstance(at, Sequence):
         period = cast("Count", at)
-        if _checks.is_array(at):
-            return lambda step: schedule(step % period)
-        _checks.integer("at", at, 1)
+        _checks.integer(name, at, 1)
         return Periodic(lambda step: schedule(step % period), int(at))
     for i, begin in enumerate(at):
-        _checks.integer(f"at[{i}]", begin, 1 if i == 0 else at[i - 1] + 1)
+        _checks.integer(f"{name}[{i}]", begin, 1 if i == 0 else at[i - 1] + 1)
     if not at:
-        raise ValueError("at must name at least one step, got none")
+        raise ValueError(f"{name} must name at least one step, got none")
     lengths = [now - before for before, now in zip((0, *at), at, strict=False)]
     return lambda step: schedule(step - sum((step >= now) * n for now, n in zip(at, lengths, strict=True)))
 

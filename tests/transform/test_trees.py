@@ -86,6 +86,23 @@ def test_leaves_that_are_no_floats_are_rejected_at_init_by_path(dtype, storage):
         tx.init({"ok": jnp.ones(2), "x": [leaf]})
 
 
+@pytest.mark.parametrize("leaf", ["relu", jax.nn.relu, object()], ids=["string", "function", "object"])
+def test_what_is_no_array_among_the_parameters_is_rejected_by_path(leaf):
+    tx = runner("ema")
+    with pytest.raises(TypeError, match=r"params\['x'\] must have a dtype of .*, got .*: keep it from "):
+        tx.init({"ok": jnp.ones(2), "x": leaf})
+    with pytest.raises(TypeError, match=r"params\['ok'\] must have a dtype of .*, got "):
+        tx.update({"ok": leaf}, tx.init({"ok": jnp.ones(2)}))
+
+
+@pytest.mark.parametrize("rule", [mo.heavy_ball, mo.ema, lambda c: mo.grokfast(0.5, c)], ids=["sum", "average", "age"])
+def test_a_schedule_of_more_than_a_number_is_refused_where_it_would_change_a_shape(rule):
+    for leaf, value in ((jnp.float32(1), jnp.full(1, 0.5)), (jnp.ones((2, 3)), jnp.full(3, 0.5))):
+        tx = mo.scale_by_momentum(rule(lambda step, value=value: value))
+        with pytest.raises(ValueError, match=r"a coefficient must be a scalar at every step, got shape \("):
+            tx.update(leaf, tx.init(leaf))
+
+
 @pytest.mark.parametrize(("leaf", "gradient"), [("float32", "complex64"), ("complex64", "float32")])
 @every_storage
 def test_a_gradient_must_be_real_where_its_leaf_is_and_complex_where_it_is(leaf, gradient, storage):
