@@ -279,7 +279,7 @@ def _raise_no_prefix(name: str, there: list[KeyPath], tree: PyTree) -> NoReturn:
     raise ValueError(f"{name} must be a tree like the parameters or a prefix of it: it {what}")
 
 
-def beside(updates: optax.Updates, params: optax.Params) -> list[tuple[KeyPath, Leaf | None, Leaf]]:
+def paired(updates: optax.Updates, params: optax.Params) -> list[tuple[KeyPath, Leaf | None, Leaf]]:
     """Path, gradient or None, and parameter of each leaf, from trees in boxes or not.
 
     Raises:
@@ -301,13 +301,18 @@ def _raise_mismatch(expected: PyTree, got: PyTree, where: str = "at init") -> No
     )
     missing, extra = sorted(there.keys() - here.keys()), sorted(here.keys() - there.keys())
     if missing:
-        raise ValueError(f"the gradients lack {', '.join(missing)}, present {where} (None keeps a velocity unchanged)")
+        raise ValueError(f"the gradients lack {_listed(missing)}, present {where} (None keeps a velocity unchanged)")
     if extra:
-        raise ValueError(f"the gradients have {', '.join(extra)}, absent {where}")
+        raise ValueError(f"the gradients have {_listed(extra)}, absent {where}")
     for path, x in there.items():
         if x is None and here[path] is not None:
             raise ValueError(f"a gradient for {path}, which was None {where}")
     raise ValueError(f"the gradients must have the containers of the parameters {where}, got others for the same paths")
+
+
+def _listed(paths: list[str]) -> str:
+    """The first of some paths, and how many there are beside them."""
+    return ", ".join(paths[:2]) + (f" and {len(paths) - 2} more" if len(paths) > 2 else "")
 
 
 # Trees with boxes of Flax.

@@ -93,7 +93,8 @@ def scale_by_momentum(
         velocities, schedule, first step or debiasing: with the call that converts it, see `convert`.
       ValueError: If there is no such storage, it is for squares only, `debias` is asked of a rule whose response to a
         constant can vanish or change sign, or the rule's `lookahead` depends on a leaf's age; at `update` if the
-        gradients' tree or shapes are not those of `init`; at both if no pattern of storages matches the path of a leaf.
+        gradients' tree or shapes are not those of `init`, or a schedule gives more than a number; at both if no pattern
+        of storages matches the path of a leaf.
 
     Reference:
       The state-space form of Lessard, Recht and Packard, 2016, arXiv:1408.3595; debiasing after Kingma and Ba,

@@ -335,6 +335,20 @@ def test_a_table_of_another_shape_than_that_of_the_state_is_refused(shape):
             call()
 
 
+def test_what_would_be_dropped_is_refused():
+    table, state = begun()
+    rows, mask = jnp.arange(ROWS), jnp.ones(ROWS, bool)
+    with pytest.raises(ValueError, match="size is the number of rows of a mask, got 2 without one"):
+        OPT.update(table, state, table, rows, size=2)
+    with pytest.raises(TypeError, match="gradient must be an array or a BCOO array, got None"):
+        OPT.update(table, state, None, rows)
+    for options in ({"rows": rows}, {"mask": mask, "size": 2}):
+        with pytest.raises(TypeError, match="the gradient of a real table must be real, got complex64"):
+            OPT.update(table, state, table * 1j, **options)
+    with pytest.raises(ValueError, match=r"table must have at least one row, got shape \(0, 3\)"):
+        OPT.init(jnp.ones((0, WIDTH)))
+
+
 def test_what_cannot_be_is_refused():
     table, state = begun()
     g, rows = jnp.ones((2, WIDTH)), jnp.array([0, 1])
@@ -359,15 +373,6 @@ def test_what_cannot_be_is_refused():
         OPT.update(table, state, g, rows, mask=mask, size=2)
     with pytest.raises(ValueError, match="size must be given with a mask"):
         OPT.update(table, state, table, mask=mask)
-    with pytest.raises(ValueError, match="size is the number of rows of a mask, got 2 without one"):
-        OPT.update(table, state, g, rows, size=2)
-    with pytest.raises(TypeError, match="gradient must be an array or a BCOO array, got None"):
-        OPT.update(table, state, None, rows)
-    for options in ({"rows": jnp.arange(ROWS)}, {"mask": mask, "size": 2}):
-        with pytest.raises(TypeError, match="the gradient of a real table must be real, got complex64"):
-            OPT.update(table, state, table * 1j, **options)
-    with pytest.raises(ValueError, match=r"table must have at least one row, got shape \(0, 3\)"):
-        OPT.init(jnp.ones((0, WIDTH)))
     with pytest.raises(TypeError, match="mask must be of bool"):
         OPT.update(table, state, table, mask=rows, size=2)
     with pytest.raises(ValueError, match=r"one entry for each row, \(12,\), got \(3,\)"):

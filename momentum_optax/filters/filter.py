@@ -202,8 +202,12 @@ class Filter:
         Raises:
           ValueError: If a coefficient is not a number.
         """
-        if not self.is_constant:
-            raise ValueError("the coefficients must be numbers here; take rule.at(step) of a scheduled rule")
+        unknown = [c for c in self.coefficients() if not _checks.is_number(c)]
+        if unknown:
+            raise ValueError(
+                f"the coefficients must be numbers here, got {_checks.shown(unknown[0])}; take rule.at(step) of a "
+                "scheduled rule"
+            )
         A = np.asarray(self.A, np.float64).reshape(self.order, self.order)
         D = float(np.asarray(self.D, np.float64))
         return A, np.asarray(self.B, np.float64), np.asarray(self.C, np.float64), D

@@ -45,7 +45,7 @@ def storage_of(storage: AnyStorage, name: str, dtype: DType | None) -> Storage |
         return resolved
     if hasattr(dtype, "shape") and not isinstance(dtype, type | np.dtype):
         # A dtype that can be called, such as jnp.bfloat16, is a schedule to Optax.
-        raise TypeError(f"{name} must be a dtype, got {dtype!r}{_checks.static(name, dtype)}")
+        raise TypeError(f"{name} must be a dtype, got {_checks.shown(dtype)}{_checks.static(name, dtype)}")
     if not isinstance(resolved, Float32):
         both = f"{_checks.shown(dtype)} and {_checks.shown(storage)}"
         raise ValueError(f"{name} and storage say the same: give one of them, got {both}")
@@ -61,7 +61,8 @@ def _storage_of_dtype(name: str, dtype: DType, float32: Storage) -> Storage:
         found = None
     if found is None:
         raise ValueError(
-            f"{name} must be None, float32 (float64 where a parameter is) or bfloat16, got {dtype!r}; storage= has more"
+            f"{name} must be None, float32 (float64 where a parameter is) or bfloat16, got {_checks.shown(dtype)}; "
+            "storage= has more"
         )
     return found
 
@@ -76,7 +77,7 @@ def weight_decay_of(weight_decay: "Scalar | None", mask: Mask | None) -> optax.G
     if isinstance(mask, bool) or getattr(mask, "shape", None) == ():
         # The result of a function that `optax.inject_hyperparams` takes for a schedule.
         raise TypeError(
-            f"mask must be a tree of bools or a function of the parameters, got {mask!r}; "
+            f"mask must be a tree of bools or a function of the parameters, got {_checks.shown(mask)}; "
             "a function must be named in optax.inject_hyperparams(..., static_args='mask')"
         )
     return add_decayed_weights(weight_decay, mask)
@@ -106,7 +107,7 @@ def add_decayed_weights(weight_decay: Scalar, mask: Mask | None = None) -> optax
     ) -> tuple[optax.Updates, optax.OptState]:
         if params is None:
             raise ValueError("weight_decay needs the parameters: update(gradients, state, params), got None")
-        for path, g, p in _tree.beside(updates, params):
+        for path, g, p in _tree.paired(updates, params):
             if g is not None and jnp.shape(g) != jnp.shape(p):
                 name = _tree.path_name(path)
                 raise ValueError(f"the gradient for {name} must have shape {jnp.shape(p)}, got {jnp.shape(g)}")
@@ -119,7 +120,7 @@ def add_decayed_weights(weight_decay: Scalar, mask: Mask | None = None) -> optax
 def _resolved(mask: Mask, params: optax.Params) -> PyTree:
     """A mask as a tree of bools like the bare parameters."""
     bare = _tree.unboxed(params)
-    pairs, treedef = _tree.flatten_with_path(bare)
+    pairs = jax.tree_util.tree_leaves_with_path(bare)
     if not pairs:  # nor need it be like them: Optax finds copies of the parameters in a state by a stand-in
         return True
     # A tree of bools that can be called, as a module of Equinox, is no function.
@@ -132,7 +133,7 @@ def _resolved(mask: Mask, params: optax.Params) -> PyTree:
                 f"mask must hold True or False for each parameter, got {_checks.shown(entry)} for "
                 f"{_tree.path_name(path)}"
             )
-    return treedef.unflatten(map(bool, entries))
+    return _tree.map_together(lambda _: [bool(entry) for entry in entries], bare)
 
 
 def _is_bool(x: object) -> bool:

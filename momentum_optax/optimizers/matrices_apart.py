@@ -62,11 +62,11 @@ def partition_matrices(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra: PyTree
     ) -> tuple[optax.Updates, optax.OptState]:
         velocity = _velocity(state)
-        if params is not None:
-            _tree.beside(updates, params)
         if velocity is not None:
             _check_gradients(updates, velocity)
             updates = _with_missing(updates, velocity)
+        if params is not None:
+            _tree.paired(updates, params)
         new: tuple[optax.Updates, optax.OptState] = tx.update(updates, state, params, **extra)
         return new
 

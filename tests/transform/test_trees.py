@@ -69,6 +69,16 @@ def test_gradients_of_another_tree_are_rejected_by_path(change, match, storage):
             tx.update(change(params), tx.init(params))
 
 
+def test_of_many_paths_that_differ_a_few_are_named():
+    params = {f"layer_{i:02}": {"kernel": jnp.ones(2)} for i in range(40)}
+    tx = runner("ema")
+    for given, at_init, words in (({}, params, "lack"), (params, {}, "have")):
+        match = rf"the gradients {words} .*layer_01'\]\['kernel'\] and 38 more, "
+        with pytest.raises(ValueError, match=match) as caught:
+            tx.update(given, tx.init(at_init))
+        assert len(str(caught.value)) < 300
+
+
 def test_gradients_in_another_container_with_equal_paths_are_rejected():
     tx = runner("ema")
     with pytest.raises(ValueError, match="containers"):
