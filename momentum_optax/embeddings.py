@@ -238,8 +238,7 @@ def _fitted(table: jax.Array, state: RowSparseState, rule: Filter) -> tuple[jax.
     table, state = jax.tree.map(jnp.asarray, (table, state))
     kept = [x.shape for x in (state.last, *state.velocity)]
     if kept != [table.shape[:1], *[table.shape] * rule.order]:
-        shapes = ", ".join(map(str, kept))
-        raise StateMismatchError(f"the state must be of a table of shape {table.shape}, got arrays of shapes {shapes}")
+        raise StateMismatchError(f"the state must be of a table of shape {table.shape}, got arrays of shapes {kept}")
     return table, state
 
 
@@ -268,8 +267,8 @@ def _after(powers: tuple[np.ndarray, np.ndarray], missed: jax.Array, dtype: DTyp
         taken = (missed >> bit) & 1 == 1
         return bit + 1, jnp.where(taken, turned, A), jnp.where(taken, went, c)
 
-    A = jnp.broadcast_to(jnp.eye(order, dtype=dtype)[one], (order, order, *missed.shape))
-    start = (jnp.int32(0), A, jnp.zeros((order, *missed.shape), dtype))
+    zero = (missed - missed).astype(dtype)  # of the type that a loop keeps: under `shard_map` constants have another
+    start = (jnp.int32(0), jnp.eye(order, dtype=dtype)[one] + zero, jnp.zeros(order, dtype)[one] + zero)
     longest = jnp.max(missed, initial=0)
     _, A, c = jax.lax.while_loop(lambda carry: (longest >> carry[0]) > 0, take_bit, start)
     return A, c
