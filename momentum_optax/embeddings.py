@@ -267,8 +267,9 @@ def _after(powers: tuple[np.ndarray, np.ndarray], missed: jax.Array, dtype: DTyp
         taken = (missed >> bit) & 1 == 1
         return bit + 1, jnp.where(taken, turned, A), jnp.where(taken, went, c)
 
-    zero = (missed - missed).astype(dtype)  # of the type that a loop keeps: under `shard_map` constants have another
-    start = (jnp.int32(0), jnp.eye(order, dtype=dtype)[one] + zero, jnp.zeros(order, dtype)[one] + zero)
+    # Of a type that the loop keeps: under `shard_map` constants have another.
+    zero = (missed - missed).astype(dtype)[None]
+    start = (jnp.int32(0), jnp.eye(order, dtype=dtype)[one] + zero[None], jnp.zeros(order, dtype)[one] + zero)
     longest = jnp.max(missed, initial=0)
     _, A, c = jax.lax.while_loop(lambda carry: (longest >> carry[0]) > 0, take_bit, start)
     return A, c
