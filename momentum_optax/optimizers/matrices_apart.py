@@ -64,9 +64,10 @@ def partition_matrices(
         velocity = _velocity(state)
         if velocity is not None:
             _check_gradients(updates, velocity)
-            updates = _with_missing(updates, velocity)
         if params is not None:
             _tree.paired(updates, params)
+        if velocity is not None:
+            updates = _with_missing(updates, velocity)
         new: tuple[optax.Updates, optax.OptState] = tx.update(updates, state, params, **extra)
         return new
 

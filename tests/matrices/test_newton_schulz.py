@@ -11,7 +11,10 @@ import pytest
 import momentum_optax as mo
 from momentum_optax.matrices.newton_schulz import coefficients_of, newton_schulz
 
-RNG = np.random.default_rng(0)
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
 
 
 def best_quintic(low, high):
@@ -61,8 +64,8 @@ FIRST = {
 @pytest.mark.parametrize(
     "preconditioning", [pytest.param(name, marks=() if name == "aol" else pytest.mark.slow) for name in FIRST]
 )
-def test_every_preconditioning_is_its_formula_for_each_matrix_of_a_batch(preconditioning, x64):
-    x = RNG.normal(size=(3, 4, 7)) * np.array([1.0, 30.0, 1e-2])[:, None, None]
+def test_every_preconditioning_is_its_formula_for_each_matrix_of_a_batch(preconditioning, x64, rng):
+    x = rng.normal(size=(3, 4, 7)) * np.array([1.0, 30.0, 1e-2])[:, None, None]
     triples = coefficients_of("polar_express", 4)
     got = jax.jit(lambda x: newton_schulz(x, triples, 1e-30, preconditioning))(x)
     for one, new in zip(x, got, strict=True):
@@ -72,8 +75,8 @@ def test_every_preconditioning_is_its_formula_for_each_matrix_of_a_batch(precond
 @pytest.mark.parametrize(
     "preconditioning", [pytest.param(name, marks=() if name == "frobenius" else pytest.mark.slow) for name in FIRST]
 )
-def test_squares_may_leave_the_range_of_float16(preconditioning):
-    x = RNG.normal(size=(1, 8, 40)) * 1e4
+def test_squares_may_leave_the_range_of_float16(preconditioning, rng):
+    x = rng.normal(size=(1, 8, 40)) * 1e4
     triples = coefficients_of("polar_express", 8)
     both = jnp.asarray(np.concatenate([x, np.zeros_like(x)]), jnp.float16)
     got = jax.jit(lambda x: newton_schulz(x, triples, 1e-8, preconditioning))(both)
@@ -86,8 +89,8 @@ def test_squares_may_leave_the_range_of_float16(preconditioning):
 @pytest.mark.parametrize(
     "preconditioning", [pytest.param(name, marks=() if name == "schatten" else pytest.mark.slow) for name in FIRST]
 )
-def test_squares_may_leave_the_range_of_float32_and_no_digit_changes_below_it(preconditioning):
-    x = RNG.normal(size=(4, 6)).astype(np.float32)
+def test_squares_may_leave_the_range_of_float32_and_no_digit_changes_below_it(preconditioning, rng):
+    x = rng.normal(size=(4, 6)).astype(np.float32)
     x *= 4 / abs(x).max()
     # The largest float times a power of two is in the last batch.
     scales = 2.0 ** np.array([0.0, 13.0, 14.0, 63.0, 100.0, 125.0])
@@ -122,8 +125,8 @@ def test_polar_express_is_made_of_the_best_polynomials():
     np.testing.assert_array_equal(coefficients_of("polar_express", None), coefficients_of("polar_express", 9)[:5])
 
 
-def test_polar_express_converges_to_the_polar_factor_of_badly_conditioned_matrices(x64):
-    u, _, v = np.linalg.svd(RNG.normal(size=(6, 9)), full_matrices=False)
+def test_polar_express_converges_to_the_polar_factor_of_badly_conditioned_matrices(x64, rng):
+    u, _, v = np.linalg.svd(rng.normal(size=(6, 9)), full_matrices=False)
     x = u * np.geomspace(1, 1e-3, 6) @ v
     tx = mo.orthogonalize(10, coefficients="polar_express")
     got, _ = jax.jit(tx.update)({"wide": jnp.asarray(x), "tall": jnp.asarray(x.T)}, optax.EmptyState())
@@ -132,8 +135,8 @@ def test_polar_express_converges_to_the_polar_factor_of_badly_conditioned_matric
 
 
 @pytest.mark.slow
-def test_complex_matrices_go_to_their_unitary_factor(x64):
-    x = RNG.normal(size=(4, 5)) + 1j * RNG.normal(size=(4, 5))
+def test_complex_matrices_go_to_their_unitary_factor(x64, rng):
+    x = rng.normal(size=(4, 5)) + 1j * rng.normal(size=(4, 5))
     u, _, v = np.linalg.svd(x, full_matrices=False)
     # Schatten's first gram matrix is Hermitian only of the conjugate.
     tx = mo.orthogonalize(12, coefficients="polar_express", preconditioning="schatten")
@@ -142,8 +145,8 @@ def test_complex_matrices_go_to_their_unitary_factor(x64):
 
 
 @pytest.mark.slow
-def test_iterations_in_bfloat16_are_near_the_polar_factor_and_updates_keep_their_dtype():
-    u, _, v = np.linalg.svd(RNG.normal(size=(6, 40)), full_matrices=False)
+def test_iterations_in_bfloat16_are_near_the_polar_factor_and_updates_keep_their_dtype(rng):
+    u, _, v = np.linalg.svd(rng.normal(size=(6, 40)), full_matrices=False)
     x = jnp.asarray(u * np.linspace(0.5, 1, 6) @ v, jnp.float32)
     tx = mo.orthogonalize(6, coefficients="polar_express", dtype=jnp.bfloat16)
     got, _ = jax.jit(tx.update)(x, optax.EmptyState())
