@@ -35,7 +35,10 @@ def is_scalar_array(value: object) -> bool:
     """Whether `value` is a JAX or NumPy array, or a tracer, without axes and with a real dtype."""
     if getattr(value, "shape", None) != () or not hasattr(value, "dtype"):
         return False
-    return np.dtype(value.dtype).kind not in "cbOUSmM"
+    try:
+        return np.dtype(value.dtype).kind not in "cbOUSmM"
+    except TypeError:  # a key of JAX's generator, or a tensor of another library
+        return False
 
 
 def is_array(value: object) -> bool:

@@ -26,7 +26,7 @@ def compiled(name: str, pattern: object) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except re.error as problem:
-        raise ValueError(f"{name} must map regular expressions, got {pattern!r}: {problem}") from None
+        raise ValueError(f"{name} must map regular expressions, got {_checks.shown(pattern)}: {problem}") from None
 
 
 def first_match(name: str, patterns: Iterable[re.Pattern[str]], path: KeyPath) -> int:

@@ -284,38 +284,72 @@ def map_together(function: Callable[[list[PyTree]], Sequence[PyTree]], tree: PyT
     return jax.tree.unflatten(jax.tree.structure(tree), function(jax.tree.leaves(unboxed(tree))))
 
 
-def broadcast(prefix: PyTree, tree: PyTree, is_entry: IsLeaf) -> list[PyTree]:
+def broadcast(name: str, prefix: PyTree, tree: PyTree, is_entry: IsLeaf) -> list[PyTree]:
     """For each leaf of the bare `tree` the entry of `prefix` that stands for it.
 
     Args:
+      name: The argument that `prefix` was given as, for errors.
       prefix: A tree like `tree`, or like its upper part, in boxes or not; an entry stands for all that is below it.
-      tree: A bare tree.
+      tree: A bare tree of the parameters or the gradients.
       is_entry: Says what an entry is, beside other leaves.
 
     Raises:
-      ValueError: If `prefix` is not like `tree`.
+      ValueError: If `prefix` is not like `tree`, with the paths that differ.
     """
-    entries, treedef = flatten(prefix, is_leaf=lambda x: is_entry(x) or box_kind(type(x)) is not BoxKind.NONE)
-    below = treedef.flatten_up_to(tree)
-    pairs = zip(entries, below, strict=True)
-    return [content(entry) for entry, part in pairs for _ in jax.tree.leaves(part)]
+    pairs, treedef = flatten_with_path(prefix, lambda x: is_entry(x) or box_kind(type(x)) is not BoxKind.NONE)
+    try:
+        below = treedef.flatten_up_to(tree)
+    except (KeyError, TypeError, ValueError):
+        _raise_no_prefix(name, [path for path, _ in pairs], tree)
+    rows = zip(pairs, below, strict=True)
+    return [content(entry) for (_, entry), part in rows for _ in jax.tree.leaves(part)]
 
 
-def _raise_mismatch(expected: PyTree, got: PyTree) -> NoReturn:
-    """Say which paths are missing from the gradients, or are too many."""
+def _raise_no_prefix(name: str, there: list[KeyPath], tree: PyTree) -> NoReturn:
+    """Say which parameters no path of an entry leads to, and which entry leads to none."""
+    here = [path for path, _ in flatten_with_path(tree, absent)[0]]
+    missing = [path for path in here if not any(path[: len(entry)] == entry for entry in there)]
+    extra = [entry for entry in there if not any(path[: len(entry)] == entry for path in here)]
+    lacks = [f"lacks {path_name(missing[0])}"] if missing else []
+    has = [f"has {path_name(extra[0])}, which is no parameter"] if extra else []
+    what = " and ".join(lacks + has) or "has other containers"
+    raise ValueError(f"{name} must be a tree like the parameters or a prefix of it: it {what}")
+
+
+def paired(updates: optax.Updates, params: optax.Params) -> list[tuple[KeyPath, Leaf | None, Leaf]]:
+    """Path, gradient or None, and parameter of each leaf, from trees in boxes or not.
+
+    Raises:
+      ValueError: If the gradients have another structure than the parameters, with the paths that differ.
+    """
+    bare, like = unboxed(updates), unboxed(params)
+    pairs, treedef = flatten_with_path(like)
+    gradients = _matched(bare, treedef)
+    if gradients is None:
+        _raise_mismatch(like, bare, "in params")
+    return [(path, g, p) for (path, p), g in zip(pairs, gradients, strict=True)]
+
+
+def _raise_mismatch(expected: PyTree, got: PyTree, where: str = "at init") -> NoReturn:
+    """Say which paths are missing from the gradients, or are too many; `where` says what they are compared with."""
     there, here = (
         {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None)}
         for tree in (expected, got)
     )
     missing, extra = sorted(there.keys() - here.keys()), sorted(here.keys() - there.keys())
     if missing:
-        raise ValueError(f"the gradients lack {', '.join(missing)}, present at init (None keeps a velocity unchanged)")
+        raise ValueError(f"the gradients lack {_listed(missing)}, present {where} (None keeps a velocity unchanged)")
     if extra:
-        raise ValueError(f"the gradients have {', '.join(extra)}, absent at init")
+        raise ValueError(f"the gradients have {_listed(extra)}, absent {where}")
     for path, x in there.items():
         if x is None and here[path] is not None:
-            raise ValueError(f"a gradient for {path}, which was None at init")
-    raise ValueError("the gradients must have the containers of the parameters at init, got others for the same paths")
+            raise ValueError(f"a gradient for {path}, which was None {where}")
+    raise ValueError(f"the gradients must have the containers of the parameters {where}, got others for the same paths")
+
+
+def _listed(paths: list[str]) -> str:
+    """The first of some paths, and how many there are beside them."""
+    return ", ".join(paths[:2]) + (f" and {len(paths) - 2} more" if len(paths) > 2 else "")
 
 
 # Trees with boxes of Flax.

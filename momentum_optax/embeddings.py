@@ -23,7 +23,7 @@ from ._export import serializable
 from ._typing import DType
 from .filters import Filter
 from .filters.coefficients import Scalar, value_at
-from .state.mismatch import ANYTHING, check_state
+from .state.mismatch import ANYTHING, StateMismatchError, check_state
 from .storage.protocol import SUPPORTED, arithmetic_dtype
 
 if TYPE_CHECKING:
@@ -33,12 +33,10 @@ _Bits: TypeAlias = tuple[jax.Array, jax.Array, jax.Array]
 
 # Steps are counted in int32.
 _BITS = 31
-
 _REMEDY = (
     "after flush of the old one, begin with init(table); a state restored without its class comes back by "
     "mo.checkpoint.from_fields(mo.checkpoint.fields(state), init(table))"
 )
-
 
 # More rows than this are taken in parts: the temporaries stay small, and rows that were given twice cost nothing.
 _AT_ONCE = 4096
@@ -122,10 +120,12 @@ def row_sparse(rule: Filter, learning_rate: Scalar) -> RowSparse:
 
     Raises:
       TypeError: If an argument has the wrong type; at `init` if the table has no rows axis or another dtype; at
-        `update` if `rows` are not integers, or `mask` is not of bool.
-      StateMismatchError: At `read`, `update` and `flush`, a `ValueError`, if the state is of another optimizer or rule.
-      ValueError: If the rule has a coefficient that is not a number, or `learning_rate` is out of range; at `update` if
-        shapes do not fit, or what says which rows there are is missing or too much.
+        `update` if `rows` are not integers, `mask` is not of bool, or a real table gets a complex gradient.
+      StateMismatchError: At `read`, `update` and `flush`, a `ValueError`, if the state is of another optimizer or rule,
+        or of a table of another shape.
+      ValueError: If the rule has a coefficient that is not a number, or `learning_rate` is out of range; at `init` if
+        the table has no rows; at `update` if shapes do not fit, or what says which rows there are is missing or too
+        much.
 
     Reference:
       Deferred updates: Carpenter, "Lazy sparse stochastic gradient descent for regularized multinomial logistic
@@ -169,7 +169,7 @@ class _TableMomentum:
 
     def read(self, table: jax.Array, state: RowSparseState, rows: jax.Array) -> jax.Array:
         """See `RowSparse`."""
-        _check_fit(state, self.rule)
+        table, state = _fitted(table, state, self.rule)
         rows = _checked_rows(rows, table)
         missed = state.step - _take(state.last, rows)
         values, _ = self.moved(_take(table, rows), tuple(_take(v, rows) for v in state.velocity), missed)
@@ -202,19 +202,21 @@ class _TableMomentum:
         size: int | None = None,
     ) -> tuple[jax.Array, RowSparseState]:
         """See `RowSparse`."""
-        _check_fit(state, self.rule)
+        table, state = _fitted(table, state, self.rule)
         if mask is not None:
             if rows is not None:
                 raise ValueError("rows must be None with a mask, got both")
-            gradient = cast(jax.Array, gradient)
+            gradient, mask = _checked_gradient(gradient, table), jnp.asarray(mask)
             parts = _in_mask(gradient, mask, _checked_size(gradient, mask, size, table))
             table, state = _in_parts(self.step_rows, (table, state), *parts)
         else:
+            if size is not None:
+                raise ValueError(f"size is the number of rows of a mask, got {_checks.shown(size)} without one")
             if not isinstance(gradient, jax.Array) and hasattr(gradient, "n_sparse"):
                 rows, gradient = _from_bcoo(gradient, rows, table)
             if rows is None:
                 raise ValueError("rows or mask must say which rows the gradient is for, got neither")
-            gradient, rows = _summed(cast(jax.Array, gradient), _checked_rows(rows, table), table)
+            gradient, rows = _summed(_checked_gradient(gradient, table), _checked_rows(rows, table), table)
             if rows.size <= _AT_ONCE:
                 table, state = self.step_rows(table, state, gradient, rows)
             else:
@@ -223,14 +225,21 @@ class _TableMomentum:
 
     def flush(self, table: jax.Array, state: RowSparseState) -> tuple[jax.Array, RowSparseState]:
         """See `RowSparse`."""
-        _check_fit(state, self.rule)
+        table, state = _fitted(table, state, self.rule)
         values, velocity = self.moved(table, state.velocity, state.step - state.last)
         return values.astype(table.dtype), RowSparseState(state.step, velocity, jnp.full_like(state.last, state.step))
 
 
-def _check_fit(state: RowSparseState, rule: Filter) -> None:
-    """Raise unless the state is of row-sparse momentum with a rule of this order."""
+def _fitted(table: jax.Array, state: RowSparseState, rule: Filter) -> tuple[jax.Array, RowSparseState]:
+    """Table and state as arrays of JAX; raises unless the state is of such a table, and of a rule of this order."""
+    _check_table(table)
     check_state(state, RowSparseState(ANYTHING, (ANYTHING,) * rule.order, ANYTHING), _REMEDY)
+    # Restored from a file they may be NumPy's, which have no `at`.
+    table, state = jax.tree.map(jnp.asarray, (table, state))
+    kept = [x.shape for x in (state.last, *state.velocity)]
+    if kept != [table.shape[:1], *[table.shape] * rule.order]:
+        raise StateMismatchError(f"the state must be of a table of shape {table.shape}, got arrays of shapes {kept}")
+    return table, state
 
 
 def _powers(rule: Filter) -> tuple[np.ndarray, np.ndarray]:
@@ -258,8 +267,9 @@ def _after(powers: tuple[np.ndarray, np.ndarray], missed: jax.Array, dtype: DTyp
         taken = (missed >> bit) & 1 == 1
         return bit + 1, jnp.where(taken, turned, A), jnp.where(taken, went, c)
 
-    A = jnp.broadcast_to(jnp.eye(order, dtype=dtype)[one], (order, order, *missed.shape))
-    start = (jnp.int32(0), A, jnp.zeros((order, *missed.shape), dtype))
+    # Of a type that the loop keeps: under `shard_map` constants have another.
+    zero = (missed - missed).astype(dtype)[None]
+    start = (jnp.int32(0), jnp.eye(order, dtype=dtype)[one] + zero[None], jnp.zeros(order, dtype)[one] + zero)
     longest = jnp.max(missed, initial=0)
     _, A, c = jax.lax.while_loop(lambda carry: (longest >> carry[0]) > 0, take_bit, start)
     return A, c
@@ -282,7 +292,6 @@ def _put(array: jax.Array, rows: jax.Array, values: jax.Array) -> jax.Array:
 
 def _summed(gradient: jax.Array, rows: jax.Array, table: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Gradients summed for each different row, and these rows in their order; places left over lie beyond the end."""
-    gradient = jnp.asarray(gradient)
     shape = (*rows.shape, *table.shape[1:])
     if gradient.shape != shape:
         raise ValueError(f"the gradient for rows of shape {rows.shape} must have shape {shape}, got {gradient.shape}")
@@ -341,6 +350,18 @@ def _check_table(table: jax.Array) -> None:
         raise TypeError(f"table must be an array with a dtype of {', '.join(SUPPORTED)}, got {_checks.shown(table)}")
     if len(table.shape) == 0:
         raise TypeError("table must have an axis of rows, got a scalar")
+    if table.shape[0] == 0:
+        raise ValueError(f"table must have at least one row, got shape {table.shape}")
+
+
+def _checked_gradient(gradient: "jax.Array | BCOO", table: jax.Array) -> jax.Array:
+    """The gradient as an array, real for a real table."""
+    if gradient is None:
+        raise TypeError("gradient must be an array or a BCOO array, got None: without one leave the update out")
+    gradient = jnp.asarray(gradient)
+    if jnp.iscomplexobj(gradient) and not jnp.iscomplexobj(table):
+        raise TypeError(f"the gradient of a real table must be real, got {gradient.dtype}")
+    return gradient
 
 
 def _checked_rows(rows: jax.Array, table: jax.Array) -> jax.Array:

@@ -93,7 +93,8 @@ def scale_by_momentum(
         velocities, schedule, first step or debiasing: with the call that converts it, see `convert`.
       ValueError: If there is no such storage, it is for squares only, `debias` is asked of a rule whose response to a
         constant can vanish or change sign, or the rule's `lookahead` depends on a leaf's age; at `update` if the
-        gradients' tree or shapes are not those of `init`; at both if no pattern of storages matches the path of a leaf.
+        gradients' tree or shapes are not those of `init`, or a schedule gives more than a number; at both if no pattern
+        of storages matches the path of a leaf.
 
     Reference:
       The state-space form of Lessard, Recht and Packard, 2016, arXiv:1408.3595; debiasing after Kingma and Ba,
@@ -323,7 +324,9 @@ def _check_debiasable(rule: Filter) -> None:
     now = np.array([[float(value_at(c, 1)) for c in row] for row in rule.A]).reshape(rule.order, rule.order)
     poles = np.linalg.eigvals(now)
     unit = rule.response(np.ones(256 if rule.is_constant else 32))
-    if np.any(poles.real < -1e-6) or np.any(abs(poles.imag) > 1e-6):
-        raise ValueError(f"debias must be False for a rule whose response to a constant oscillates, got poles {poles}")
+    swinging = poles[(poles.real < -1e-6) | (abs(poles.imag) > 1e-6)]
+    if swinging.size:
+        pole = f"{swinging[0]:.6g}"
+        raise ValueError(f"debias must be False for a rule whose response to a constant oscillates, got a pole {pole}")
     if not np.all(unit > 1e-9 * abs(unit).max()):
         raise ValueError(f"debias must be False for a rule whose response to a constant can vanish, got {unit[:4]} ...")

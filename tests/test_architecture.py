@@ -39,7 +39,7 @@ ALLOWED = {
         *("_checks", "_paths", "_tree", "filters", "optimizers", "rules", "schedules", "state.mismatch"),
         *("state.velocity", "storage", "transform", "wrappers"),
     },
-    "matrices": {"_checks", "_tree", "distributed.specs", "state.mismatch", "storage"},
+    "matrices": {"_checks", "_paths", "_tree", "distributed.specs", "state.mismatch", "storage"},
     "optimizers": {
         *("_checks", "_tree", "filters", "matrices", "rules", "schedules", "state.mismatch", "storage", "transform"),
         "wrappers",

@@ -13,8 +13,12 @@ import optax
 import pytest
 from conformance import assert_bit_equal, avals, own_jit, pointers
 from jax.experimental import sparse
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 import momentum_optax as mo
+from momentum_optax.embeddings import RowSparseState
+from momentum_optax.state.mismatch import StateMismatchError
 from tests.rules.oracles import TABLE
 
 ROWS, WIDTH, STEPS = 12, 3, 40
@@ -293,6 +297,42 @@ def test_a_compiled_step_holds_no_more_than_its_rows():
     assert memory.temp_size_in_bytes < 8 * 4 * n * width < size / 8
 
 
+def by_parts(way):
+    """A step and a flush of a table whose rows are on four devices."""
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
+    here, size = P("x"), ROWS // 4
+    split = RowSparseState(P(), (here,), here)
+
+    def step(table, state, g, mask):
+        if way == "mask":
+            return OPT.update(table, state, g, mask=mask, size=2)
+        return OPT.update(table, state, g, jnp.where(mask, jnp.arange(size), size))
+
+    local = jax.shard_map(step, mesh=mesh, in_specs=(here, split, here, here), out_specs=(here, split))
+    return jax.jit(local), jax.jit(jax.shard_map(OPT.flush, mesh=mesh, in_specs=(here, split), out_specs=(here, split)))
+
+
+@pytest.mark.parametrize("way", ["rows", "mask"])
+def test_types_do_not_drift_under_shard_map(way):
+    table = jnp.asarray(START, jnp.float32)
+    carry = table, OPT.init(table)
+    step, flush = by_parts(way)
+    assert avals(jax.eval_shape(step, *carry, table, jnp.ones(ROWS, bool))) == avals(carry)
+    assert avals(jax.eval_shape(flush, *carry)) == avals(carry)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["rows", "mask"])
+def test_a_table_in_parts_under_shard_map_is_the_whole_one(way):
+    table = jnp.asarray(START, jnp.float32)
+    step, flush = by_parts(way)
+    got = expected = table, OPT.init(table)
+    for i in range(3):
+        g, mask = jnp.full((ROWS, WIDTH), i + 1.0), jnp.arange(ROWS) % 5 == i
+        got, expected = step(*got, g, mask), by_mask(*expected, g, mask)
+    close(flush(*got), jax.jit(OPT.flush)(*expected))
+
+
 def test_tables_and_rates_under_vmap_are_single_ones():
     rates = jnp.array([0.1, 0.5])
     tables = jnp.stack([jnp.asarray(START, jnp.float32)] * 2)
@@ -308,6 +348,49 @@ def test_tables_and_rates_under_vmap_are_single_ones():
         expected = START.copy()
         np.add.at(expected, PICKED[i], -float(rates[i]) * SIGNAL[i])
         np.testing.assert_allclose(together[i], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_table_and_state_that_a_file_gave_back_are_taken_as_numpys():
+    table, state = begun()
+    rows, mask = np.array([1, 2, 11, ROWS]), np.isin(np.arange(ROWS), [1, 2, 11])
+    g = np.ones((ROWS, WIDTH), np.float32)
+    restored = jax.tree.map(np.asarray, (table, state))
+
+    @jax.jit
+    def once():
+        by_mask = OPT.update(*restored, g, mask=list(mask), size=4)
+        return OPT.update(*restored, g[:4], rows), by_mask, OPT.flush(*restored), OPT.read(*restored, rows)
+
+    expected = by_rows(table, state, jnp.asarray(g[:4]), jnp.asarray(rows))
+    values, moved = jax.jit(OPT.read)(table, state, rows), jax.jit(OPT.flush)(table, state)
+    close(once(), (expected, expected, moved, values))
+
+
+@pytest.mark.parametrize("shape", [(ROWS + 2, WIDTH), (ROWS, WIDTH + 1), (ROWS, WIDTH, 1)])
+def test_a_table_of_another_shape_than_that_of_the_state_is_refused(shape):
+    _, state = begun()
+    table, rows = jnp.ones(shape), jnp.array([0])
+    for call in (
+        lambda: OPT.read(table, state, rows),
+        lambda: OPT.update(table, state, table[:1], rows),
+        lambda: OPT.flush(table, state),
+    ):
+        with pytest.raises(StateMismatchError, match=r"the state must be of a table of shape .*, got arrays of shapes"):
+            call()
+
+
+def test_what_would_be_dropped_is_refused():
+    table, state = begun()
+    rows, mask = jnp.arange(ROWS), jnp.ones(ROWS, bool)
+    with pytest.raises(ValueError, match="size is the number of rows of a mask, got 2 without one"):
+        OPT.update(table, state, table, rows, size=2)
+    with pytest.raises(TypeError, match="gradient must be an array or a BCOO array, got None"):
+        OPT.update(table, state, None, rows)
+    for options in ({"rows": rows}, {"mask": mask, "size": 2}):
+        with pytest.raises(TypeError, match="the gradient of a real table must be real, got complex64"):
+            OPT.update(table, state, table * 1j, **options)
+    with pytest.raises(ValueError, match=r"table must have at least one row, got shape \(0, 3\)"):
+        OPT.init(jnp.ones((0, WIDTH)))
 
 
 def test_what_cannot_be_is_refused():

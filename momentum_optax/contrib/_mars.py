@@ -48,9 +48,10 @@ def mars_adamw(
       scope: Of the clip: `"tree"`, the paper's, or `"leaf"`, the authors' code's.
 
     Raises:
-      ValueError: If a number is out of range or there is no such scope; for `mask` without `weight_decay`; at `update`
-        without `params` if there is a weight decay.
-      TypeError: If an argument is of the wrong type; at `update` without `previous_gradient`.
+      ValueError: If a number is out of range or there is no such scope; for `mask` without `weight_decay`; at `init` if
+        `mask` is not like the parameters; at `update` without `params` if there is a weight decay.
+      TypeError: If an argument is of the wrong type; at `init` if `mask` holds anything but bools; at `update` without
+        `previous_gradient`.
 
     Reference:
       Yuan et al., "MARS: unleashing the power of variance reduction for training large models", 2024,
@@ -91,9 +92,10 @@ def mars_lion(
       storage: The storage of the velocity, see `scale_by_momentum`.
 
     Raises:
-      ValueError: If a number is out of range or there is no such scope; for `mask` without `weight_decay`; at `update`
-        without `params` if there is a weight decay.
-      TypeError: If an argument is of the wrong type; at `update` without `previous_gradient`.
+      ValueError: If a number is out of range or there is no such scope; for `mask` without `weight_decay`; at `init` if
+        `mask` is not like the parameters; at `update` without `params` if there is a weight decay.
+      TypeError: If an argument is of the wrong type; at `init` if `mask` holds anything but bools; at `update` without
+        `previous_gradient`.
 
     Reference:
       Yuan et al., "MARS: unleashing the power of variance reduction for training large models", 2024,

@@ -21,17 +21,22 @@ def equivalent(
       f: A rule.
       g: Another rule, of any order.
       learning_rates: The learning rate of each, a number or a schedule, multiplied after the filter.
-      steps: Number of steps to compare where a coefficient is scheduled.
-      rtol: Allowed difference relative to the largest impulse coefficient.
+      steps: Number of steps to compare where a coefficient is scheduled, a whole number of at least 1.
+      rtol: Allowed difference relative to the largest impulse coefficient, a number in [0, inf).
 
     Raises:
-      TypeError: If `f` or `g` is not a `Filter`.
-      ValueError: If `steps` is below 1.
+      TypeError: If an argument is of the wrong type.
+      ValueError: If a number is out of range.
     """
     for name, rule in (("f", f), ("g", g)):
         if not isinstance(rule, Filter):
             raise TypeError(f"{name} must be a Filter such as heavy_ball(0.9), got {_checks.shown(rule)}")
+    if not (isinstance(learning_rates, tuple | list) and len(learning_rates) == 2):
+        raise TypeError(f"learning_rates must be two, one for each rule, got {_checks.shown(learning_rates)}")
+    for i, rate in enumerate(learning_rates):
+        _checks.finite(f"learning_rates[{i}]", rate)
     _checks.integer("steps", steps, 1)
+    _checks.number("rtol", rtol, "[0, inf)")
     f, g = (rule.scale(rate) for rule, rate in zip((f, g), learning_rates, strict=True))
     if f.is_constant and g.is_constant:
         n = f.order + g.order + 1

@@ -126,7 +126,12 @@ class Filter:
         return self._map(lambda c: value_at(c, step, age))
 
     def scale(self, gain: Coefficient) -> "Filter":
-        """The rule with its update multiplied by `gain`: `scale(a)` at learning rate `r` is the rule at `a r`."""
+        """The rule with its update multiplied by `gain`: `scale(a)` at learning rate `r` is the rule at `a r`.
+
+        Args:
+          gain: A coefficient; a number must be finite.
+        """
+        gain = _entry("gain", gain)
         times = [lift(lambda x, y: x * y, c, gain) for c in (*self.C, self.D, *self.lookahead)]
         K = self.order
         return Filter(self.A, self.B, tuple(times[:K]), times[K], tuple(times[K + 1 :]))
@@ -135,7 +140,11 @@ class Filter:
         """The rule with each gradient multiplied by the `gain` of its step.
 
         For methods whose learning rate multiplies the gradient before it enters the velocity.
+
+        Args:
+          gain: A coefficient; a number must be finite.
         """
+        gain = _entry("gain", gain)
         B = tuple(lift(lambda b, x: b * x, b, gain) for b in self.B)
         return Filter(self.A, B, self.C, lift(lambda d, x: d * x, self.D, gain), self.lookahead)
 
@@ -146,13 +155,18 @@ class Filter:
           T: Invertible, K rows of K numbers; a scalar for K = 1.
 
         Raises:
-          ValueError: If T has another shape or no inverse.
+          ValueError: If T has another shape, entries that are no numbers, or no inverse.
         """
-        rows = _rows(T)
-        basis = np.asarray(rows, np.float64).reshape(len(rows), -1) if rows else np.empty((0, 0))
-        if basis.shape != (self.order, self.order):
-            raise ValueError(f"T must be {self.order} rows of {self.order} numbers, got shape {basis.shape}")
-        if self.order and not (np.all(np.isfinite(basis)) and np.linalg.cond(basis) < 1e15):
+        K = self.order
+        try:
+            basis = np.asarray(T, np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"T must be {K} rows of {K} numbers, got {_checks.shown(T)}") from error
+        if basis.ndim == 0 or basis.size == 0:
+            basis = basis.reshape(basis.size, basis.size)
+        if basis.shape != (K, K):
+            raise ValueError(f"T must be {K} rows of {K} numbers, got shape {basis.shape}")
+        if K and not (np.all(np.isfinite(basis)) and np.linalg.cond(basis) < 1e15):
             raise ValueError(f"T must be invertible, got {_checks.shown(T)}")
         inverse = np.linalg.inv(basis)
         AT = [_combine(basis.T, row) for row in self.A]
@@ -188,8 +202,12 @@ class Filter:
         Raises:
           ValueError: If a coefficient is not a number.
         """
-        if not self.is_constant:
-            raise ValueError("the coefficients must be numbers here; take rule.at(step) of a scheduled rule")
+        unknown = [c for c in self.coefficients() if not _checks.is_number(c)]
+        if unknown:
+            raise ValueError(
+                f"the coefficients must be numbers here, got {_checks.shown(unknown[0])}; take rule.at(step) of a "
+                "scheduled rule"
+            )
         A = np.asarray(self.A, np.float64).reshape(self.order, self.order)
         D = float(np.asarray(self.D, np.float64))
         return A, np.asarray(self.B, np.float64), np.asarray(self.C, np.float64), D
@@ -198,12 +216,20 @@ class Filter:
         """The updates u_0, u_1, ... for the gradients `signal`, starting from velocity zero; float64.
 
         Args:
-          signal: Shape (n,) or (n, ...), one gradient per step from step 0.
+          signal: Real, of shape (n,) or (n, ...), one gradient per step from step 0.
 
         Returns:
           An array of the shape of `signal`.
+
+        Raises:
+          ValueError: If `signal` has no axis of steps.
+          TypeError: If it is complex.
         """
+        if np.iscomplexobj(signal):
+            raise TypeError(f"signal must be real, got {_checks.shown(signal)}")
         signal = np.asarray(signal, np.float64)
+        if signal.ndim == 0:
+            raise ValueError(f"signal must have an axis of steps, such as [1.0, 0.0], got {signal}")
         v = np.zeros((self.order, *signal.shape[1:]))
         out = np.zeros(signal.shape)
         for t, g in enumerate(signal):

@@ -63,7 +63,7 @@ def weighted_sum(coefficients: Sequence[Coefficient], arrays: Arrays) -> jax.Arr
     terms = []
     for c, x in zip(coefficients, arrays, strict=True):
         if not _checks.is_number(c):
-            terms.append(jnp.asarray(c, jnp.finfo(x.dtype).dtype) * x)
+            terms.append(_value(c, x) * x)
         elif c != 0:
             # Not `float(c) * x`, the same program: an operator of jax.numpy takes three times as long to trace.
             terms.append(x if c == 1 else jax.lax.mul(np.asarray(c, x.dtype), x))
@@ -75,6 +75,19 @@ def weighted_sum(coefficients: Sequence[Coefficient], arrays: Arrays) -> jax.Arr
         total = jax.lax.add(total, term) if total.dtype == term.dtype else total + term
     # Outside jit an array passed through must not be shared with what it came from: donation would fail.
     return jnp.array(total, copy=True) if any(total is x for x in arrays) else total
+
+
+def _value(coefficient: Coefficient, x: jax.Array) -> jax.Array:
+    """A coefficient at a step in the real dtype of `x`.
+
+    Raises:
+      ValueError: If a schedule gave more than a number, which would change the shape of `x`.
+    """
+    value = jnp.asarray(coefficient, jnp.finfo(x.dtype).dtype)
+    # An age has as many axes as its leaf.
+    if value.size != 1 or value.ndim > x.ndim:
+        raise ValueError(f"a coefficient must be a scalar at every step, got shape {value.shape} from its schedule")
+    return value
 
 
 def relative_scales(rule: Filter) -> Scales:

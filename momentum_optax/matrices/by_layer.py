@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import _checks, _tree
+from .._paths import slash_path
 from .._typing import KeyPath, PyTree
 from .dimensions import STATIC, axes_of_leaves
 
@@ -105,7 +106,7 @@ def _is_of(model: Module, module: str, name: str) -> bool:
 
 def _names(path: KeyPath) -> Names:
     """The keys of a path as texts."""
-    return tuple(str(next(v for a in ("key", "name", "idx") if (v := getattr(k, a, None)) is not None)) for k in path)
+    return tuple(slash_path((key,)) for key in path)
 
 
 def _is_named(path: Names, names: Sequence[str]) -> bool:
@@ -125,7 +126,8 @@ def _linen(
 
     with linen.intercept_methods(note):
         variables = jax.eval_shape(lambda *x: model.init(jax.random.key(0), *x, **options), *inputs)
-    return _tree.unboxed(variables["params"]), modules
+    # A model without parameters has no such collection.
+    return _tree.unboxed(variables.get("params", {})), modules
 
 
 def _nnx(model: Module) -> tuple[PyTree, dict[Names, Module]]:

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 from .. import _checks, _tree
 from .._typing import DType, Number, PyTree, jitted
 from ..storage.directions import OrthogonalizeState
+from ..storage.protocol import check_leaves
 from .dimensions import WeightDimensionNumbers, matrices_of
 from .exchange import Direction, directions
 from .layout import Layout, layout_of
@@ -35,7 +36,8 @@ def on_matrices(
     leaves of one shape and split are stacked, sent by one `all_to_all` to where each matrix is whole, and back by
     another. For L matrices on n devices that split them, of 4 bytes an element, a device receives
     $8/n \cdot \lceil L/n \rceil n/L$ bytes per parameter, however they are split, and does 1/n of the operations times
-    the same factor. Devices with equal parts, along a data axis, share the work too and then gather.
+    the same factor. Devices with equal parts, along a data axis, share the work too and then gather. Inside `shard_map`
+    or `pmap` of your own a leaf is what the device holds, a worker's whole matrices say: none is gathered there.
 
     Args:
       direction: From a batch (count, m, n), m <= n, to one of the same shape and dtype, each matrix from its own. A
@@ -55,15 +57,20 @@ def on_matrices(
       A transformation without state. Updates keep their dtypes; None stays None.
 
     Raises:
-      TypeError: If an argument is of the wrong type.
+      TypeError: If an argument is of the wrong type; at `init` for a leaf that is not of a float or complex dtype, with
+        its path.
       ValueError: If `specs` come without a `mesh`, or name other axes; at `init` and `update` for a leaf without
         dimension numbers, or whose split is uneven, with its path.
     """
+    if not callable(direction):
+        raise TypeError(f"direction must be a function of a batch of matrices, got {_checks.shown(direction)}")
     check_placement(mesh, specs)
     wanted = None if dtype is None else _float_dtype(dtype)
 
     def init(params: optax.Params) -> optax.EmptyState:
-        matrices_of(weight_dimension_numbers, _tree.unboxed(params))
+        bare = _tree.unboxed(params)
+        matrices_of(weight_dimension_numbers, bare)
+        check_leaves(bare)
         return optax.EmptyState()
 
     def update(

@@ -47,6 +47,8 @@ PRESETS: dict[str, tuple[tuple[float, ...], ...]] = {
     ),
 }
 _STEPS = 5
+# The fourth power of this, times the square of the number of elements, is in the range of float32.
+_LARGE = 2.0**16
 
 
 def coefficients_of(coefficients: Coefficients, steps: int | None) -> np.ndarray:
@@ -58,7 +60,8 @@ def coefficients_of(coefficients: Coefficients, steps: int | None) -> np.ndarray
 
     Raises:
       TypeError: If an argument is of the wrong type.
-      ValueError: If there is no such preset, `steps` is below 1 or not the length of a sequence of triples.
+      ValueError: If there is no such preset, a number is not finite, `steps` is below 1 or not the length of a sequence
+        of triples.
     """
     if steps is not None:
         _checks.integer("steps", steps, 1)
@@ -74,6 +77,8 @@ def coefficients_of(coefficients: Coefficients, steps: int | None) -> np.ndarray
             f"coefficients must be a name or numbers (a, b, c), got {_checks.shown(coefficients)}"
             + _checks.static("coefficients", coefficients)
         ) from error
+    if not np.all(np.isfinite(given)):
+        raise ValueError(f"coefficients must be finite, got {_checks.shown(coefficients)}")
     if given.shape == (3,):
         return np.tile(given, (int(steps or _STEPS), 1))
     if given.ndim != 2 or given.shape[1] != 3 or not len(given):
@@ -113,7 +118,9 @@ def _normalized(x: jax.Array, eps: Number, preconditioning: Preconditioning) -> 
     Norms are computed in float32 or wider: squares soon leave the range of float16, of which `eps` is the zero.
     """
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    eps = jnp.asarray(eps, jnp.finfo(wide).dtype)
+    factor = _factor_into_range(x)
+    eps = jnp.asarray(eps, factor.dtype) * factor
+    x = x * factor.astype(jnp.finfo(x.dtype).dtype)
     whole = x.astype(wide)
     if preconditioning in _NORMS:
         norm = jnp.linalg.norm(whole, ord=_NORMS[preconditioning], axis=(-2, -1), keepdims=True)
@@ -123,8 +130,21 @@ def _normalized(x: jax.Array, eps: Number, preconditioning: Preconditioning) -> 
         size = jnp.sum(jnp.abs(gram), axis=-1, keepdims=True)
     else:
         size = jnp.linalg.norm(gram, axis=(-2, -1), keepdims=True)
-    scale = jax.lax.rsqrt(jnp.maximum(size, eps))
+    scale = jax.lax.rsqrt(jnp.maximum(size, eps * factor))
     return (scale * whole).astype(x.dtype), (scale * gram * jnp.swapaxes(scale, -1, -2)).astype(x.dtype)
+
+
+def _factor_into_range(x: jax.Array) -> jax.Array:
+    """For each matrix a factor that keeps squares, and their squares, from overflowing; float32 or wider.
+
+    A power of two, so that no digit changes; 1 up to what float16 can hold.
+    """
+    size = jnp.abs(jax.lax.stop_gradient(x)).astype(jnp.promote_types(jnp.finfo(x.dtype).dtype, jnp.float32))
+    largest = jnp.max(size, axis=(-2, -1), keepdims=True, initial=0)
+    _, exponent = jnp.frexp(largest)
+    # Not 1 - exponent: the inverse of the largest floats is not a normal number.
+    inverse = jnp.ldexp(jnp.ones_like(largest), 2 - exponent)
+    return jnp.where((largest > _LARGE) & jnp.isfinite(largest), inverse, 1)
 
 
 def _gram(x: jax.Array, dtype: DType = None) -> jax.Array:

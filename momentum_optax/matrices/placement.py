@@ -59,17 +59,18 @@ def specs_of(
       tree: The bare tree of the leaves.
 
     Raises:
-      ValueError: If `specs` do not fit the tree, or split an axis into parts of different sizes, with its path.
+      ValueError: If `specs` do not fit the tree or the axes of a leaf, or split one into parts of different sizes, with
+        its path.
     """
     if specs is None:
         return [_found(leaf, a, mesh) for (_, leaf), a in zip(pairs, axes, strict=True)]
-    try:
-        entries = _tree.broadcast(specs, tree, lambda x: is_spec(x) or isinstance(x, NamedSharding))
-    except (KeyError, TypeError, ValueError) as error:
-        text = str(error).partition("\n")[0][:160]
-        raise ValueError(f"specs must be one PartitionSpec or a tree of them like the parameters: {text}") from None
+    entries = _tree.broadcast("specs", specs, tree, lambda x: is_spec(x) or isinstance(x, NamedSharding))
     given = [x.spec if isinstance(x, NamedSharding) else x for x in entries]
     for (path, leaf), spec in zip(pairs, given, strict=True):
+        if len(spec) > leaf.ndim:
+            raise ValueError(
+                f"specs must have at most as many entries as {_tree.path_name(path)} has axes, {leaf.ndim}, got {spec}"
+            )
         for size, names in zip(leaf.shape, axes_of(spec, leaf.ndim), strict=True):
             if parts := size % math.prod(mesh.shape[name] for name in names):
                 raise ValueError(

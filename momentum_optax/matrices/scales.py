@@ -11,7 +11,7 @@ from .. import _checks, _tree
 from .._export import serializable
 from .._typing import Leaf, Number, PyTree
 from ..state.mismatch import ANYTHING, check_state
-from ..storage.protocol import arithmetic_dtype, times
+from ..storage.protocol import arithmetic_dtype, checked_leaf, times
 from .dimensions import Axes, WeightDimensionNumbers, matrices_of
 
 # A name, or a factor for matrices of every shape.
@@ -102,8 +102,9 @@ def scale_by_neuron(
       keeps its state.
 
     Raises:
-      TypeError: If an argument is of the wrong type.
-      ValueError: If a number is out of range; at `update` if a shape is not that of `init`.
+      TypeError: If an argument is of the wrong type; at `init` if a leaf is not of a float or complex dtype.
+      ValueError: If a number is out of range; at `init` and `update` for a leaf without dimension numbers; at `update`
+        if a shape is not that of `init`.
 
     Reference:
       Li et al., "NorMuon: making Muon more efficient and scalable", 2025, arXiv:2510.05491; the authors' and
@@ -118,6 +119,7 @@ def scale_by_neuron(
         by_path = _axes_by_path(params)
 
         def of_leaf(place: _tree.Place, x: Leaf) -> NeuronState:
+            x = checked_leaf(place[0], x)
             shape = _shape_of_moment(x, by_path[_tree.path_name(place[0])])
             return NeuronState(jnp.zeros(shape, jnp.finfo(arithmetic_dtype(x.dtype)).dtype))
 

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import TypeAlias
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .. import _checks
+from .. import _checks, _tree
 from .._typing import DType, PyTree
 from ..filters import Filter
 from ..filters.coefficients import Scalar, is_zero
@@ -44,9 +45,10 @@ def storage_of(storage: AnyStorage, name: str, dtype: DType | None) -> Storage |
         return resolved
     if hasattr(dtype, "shape") and not isinstance(dtype, type | np.dtype):
         # A dtype that can be called, such as jnp.bfloat16, is a schedule to Optax.
-        raise TypeError(f"{name} must be a dtype, got {dtype!r}{_checks.static(name, dtype)}")
+        raise TypeError(f"{name} must be a dtype, got {_checks.shown(dtype)}{_checks.static(name, dtype)}")
     if not isinstance(resolved, Float32):
-        raise ValueError(f"{name} and storage say the same: give one of them, got {dtype!r} and {storage!r}")
+        both = f"{_checks.shown(dtype)} and {_checks.shown(storage)}"
+        raise ValueError(f"{name} and storage say the same: give one of them, got {both}")
     return _storage_of_dtype(name, dtype, resolved)
 
 
@@ -59,7 +61,8 @@ def _storage_of_dtype(name: str, dtype: DType, float32: Storage) -> Storage:
         found = None
     if found is None:
         raise ValueError(
-            f"{name} must be None, float32 (float64 where a parameter is) or bfloat16, got {dtype!r}; storage= has more"
+            f"{name} must be None, float32 (float64 where a parameter is) or bfloat16, got {_checks.shown(dtype)}; "
+            "storage= has more"
         )
     return found
 
@@ -74,27 +77,70 @@ def weight_decay_of(weight_decay: "Scalar | None", mask: Mask | None) -> optax.G
     if isinstance(mask, bool) or getattr(mask, "shape", None) == ():
         # The result of a function that `optax.inject_hyperparams` takes for a schedule.
         raise TypeError(
-            f"mask must be a tree of bools or a function of the parameters, got {mask!r}; "
+            f"mask must be a tree of bools or a function of the parameters, got {_checks.shown(mask)}; "
             "a function must be named in optax.inject_hyperparams(..., static_args='mask')"
         )
     return add_decayed_weights(weight_decay, mask)
 
 
 def add_decayed_weights(weight_decay: Scalar, mask: Mask | None = None) -> optax.GradientTransformation:
-    """`optax.add_decayed_weights`; the identity for the number 0, and without parameters an error that names it."""
+    """`optax.add_decayed_weights` for trees in boxes or not; the identity for the number 0.
+
+    A mask that is a function is asked of the parameters: where a gradient is None its result would be, too.
+
+    Raises:
+      TypeError: At `init` and `update` if the mask holds anything but bools, with the path of the parameter.
+      ValueError: At `init` and `update` if the mask does not fit the parameters; at `update` if there are none, or the
+        gradients do not fit them; with the path of one that does not.
+    """
     if is_zero(weight_decay):
         return optax.identity()
-    tx = optax.add_decayed_weights(weight_decay, mask)
+
+    def decay_of(params: optax.Params) -> optax.GradientTransformation:
+        return optax.add_decayed_weights(weight_decay, None if mask is None else _resolved(mask, params))
+
+    def init(params: optax.Params) -> optax.OptState:
+        return decay_of(params).init(params)
 
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.OptState]:
         if params is None:
             raise ValueError("weight_decay needs the parameters: update(gradients, state, params), got None")
-        decayed: tuple[optax.Updates, optax.OptState] = tx.update(updates, state, params)
-        return decayed
+        for path, g, p in _tree.paired(updates, params):
+            if g is not None and jnp.shape(g) != jnp.shape(p):
+                name = _tree.path_name(path)
+                raise ValueError(f"the gradient for {name} must have shape {jnp.shape(p)}, got {jnp.shape(g)}")
+        decayed, state = decay_of(params).update(_tree.unboxed(updates), state, _tree.unboxed(params))
+        return _tree.reboxed(decayed, updates), state
 
-    return optax.GradientTransformation(tx.init, update)
+    return optax.GradientTransformation(init, update)
+
+
+def _resolved(mask: Mask, params: optax.Params) -> PyTree:
+    """A mask as a tree of bools like the bare parameters."""
+    bare = _tree.unboxed(params)
+    pairs = jax.tree_util.tree_leaves_with_path(bare)
+    if not pairs:  # nor need it be like them: Optax finds copies of the parameters in a state by a stand-in
+        return True
+    # A tree of bools that can be called, as a module of Equinox, is no function.
+    parts = jax.tree.leaves(mask)
+    given = mask(params) if callable(mask) and parts and all(map(callable, parts)) else mask
+    entries = _tree.broadcast("mask", given, bare, _tree.absent)
+    for (path, _), entry in zip(pairs, entries, strict=True):
+        if not _is_bool(entry):
+            raise TypeError(
+                f"mask must hold True or False for each parameter, got {_checks.shown(entry)} for "
+                f"{_tree.path_name(path)}"
+            )
+    return _tree.map_together(lambda _: [bool(entry) for entry in entries], bare)
+
+
+def _is_bool(x: object) -> bool:
+    """Whether `x` is true or false and known when a program is traced."""
+    if isinstance(x, jax.core.Tracer):
+        return False
+    return isinstance(x, bool | np.bool_) or (isinstance(x, np.ndarray | jax.Array) and x.dtype == bool and x.ndim == 0)
 
 
 def with_raw_gradient(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:

@@ -8,7 +8,7 @@ from .._typing import Leaf, PyTree
 from ..matrices.dimensions import WeightDimensionNumbers, axes_of_leaves
 from ..state.mismatch import StateMismatchError
 from ..storage.mixed import codes_of
-from ..storage.protocol import checked_leaf
+from ..storage.protocol import check_leaves
 from ..transform import MomentumState
 
 MATRICES, OTHERS = "matrices", "others"
@@ -55,8 +55,7 @@ def partition_matrices(
     tx = optax.partition(parts, labels)
 
     def init(params: optax.Params) -> optax.OptState:
-        for path, x in jax.tree_util.tree_leaves_with_path(_tree.unboxed(params)):
-            checked_leaf(path, x)
+        check_leaves(_tree.unboxed(params))
         return tx.init(params)
 
     def update(
@@ -65,6 +64,9 @@ def partition_matrices(
         velocity = _velocity(state)
         if velocity is not None:
             _check_gradients(updates, velocity)
+        if params is not None:
+            _tree.paired(updates, params)
+        if velocity is not None:
             updates = _with_missing(updates, velocity)
         new: tuple[optax.Updates, optax.OptState] = tx.update(updates, state, params, **extra)
         return new

@@ -80,8 +80,8 @@ def muon(
     Raises:
       ValueError: If a number is out of range, there is no such preset or scale; for `mask` without `weight_decay`, or
         `specs` without `mesh`; if `storage` is int4, or at `init` a function returns it; at `init` if the dimension
-        numbers do not fit the parameters; at `update` without `params` if there is a weight decay.
-      TypeError: If an argument is of the wrong type.
+        numbers or `mask` do not fit the parameters; at `update` without `params` if there is a weight decay.
+      TypeError: If an argument is of the wrong type; at `init` if `mask` holds anything but bools.
 
     Reference:
       Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; `optax.contrib.muon`.

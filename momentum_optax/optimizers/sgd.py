@@ -12,6 +12,7 @@ from ..filters.coefficients import Scalar, is_zero
 from ..rules.look_ahead import nesterov, torch_nesterov
 from ..rules.sums_and_averages import heavy_ball
 from ..schedules import nesterov_convex, restarted
+from ..schedules.derived import check_restarts
 from ..state.mismatch import without_momentum
 from ..storage._by_leaf import AnyStorage
 from ..storage._float32 import Float32
@@ -52,16 +53,17 @@ def sgd(
       dampening: tau in [0, 1); None for 0.
       weight_decay: lambda in [0, inf): L2, coupled, that is through the momentum as in PyTorch; `update` then needs
         `params`. None for no decay.
-      mask: Which parameters decay: a tree of bools, or a function from the parameters to one, as in
-        `optax.add_decayed_weights`.
+      mask: Which parameters decay: a tree of bools like the parameters or a prefix of it, or a function from the
+        parameters to one, as in `optax.add_decayed_weights`.
       maximize: Ascend. As in PyTorch the gradient is negated before the weight decay is added, which still shrinks.
       storage: The storage of the velocity, see `scale_by_momentum`.
 
     Raises:
       ValueError: If a number is out of range; if `dampening` or a `storage` is given without a momentum to act on, or
         `mask` without `weight_decay`; if `dampening` meets `nesterov`, as in PyTorch, or `storage` an
-        `accumulator_dtype`; at `update` without `params` if there is a weight decay.
-      TypeError: If an argument is of the wrong type.
+        `accumulator_dtype`; at `init` if `mask` is not like the parameters; at `update` without `params`, or with
+        parameters that are not like the gradients, if there is a weight decay.
+      TypeError: If an argument is of the wrong type; at `init` if `mask` holds anything but bools.
 
     Reference:
       `torch.optim.SGD`, `optax.sgd`; Sutskever et al., ICML 2013.
@@ -70,7 +72,9 @@ def sgd(
     rule = _sgd_rule(momentum, nesterov, dampening)
     velocity_storage = storage_of(storage, "accumulator_dtype", accumulator_dtype)
     if rule is None and not isinstance(velocity_storage, Float32) and accumulator_dtype is None:
-        raise ValueError(f"storage needs a momentum to keep, got {storage!r} and momentum {momentum!r}")
+        raise ValueError(
+            f"storage needs a momentum to keep, got {_checks.shown(storage)} and momentum {_checks.shown(momentum)}"
+        )
     tx = descent(
         learning_rate,
         optax.scale(-1.0) if maximize else optax.identity(),
@@ -106,6 +110,7 @@ def srsgd(
       Wang et al., "Scheduled restart momentum for accelerated stochastic gradient descent", SIAM J. Imaging Sci. 2022,
       arXiv:2002.10583.
     """
+    check_restarts("restarts", restarts)
     return descent(
         learning_rate,
         scale_by_momentum(nesterov(restarted(nesterov_convex(), restarts)), storage=storage),

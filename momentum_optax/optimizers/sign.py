@@ -38,8 +38,8 @@ def lion(  # noqa: PLR0917  the order of `optax.lion`
 
     Raises:
       ValueError: If a number is out of range; for `mask` without `weight_decay`, or `storage` with `mu_dtype`; at
-        `update` without `params` if there is a weight decay.
-      TypeError: If an argument is of the wrong type.
+        `init` if `mask` is not like the parameters; at `update` without `params` if there is a weight decay.
+      TypeError: If an argument is of the wrong type; at `init` if `mask` holds anything but bools.
 
     Reference:
       Chen et al., "Symbolic discovery of optimization algorithms", NeurIPS 2023, arXiv:2302.06675.
@@ -75,8 +75,9 @@ def signum(
 
     Raises:
       ValueError: If a number is out of range; for `mask` without `weight_decay`, or `storage` with
-        `accumulator_dtype`; at `update` without `params` if there is a weight decay.
-      TypeError: If an argument is of the wrong type.
+        `accumulator_dtype`; at `init` if `mask` is not like the parameters; at `update` without `params` if there is a
+        weight decay.
+      TypeError: If an argument is of the wrong type; at `init` if `mask` holds anything but bools.
 
     Reference:
       Bernstein et al., "signSGD: compressed optimisation for non-convex problems", ICML 2018, arXiv:1802.04434.

@@ -202,4 +202,4 @@ def chebyshev(L: Scalar, mu: Scalar) -> Filter:
 def check_curvatures(L: Scalar, mu: Scalar) -> None:
     """Raise unless 0 < mu < L, where these are numbers."""
     _checks.within("L", L, "(0, inf)")
-    _checks.within("mu", mu, f"(0, {L})" if _checks.is_number(L) else "(0, inf)")
+    _checks.within("mu", mu, f"(0, {float(L)})" if _checks.is_number(L) else "(0, inf)")

@@ -26,7 +26,7 @@ def restarted(schedule: "Schedule", at: "int | Sequence[int] | np.ndarray | jax.
     Args:
       schedule: The schedule to restart.
       at: A period of at least 1, or increasing steps, of at least 1, to restart at; numbers, or an integer array with
-        at most one axis, which is not checked.
+        at most one axis, whose values are not checked.
 
     Raises:
       ValueError: If `at` is out of range, empty or not increasing.
@@ -38,6 +38,7 @@ def restarted(schedule: "Schedule", at: "int | Sequence[int] | np.ndarray | jax.
     """
     if not _checks.is_schedule(schedule):
         raise TypeError(f"schedule must be a function of the step, got {_checks.shown(schedule)}")
+    check_restarts("at", at)
     if getattr(at, "ndim", 0) == 1:
         steps = cast("jax.Array", at)
         return lambda step: schedule(step - ((steps <= step) * steps).max(initial=0))
@@ -45,14 +46,24 @@ def restarted(schedule: "Schedule", at: "int | Sequence[int] | np.ndarray | jax.
         period = cast("Count", at)
         if _checks.is_array(at):
             return lambda step: schedule(step % period)
-        _checks.integer("at", at, 1)
         return Periodic(lambda step: schedule(step % period), int(at))
-    for i, begin in enumerate(at):
-        _checks.integer(f"at[{i}]", begin, 1 if i == 0 else at[i - 1] + 1)
-    if not at:
-        raise ValueError("at must name at least one step, got none")
     lengths = [now - before for before, now in zip((0, *at), at, strict=False)]
     return lambda step: schedule(step - sum((step >= now) * n for now, n in zip(at, lengths, strict=True)))
+
+
+def check_restarts(name: str, at: object) -> None:
+    """Raise unless `at`, given as the argument `name`, says when to restart, see `restarted`."""
+    if getattr(at, "ndim", 0) > 0:
+        steps = cast("np.ndarray | jax.Array", at)
+        if steps.ndim > 1 or steps.dtype.kind not in "iu":
+            raise TypeError(f"{name} must hold whole numbers along at most one axis, got {_checks.shown(at)}")
+    elif isinstance(at, Sequence):
+        if not at:
+            raise ValueError(f"{name} must name at least one step, got none")
+        for i, begin in enumerate(at):
+            _checks.integer(f"{name}[{i}]", begin, 1 if i == 0 else at[i - 1] + 1)
+    elif not _checks.is_array(at):
+        _checks.integer(name, at, 1)
 
 
 def momentum_correction(decay: Scalar, learning_rate: "Schedule") -> "Schedule":

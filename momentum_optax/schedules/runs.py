@@ -54,7 +54,7 @@ def cyclical(low: float, high: float, period: int) -> "Schedule":
       Smith, "A disciplined approach to neural network hyper-parameters", 2018, arXiv:1803.09820.
     """
     _checks.number("low", low, "[0, 1)")
-    _checks.number("high", high, f"[{low}, 1)")
+    _checks.number("high", high, f"[{float(low)}, 1)")
     _checks.integer("period", period, 2)
 
     def schedule(step: "Count") -> "Number":
@@ -82,7 +82,7 @@ def one_cycle(total_steps: int, low: float = 0.85, high: float = 0.95, *, peak: 
     """
     _checks.integer("total_steps", total_steps, 2)
     _checks.number("low", low, "[0, 1)")
-    _checks.number("high", high, f"[{low}, 1)")
+    _checks.number("high", high, f"[{float(low)}, 1)")
     _checks.number("peak", peak, "(0, 1)")
 
     def schedule(step: "Count") -> "Number":
@@ -198,7 +198,7 @@ def muon_momentum(
       KellerJordan/modded-nanogpt, `get_muon_momentum` of its training scripts (.85 to .95 in 300 steps and back in 50).
     """
     _checks.number("low", low, "[0, 1)")
-    _checks.number("high", high, f"[{low}, 1)")
+    _checks.number("high", high, f"[{float(low)}, 1)")
     _checks.integer("warmup_steps", warmup_steps, 1)
     _checks.integer("cooldown_steps", cooldown_steps, 1)
     if total_steps is not None:

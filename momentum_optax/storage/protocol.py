@@ -17,7 +17,7 @@ Laws, each of them a test over every storage:
 """
 
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -25,8 +25,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .. import _checks
 from .._tree import path_name
-from .._typing import AxisName, Condition, Count, DType, KeyPath, Leaf, Number
+from .._typing import AxisName, Condition, Count, DType, KeyPath, Leaf, Number, PyTree
 from .noise import stamp_of
 from .rounding import is_narrow
 
@@ -126,14 +127,24 @@ def checked_leaf(path: KeyPath, leaf: Leaf) -> Leaf:
     Raises:
       TypeError: If it can have no velocity, as a counter among the parameters, with its path.
     """
-    leaf = leaf if hasattr(leaf, "shape") and hasattr(leaf, "dtype") else jnp.asarray(leaf)
-    if str(leaf.dtype) not in SUPPORTED:
+    if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+        # What is no number stays as it is: a function or a string among the parameters.
+        with suppress(TypeError, ValueError):
+            leaf = jnp.asarray(leaf)
+    got = str(leaf.dtype) if hasattr(leaf, "dtype") else _checks.shown(leaf)
+    if got not in SUPPORTED:
         raise TypeError(
-            f"{path_name(path)} must have a dtype of {', '.join(SUPPORTED)}, got {leaf.dtype}: keep it from the "
+            f"{path_name(path)} must have a dtype of {', '.join(SUPPORTED)}, got {got}: keep it from the "
             "optimizer with optax.masked, or None in its place as "
             "equinox.filter(params, equinox.is_inexact_array) gives"
         )
     return leaf
+
+
+def check_leaves(tree: PyTree) -> None:
+    """Raise `TypeError`, with the path, for a leaf of a bare tree that can have no velocity."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        checked_leaf(path, leaf)
 
 
 def arithmetic_dtype(*dtypes: DType) -> DType:

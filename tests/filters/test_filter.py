@@ -1,5 +1,6 @@
 """Filters: construction, responses, changes of basis and normal forms, against simulation and closed forms."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -162,6 +163,16 @@ def test_wrong_coefficients_are_named(arguments, error, words):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
+        (
+            lambda: AGGMO.pruned().change_basis([[1.0, 2.0], [3.0]]),
+            r"T must be 2 rows of 2 numbers, got \[\[1.0, 2.0\]",
+        ),
+        (lambda: AGGMO.pruned().change_basis([1.0, 2.0]), r"T must be 2 rows of 2 numbers, got shape \(2,\)"),
+        (lambda: mo.heavy_ball(0.9).change_basis("x"), "T must be 1 rows of 1 numbers, got 'x'"),
+        (lambda: jax.jit(lambda T: mo.heavy_ball(0.9).change_basis(T).D)(2.0), "T must be 1 rows of 1 numbers, got "),
+        (lambda: mo.heavy_ball(0.9).response(1.0), "signal must have an axis of steps, .* got 1.0"),
+        (lambda: mo.heavy_ball(0.9).scale(float("nan")), r"gain must be in \(-inf, inf\), got nan"),
+        (lambda: mo.equivalent(mo.ema(0.9), mo.ema(0.9), rtol=-1.0), r"rtol must be in \[0, inf\), got -1.0"),
         (lambda: mo.heavy_ball(lambda t: 0.9).dc_gain(), "must be numbers"),
         (lambda: mo.heavy_ball(0.9).change_basis(0.0), "T must be invertible"),
         (lambda: mo.heavy_ball(0.9).change_basis(float("nan")), "T must be invertible"),
@@ -176,3 +187,31 @@ def test_wrong_coefficients_are_named(arguments, error, words):
 def test_wrong_requests_are_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: mo.heavy_ball(0.9).scale(None), "gain must be a number, a scalar array or a schedule .* got None"),
+        (lambda: mo.heavy_ball(0.9).scale_gradient([1.0]), r"gain must be a number, .* got \[1.0\]"),
+        (lambda: mo.ema(0.9).response([1.0, 1j]), r"signal must be real, got \[1.0, 1j\]"),
+        (lambda: mo.equivalent(mo.ema(0.9), mo.ema(0.9), 0.1), "learning_rates must be two, .* got 0.1"),
+        (lambda: mo.equivalent(mo.ema(0.9), mo.ema(0.9), (1, 1, 1)), r"learning_rates must be two, .* got \(1, 1, 1\)"),
+        (lambda: mo.equivalent(mo.ema(0.9), mo.ema(0.9), (1.0, "x")), r"learning_rates\[1\] must be .* got 'x'"),
+        (lambda: mo.equivalent(mo.ema(0.9), mo.ema(0.9), rtol="x"), "rtol must be a number, got 'x'"),
+        (lambda: mo.heavy_ball(jax.random.key(0)), "decay must be a number, a scalar array or a schedule"),
+        (lambda: mo.heavy_ball(Tensor()), "decay must be a number, a scalar array or a schedule .* got a tensor"),
+    ],
+)
+def test_requests_of_the_wrong_type_are_named(call, words):
+    with pytest.raises(TypeError, match=words):
+        call()
+
+
+class Tensor:
+    """A scalar of another library, whose dtypes are not NumPy's."""
+
+    shape, dtype = (), "torch.float32"
+
+    def __repr__(self):
+        return "a tensor"

@@ -52,6 +52,21 @@ class Model(nnx.Module):
         self.head = Head(4, 16, rngs=rngs)
 
 
+@jax.tree_util.register_pytree_with_keys_class
+class Pair:
+    """A node whose keys are of no class of JAX."""
+
+    def __init__(self, kernel, embedding):
+        self.children = kernel, embedding
+
+    def tree_flatten_with_keys(self):
+        return tuple(zip(("kernel", "embedding"), self.children, strict=True)), None
+
+    @classmethod
+    def tree_unflatten(cls, _, children):
+        return cls(*children)
+
+
 def found(numbers):
     """The entries that are no None, by path."""
     entries = jax.tree_util.tree_leaves_with_path(numbers, is_leaf=lambda x: isinstance(x, D))
@@ -79,6 +94,10 @@ def nnx_model():
     return nnx.state(model, nnx.Param), lambda **options: mo.matrices.of_model(model, **options)
 
 
+def test_a_model_without_parameters_has_no_dimension_numbers():
+    assert mo.matrices.of_model(nn.Sequential([nn.relu]), jnp.ones(2)) == {}
+
+
 @pytest.mark.parametrize("make", [linen, nnx_model])
 def test_layers_of_a_model_say_their_axes_and_stacks_count_matrices(make):
     params, numbers_of = make()
@@ -97,6 +116,12 @@ def test_parameters_are_left_out_by_name():
     params = {"Embed_0": {"embedding": np.ones((4, 2))}, "layer": {"kernel": np.ones((2, 2)), "bias": np.ones(2)}}
     numbers = mo.matrices.excluding("embed", "head")(params)
     assert numbers == {"Embed_0": {"embedding": None}, "layer": {"kernel": D(), "bias": None}}
+    # Keys of any kind.
+    tree = Pair(np.ones((2, 2)), np.ones((2, 2)))
+    assert jax.tree.leaves(mo.matrices.excluding("embed")(tree), is_leaf=lambda x: isinstance(x, D) or x is None) == [
+        D(),
+        None,
+    ]
     with pytest.raises(TypeError, match="names must be strings such as 'embed', got"):
         mo.matrices.excluding(3)
     injected = optax.inject_hyperparams(mo.muon)(0.1, weight_dimension_numbers=mo.matrices.excluding("embed"))

@@ -47,7 +47,11 @@ def test_one_entry_stands_for_all_and_matrices_are_the_default():
         ({"a": D(0, 2), "b": None}, ValueError, r"must name axes of params\['a'\], of shape \(2, 3\)"),
         ({"a": D(0, -2), "b": None}, ValueError, "must name different axes .* reduction_axis=0, output_axis=-2"),
         ({"a": D((), 1), "b": None}, ValueError, "at least one each"),
-        ({"a": D()}, ValueError, "must be a tree like the parameters or a prefix of it"),
+        ({"a": D()}, ValueError, r"must be a tree like the parameters or a prefix of it: it lacks params\['b'\]"),
+        ({"a": D(), "c": None}, ValueError, r"lacks params\['b'\] and has params\['c'\], which is no parameter"),
+        ([D(), None], ValueError, r"lacks params\['a'\] and has params\[0\]"),
+        ({"a": D(None, 1), "b": None}, ValueError, r"must name axes of params\['a'\].*, got reduction_axis=None"),
+        ({"a": D("in", 1), "b": None}, ValueError, r"must name axes of params\['a'\].*, got reduction_axis='in'"),
         (jnp.ones(2), TypeError, "static_args='weight_dimension_numbers'"),
     ],
 )

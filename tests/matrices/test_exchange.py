@@ -154,8 +154,10 @@ def test_what_does_not_fit_a_mesh_is_refused():
     tree = {"a": jnp.ones((4, 9))}
     with pytest.raises(ValueError, match=r"specs must split params\['a'\], of shape \(4, 9\), into equal parts, got P"):
         mo.orthogonalize(mesh=mesh, specs=P(None, "x")).update(tree, optax.EmptyState())
-    with pytest.raises(ValueError, match="specs must be one PartitionSpec or a tree of them like the parameters"):
+    with pytest.raises(ValueError, match=r"specs must be a tree like .*: it lacks params\['a'\] and has params\['b'\]"):
         mo.orthogonalize(mesh=mesh, specs={"b": P("x")}).update(tree, optax.EmptyState())
+    with pytest.raises(ValueError, match=r"at most as many entries as params\['a'\] has axes, 2, got P"):
+        mo.orthogonalize(mesh=mesh, specs=P(None, None, "x")).update(tree, optax.EmptyState())
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

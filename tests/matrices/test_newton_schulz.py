@@ -11,7 +11,10 @@ import pytest
 import momentum_optax as mo
 from momentum_optax.matrices.newton_schulz import coefficients_of, newton_schulz
 
-RNG = np.random.default_rng(0)
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
 
 
 def best_quintic(low, high):
@@ -61,8 +64,8 @@ FIRST = {
 @pytest.mark.parametrize(
     "preconditioning", [pytest.param(name, marks=() if name == "aol" else pytest.mark.slow) for name in FIRST]
 )
-def test_every_preconditioning_is_its_formula_for_each_matrix_of_a_batch(preconditioning, x64):
-    x = RNG.normal(size=(3, 4, 7)) * np.array([1.0, 30.0, 1e-2])[:, None, None]
+def test_every_preconditioning_is_its_formula_for_each_matrix_of_a_batch(preconditioning, x64, rng):
+    x = rng.normal(size=(3, 4, 7)) * np.array([1.0, 30.0, 1e-2])[:, None, None]
     triples = coefficients_of("polar_express", 4)
     got = jax.jit(lambda x: newton_schulz(x, triples, 1e-30, preconditioning))(x)
     for one, new in zip(x, got, strict=True):
@@ -72,8 +75,8 @@ def test_every_preconditioning_is_its_formula_for_each_matrix_of_a_batch(precond
 @pytest.mark.parametrize(
     "preconditioning", [pytest.param(name, marks=() if name == "frobenius" else pytest.mark.slow) for name in FIRST]
 )
-def test_squares_may_leave_the_range_of_float16(preconditioning):
-    x = RNG.normal(size=(1, 8, 40)) * 1e4
+def test_squares_may_leave_the_range_of_float16(preconditioning, rng):
+    x = rng.normal(size=(1, 8, 40)) * 1e4
     triples = coefficients_of("polar_express", 8)
     both = jnp.asarray(np.concatenate([x, np.zeros_like(x)]), jnp.float16)
     got = jax.jit(lambda x: newton_schulz(x, triples, 1e-8, preconditioning))(both)
@@ -81,6 +84,27 @@ def test_squares_may_leave_the_range_of_float16(preconditioning):
     assert got.dtype == jnp.float16
     np.testing.assert_allclose(got[0], u @ v, rtol=0, atol=0.01)
     assert not got[1].any()
+
+
+@pytest.mark.parametrize(
+    "preconditioning", [pytest.param(name, marks=() if name == "schatten" else pytest.mark.slow) for name in FIRST]
+)
+def test_squares_may_leave_the_range_of_float32_and_no_digit_changes_below_it(preconditioning, rng):
+    x = rng.normal(size=(4, 6)).astype(np.float32)
+    x *= 4 / abs(x).max()
+    # The largest float times a power of two is in the last batch.
+    scales = 2.0 ** np.array([0.0, 13.0, 14.0, 63.0, 100.0, 125.0])
+    batch = jnp.asarray(x * scales[:, None, None], jnp.float32)
+    run = jax.jit(lambda x, eps: newton_schulz(x, coefficients_of("standard", 5), eps, preconditioning))
+    got = run(batch, 1e-30)
+    np.testing.assert_allclose(
+        got[0], loop(FIRST[preconditioning](np.float64(x)), coefficients_of("standard", 5)), atol=1e-5
+    )
+    np.testing.assert_allclose(got, jnp.broadcast_to(got[0], got.shape), rtol=0, atol=2e-6)
+    # What is added to a norm, or is the least of it, counts as before.
+    huge, last = run(batch, 1e30), {"frobenius": 3, "spectral": 3}.get(preconditioning, 2)
+    assert abs(huge[last + 1]).max() > 0.1 > abs(huge[last]).max()
+    assert np.isnan(run(batch.at[0, 0, 0].set(jnp.inf), 1e-30)[0]).all()
 
 
 @pytest.mark.parametrize(
@@ -101,8 +125,8 @@ def test_polar_express_is_made_of_the_best_polynomials():
     np.testing.assert_array_equal(coefficients_of("polar_express", None), coefficients_of("polar_express", 9)[:5])
 
 
-def test_polar_express_converges_to_the_polar_factor_of_badly_conditioned_matrices(x64):
-    u, _, v = np.linalg.svd(RNG.normal(size=(6, 9)), full_matrices=False)
+def test_polar_express_converges_to_the_polar_factor_of_badly_conditioned_matrices(x64, rng):
+    u, _, v = np.linalg.svd(rng.normal(size=(6, 9)), full_matrices=False)
     x = u * np.geomspace(1, 1e-3, 6) @ v
     tx = mo.orthogonalize(10, coefficients="polar_express")
     got, _ = jax.jit(tx.update)({"wide": jnp.asarray(x), "tall": jnp.asarray(x.T)}, optax.EmptyState())
@@ -111,8 +135,8 @@ def test_polar_express_converges_to_the_polar_factor_of_badly_conditioned_matric
 
 
 @pytest.mark.slow
-def test_complex_matrices_go_to_their_unitary_factor(x64):
-    x = RNG.normal(size=(4, 5)) + 1j * RNG.normal(size=(4, 5))
+def test_complex_matrices_go_to_their_unitary_factor(x64, rng):
+    x = rng.normal(size=(4, 5)) + 1j * rng.normal(size=(4, 5))
     u, _, v = np.linalg.svd(x, full_matrices=False)
     # Schatten's first gram matrix is Hermitian only of the conjugate.
     tx = mo.orthogonalize(12, coefficients="polar_express", preconditioning="schatten")
@@ -121,8 +145,8 @@ def test_complex_matrices_go_to_their_unitary_factor(x64):
 
 
 @pytest.mark.slow
-def test_iterations_in_bfloat16_are_near_the_polar_factor_and_updates_keep_their_dtype():
-    u, _, v = np.linalg.svd(RNG.normal(size=(6, 40)), full_matrices=False)
+def test_iterations_in_bfloat16_are_near_the_polar_factor_and_updates_keep_their_dtype(rng):
+    u, _, v = np.linalg.svd(rng.normal(size=(6, 40)), full_matrices=False)
     x = jnp.asarray(u * np.linspace(0.5, 1, 6) @ v, jnp.float32)
     tx = mo.orthogonalize(6, coefficients="polar_express", dtype=jnp.bfloat16)
     got, _ = jax.jit(tx.update)(x, optax.EmptyState())
@@ -143,6 +167,7 @@ def test_iterations_in_bfloat16_are_near_the_polar_factor_and_updates_keep_their
             "coefficients must be one of 'standard', 'polar_express', 'dion', got",
         ),
         ({"coefficients": (1.0, 2.0)}, ValueError, r"or a sequence of such triples, got numbers of shape \(2,\)"),
+        ({"coefficients": (1.0, 2.0, float("nan"))}, ValueError, "coefficients must be finite, got"),
         ({"coefficients": object()}, TypeError, r"coefficients must be a name or numbers \(a, b, c\)"),
         ({"coefficients": [(1, 0, 0)] * 3, "steps": 2}, ValueError, "steps must be None or 3"),
         ({"preconditioning": "aal"}, ValueError, "preconditioning must be one of 'frobenius', 'spectral', 'aol', 'sch"),
@@ -158,6 +183,19 @@ def test_arguments_out_of_range_are_refused_when_it_is_built(arguments, error, m
         with pytest.raises(error, match=match) as caught:
             make(**arguments)
         assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "tx", [mo.orthogonalize(), mo.muon(0.1), mo.normuon(0.1), mo.matrices.scale_by_neuron()], ids=lambda tx: "tx"
+)
+def test_a_leaf_of_integers_is_named_at_init(tx):
+    with pytest.raises(TypeError, match=r"params\['n'\] must have a dtype of .*, got int32"):
+        tx.init({"w": jnp.ones((2, 2)), "n": jnp.ones((2, 2), jnp.int32)})
+
+
+def test_a_direction_is_a_function():
+    with pytest.raises(TypeError, match="direction must be a function of a batch of matrices, got 'svd'"):
+        mo.matrices.on_matrices("svd")
 
 
 def products(tx, tree):

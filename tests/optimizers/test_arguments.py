@@ -2,9 +2,11 @@
 
 import inspect
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conformance import finished_optimizers
 
@@ -58,9 +60,98 @@ def test_a_mask_without_what_it_masks_is_refused(name):
     tx.update(ONES, tx.init(ONES), **extra)
 
 
+def refused(error, match, function, *arguments):
+    with pytest.raises(error, match=match) as caught:
+        function(*arguments)
+    assert len(str(caught.value)) < 300
+
+
+LACKS = r"mask must be a tree like the parameters or a prefix of it: it lacks params\['b'\]"
+
+
+@pytest.mark.parametrize("name", DECAYING)
+def test_a_mask_that_does_not_fit_the_parameters_is_named_at_init(name):
+    for mask, error, match in (
+        ({"w": True}, ValueError, LACKS + "$"),
+        ({"w": True, "b": True, "c": True}, ValueError, r"has params\['c'\], which is no parameter"),
+        ({"w": True, "bias": True}, ValueError, LACKS + r" and has params\['bias'\]"),
+        ([True, False], ValueError, LACKS + r" and has params\[0\]"),
+        ({"w": {"kernel": True}, "b": True}, ValueError, r"lacks params\['w'\] and has params\['w'\]\['kernel'\]"),
+        ({"w": True, "b": None}, TypeError, r"mask must hold True or False .*, got None for params\['b'\]"),
+        ({"w": "no", "b": True}, TypeError, r"got 'no' for params\['w'\]"),
+        (ONES, TypeError, r"got float32\[2,2\] for params\['b'\]"),
+        (lambda p: {"w": True}, ValueError, LACKS),
+        ({"w": lambda p: True, "b": True}, TypeError, r"got .* for params\['w'\]"),
+    ):
+        refused(error, match, DECAYING[name](weight_decay=0.5, mask=mask).init, ONES)
+
+
+@pytest.mark.parametrize("name", ["sgd", "lion", "muon"])
+def test_a_mask_may_be_a_prefix_in_boxes_or_of_numpys_bools(name):
+    tree = {"block": ONES, "none": None}
+    boxed = {"block": {key: nn.Partitioned(key == "w", ("x", None)) for key in ONES}, "none": None}
+    alone = {"block": {"w": np.True_, "b": jnp.array(False)}, "none": None}
+    zero = jax.tree.map(jnp.zeros_like, tree)
+    for mask, decays in ((True, {"w", "b"}), ({"block": False, "none": True}, ()), (boxed, {"w"}), (alone, {"w"})):
+        # A single bool stands for an injected function, which is refused where it is given.
+        tx = DECAYING[name](weight_decay=0.5, mask=(lambda p: True) if mask is True else mask)
+        u, _ = tx.update(zero, tx.init(tree), tree)
+        assert {key for key in ONES if np.any(u["block"][key])} == set(decays)
+
+
+@pytest.mark.parametrize("name", ["sgd", "sgd with momentum", "lion", "signum", "muon"])
+def test_a_mask_is_asked_of_the_parameters_where_a_gradient_is_none(name):
+    tx = DECAYING[name](weight_decay=0.5, mask=lambda p: jax.tree.map(lambda x: x.shape[0] > 2, p))
+    state = tx.init(ONES)
+    whole, _ = tx.update(ONES, state, ONES)
+    u, after = tx.update({"w": ONES["w"], "b": None}, state, ONES)
+    np.testing.assert_array_equal(u["w"], whole["w"])
+    assert u["b"] is None
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+
+
+@pytest.mark.parametrize("name", ["sgd", "sgd with momentum", "lion", "signum", "muon", "normuon"])
+def test_a_decay_needs_gradients_and_parameters_of_one_tree(name):
+    tx = DECAYING[name](weight_decay=0.5)
+    state = tx.init(ONES)
+    lack, have = r"the gradients lack params\['b'\], present", r"the gradients have params\['c'\], absent"
+    refused(ValueError, lack, tx.update, {"w": ONES["w"]}, state, ONES)
+    refused(ValueError, have, tx.update, ONES | {"c": ONES["b"]}, state, ONES)
+    refused(ValueError, r"have params\['b'\], absent in params", tx.update, ONES, state, {"w": ONES["w"]})
+    refused(ValueError, r"for params\['b'\], which was None in params", tx.update, ONES, state, ONES | {"b": None})
+    # That would be broadcast.
+    short, match = ONES | {"w": jnp.ones((1, 2))}, r"gradient for params\['w'\] must have shape \(1, 2\), got \(3, 2\)"
+    refused(ValueError, match, tx.update, ONES, state, short)
+
+
+@pytest.mark.parametrize("name", ["sgd", "sgd with momentum", "lion"])
+def test_a_decay_goes_with_boxes_around_gradients_or_parameters_or_neither(name):
+    boxed = {"w": nn.Partitioned(ONES["w"], ("x", None)), "b": ONES["b"]}
+    masks = (None, lambda p: jax.tree.map(lambda x: x.shape[0] > 2, p))
+    for mask in masks:
+        tx = DECAYING[name](weight_decay=0.5, mask=mask)
+        expected, _ = tx.update(ONES, tx.init(ONES), ONES)
+        for init, gradients, params in ((a, b, c) for a in (ONES, boxed) for b in (ONES, boxed) for c in (ONES, boxed)):
+            u, _ = tx.update(gradients, tx.init(init), params)
+            assert jax.tree.structure(u) == jax.tree.structure(gradients)
+            jax.tree.map(np.testing.assert_array_equal, nn.meta.unbox(u), expected)
+
+
+def test_a_placeholder_of_optax_meets_no_mask():
+    tx = mo.lion(0.1, mask={"w": True, "b": False})
+    state = tx.init(ONES)
+    twice = optax.tree.map_params(tx, lambda x: x + 2, state)
+    np.testing.assert_array_equal(twice[0].velocity.values[0]["w"], 2)
+
+
 @pytest.mark.parametrize(
     ("build", "error", "match"),
     [
+        (
+            lambda: mo.sgd(0.1, storage={f"layers/{i}/attention/kernel": "int8" for i in range(30)}),
+            ValueError,
+            r"storage needs a momentum to keep, got \{.* and momentum None",
+        ),
         (
             lambda: mo.sgd(0.1, storage="int8"),
             ValueError,

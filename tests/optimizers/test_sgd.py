@@ -1,6 +1,7 @@
 """`srsgd` against its paper; for `sgd` see `test_dropin.py`."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from stepping import HUNDRED, MATRICES, final
@@ -20,6 +21,10 @@ def test_srsgd_follows_its_paper():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, ahead)
 
 
-def test_a_period_of_0_is_refused():
-    with pytest.raises(ValueError, match="at must be at least 1, got 0"):
+def test_restarts_that_are_none_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"restarts\[1\] must be at least 6, got 5"):
+        mo.srsgd(0.1, (5, 5))
+    with pytest.raises(TypeError, match="restarts must hold whole numbers along at most one axis, got float32"):
+        mo.srsgd(0.1, jnp.array([2.5]))
+    with pytest.raises(ValueError, match="restarts must be at least 1, got 0"):
         mo.srsgd(0.1, 0)

@@ -1,5 +1,6 @@
 """The ranges of the arguments of every rule: checked, documented and included at their closed ends."""
 
+import fractions
 import math
 import re
 
@@ -91,6 +92,14 @@ def test_a_fraction_is_no_whole_number(rule, name):
     for value in (2.5, math.nan, lambda step: 3):
         with pytest.raises(TypeError, match=name):
             BY_RULE[rule].make(**{name: value})
+
+
+def test_fractions_are_numbers():
+    half, tenth = fractions.Fraction(1, 2), fractions.Fraction(1, 10)
+    assert rules.triple_momentum(half, tenth).A == rules.triple_momentum(0.5, 0.1).A
+    assert mo.schedules.cyclical(tenth, half, 4)(1) == mo.schedules.cyclical(0.1, 0.5, 4)(1)
+    with pytest.raises(ValueError, match=r"mu must be in \(0, 0\.5\), got Fraction\(1, 1\)"):
+        rules.triple_momentum(half, fractions.Fraction(1))
 
 
 def test_other_wrong_arguments_are_errors_too():

@@ -97,6 +97,12 @@ def test_every_schedule_serves_as_a_decay(name):
         (lambda: schedules.restarted(schedules.fista(), (5, 5)), ValueError, r"at\[1\] must be at least 6, got 5"),
         (lambda: schedules.restarted(schedules.fista(), (0, 5)), ValueError, r"at\[0\] must be at least 1, got 0"),
         (lambda: schedules.restarted(schedules.fista(), (2.5,)), TypeError, r"at\[0\] must be a whole number"),
+        (lambda: schedules.restarted(schedules.fista(), np.ones((2, 2), int)), TypeError, "at must hold .* got int64"),
+        (
+            lambda: schedules.restarted(schedules.fista(), np.array([2.5])),
+            TypeError,
+            "at must hold whole .* got float64",
+        ),
         (lambda: schedules.cyclical(0.9, 0.8, 10), ValueError, r"high must be in \[0.9, 1\), got 0.8"),
         (lambda: schedules.cyclical(0.8, 0.9, 1), ValueError, "period must be at least 2"),
         (lambda: schedules.one_cycle(1), ValueError, "total_steps must be at least 2"),

@@ -64,7 +64,15 @@ def test_a_rule_whose_response_vanishes_is_not_debiased(rule):
 @pytest.mark.parametrize("rule", [mo.heavy_ball(-0.5), mo.complex_heavy_ball(0.9, 0.4)], ids=["negative", "complex"])
 def test_a_rule_whose_memory_alternates_is_not_debiased(rule):
     # The response of the first one is positive throughout: 1, 0.5, 0.75, ...
-    with pytest.raises(ValueError, match="debias must be False for a rule whose response to a constant oscillates"):
+    with pytest.raises(
+        ValueError, match="debias must be False for a rule whose response to a constant oscillates, got"
+    ):
+        mo.scale_by_momentum(rule, debias=True)
+
+
+def test_the_error_for_many_poles_that_alternate_names_one():
+    rule = mo.Filter(np.diag(-np.linspace(0.1, 0.9, 12)), np.ones(12), np.ones(12), 1.0)
+    with pytest.raises(ValueError, match=r"got a pole -0\.1$"):
         mo.scale_by_momentum(rule, debias=True)
 
 

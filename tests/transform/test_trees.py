@@ -69,6 +69,16 @@ def test_gradients_of_another_tree_are_rejected_by_path(change, match, storage):
             tx.update(change(params), tx.init(params))
 
 
+def test_of_many_paths_that_differ_a_few_are_named():
+    params = {f"layer_{i:02}": {"kernel": jnp.ones(2)} for i in range(40)}
+    tx = runner("ema")
+    for given, at_init, words in (({}, params, "lack"), (params, {}, "have")):
+        match = rf"the gradients {words} .*layer_01'\]\['kernel'\] and 38 more, "
+        with pytest.raises(ValueError, match=match) as caught:
+            tx.update(given, tx.init(at_init))
+        assert len(str(caught.value)) < 300
+
+
 def test_gradients_in_another_container_with_equal_paths_are_rejected():
     tx = runner("ema")
     with pytest.raises(ValueError, match="containers"):
@@ -84,6 +94,23 @@ def test_leaves_that_are_no_floats_are_rejected_at_init_by_path(dtype, storage):
         TypeError, match=r"params\['x'\]\[0\] must have a dtype of .*float32.*, got (key.*|" + dtype + "): keep it from"
     ):
         tx.init({"ok": jnp.ones(2), "x": [leaf]})
+
+
+@pytest.mark.parametrize("leaf", ["relu", jax.nn.relu, object()], ids=["string", "function", "object"])
+def test_what_is_no_array_among_the_parameters_is_rejected_by_path(leaf):
+    tx = runner("ema")
+    with pytest.raises(TypeError, match=r"params\['x'\] must have a dtype of .*, got .*: keep it from "):
+        tx.init({"ok": jnp.ones(2), "x": leaf})
+    with pytest.raises(TypeError, match=r"params\['ok'\] must have a dtype of .*, got "):
+        tx.update({"ok": leaf}, tx.init({"ok": jnp.ones(2)}))
+
+
+@pytest.mark.parametrize("rule", [mo.heavy_ball, mo.ema, lambda c: mo.grokfast(0.5, c)], ids=["sum", "average", "age"])
+def test_a_schedule_of_more_than_a_number_is_refused_where_it_would_change_a_shape(rule):
+    for leaf, value in ((jnp.float32(1), jnp.full(1, 0.5)), (jnp.ones((2, 3)), jnp.full(3, 0.5))):
+        tx = mo.scale_by_momentum(rule(lambda step, value=value: value))
+        with pytest.raises(ValueError, match=r"a coefficient must be a scalar at every step, got shape \("):
+            tx.update(leaf, tx.init(leaf))
 
 
 @pytest.mark.parametrize(("leaf", "gradient"), [("float32", "complex64"), ("complex64", "float32")])
