@@ -55,7 +55,9 @@ def debiased(now: ResolvedRule, u: jax.Array, gain: Arrays) -> tuple[jax.Array, 
 @jitted
 def _over_response(u: jax.Array, unit: jax.Array) -> jax.Array:
     # While the unit response is zero no gradient has counted yet, and the update is zero without division.
-    return u / jnp.where(unit == 0, 1, unit)
+    # The response is real, and may be wider, whatever promotion the user allows.
+    with jax.numpy_dtype_promotion("standard"):
+        return u / jnp.where(unit == 0, 1, unit)
 
 
 def weighted_sum(coefficients: Sequence[Coefficient], arrays: Arrays) -> jax.Array:
@@ -63,7 +65,7 @@ def weighted_sum(coefficients: Sequence[Coefficient], arrays: Arrays) -> jax.Arr
     terms = []
     for c, x in zip(coefficients, arrays, strict=True):
         if not _checks.is_number(c):
-            terms.append(jnp.asarray(c, jnp.finfo(x.dtype).dtype) * x)
+            terms.append(jnp.asarray(c, x.dtype) * x)
         elif c != 0:
             # Not `float(c) * x`, the same program: an operator of jax.numpy takes three times as long to trace.
             terms.append(x if c == 1 else jax.lax.mul(np.asarray(c, x.dtype), x))

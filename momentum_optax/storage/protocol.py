@@ -17,7 +17,7 @@ Laws, each of them a test over every storage:
 """
 
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._checks import shown
 from .._tree import path_name
 from .._typing import AxisName, Condition, Count, DType, KeyPath, Leaf, Number
 from .noise import stamp_of
@@ -126,12 +127,15 @@ def checked_leaf(path: KeyPath, leaf: Leaf) -> Leaf:
     Raises:
       TypeError: If it can have no velocity, as a counter among the parameters, with its path.
     """
-    leaf = leaf if hasattr(leaf, "shape") and hasattr(leaf, "dtype") else jnp.asarray(leaf)
-    if str(leaf.dtype) not in SUPPORTED:
+    if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+        # Nothing can be made of a function or a string, such as a module of Equinox holds beside its parameters.
+        with suppress(TypeError):
+            leaf = jnp.asarray(leaf)
+    if str(getattr(leaf, "dtype", None)) not in SUPPORTED:
+        got = leaf.dtype if hasattr(leaf, "dtype") else shown(leaf)
         raise TypeError(
-            f"{path_name(path)} must have a dtype of {', '.join(SUPPORTED)}, got {leaf.dtype}: keep it from the "
-            "optimizer with optax.masked, or None in its place as "
-            "equinox.filter(params, equinox.is_inexact_array) gives"
+            f"{path_name(path)} must have a dtype of {', '.join(SUPPORTED)}, got {got}: keep it from the optimizer "
+            "with optax.masked, or None in its place as equinox.filter(params, equinox.is_inexact_array) gives"
         )
     return leaf
 

@@ -126,7 +126,7 @@ def _accumulated(
             jnp.where(last, 0, count),
             jnp.where(last, optax.safe_increment(step), step),
             momentum._replace(age=leaves.to_tree(age, momentum.age)),
-            jax.tree.map(lambda new, old: where(last, new, old), after, state.rest),
+            jax.tree.map(lambda old, new: where(last, new, old), state.rest, after),
         )
 
     return optax.GradientTransformationExtraArgs(init, update)

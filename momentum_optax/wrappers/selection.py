@@ -97,13 +97,15 @@ def selection(select: Select, storages: ByLeaf, second_moments: Collection[str])
       TypeError: If `select` or `second_moments` is of the wrong type.
       ValueError: If `select` is empty or names an unknown storage.
     """
-    if isinstance(second_moments, str) or not isinstance(second_moments, Collection):
+    if isinstance(second_moments, str) or not _are_names(second_moments):
         raise TypeError(f"second_moments must be a collection of names, got {_checks.shown(second_moments)}")
     squares = frozenset(second_moments)
+    if isinstance(select, Collection) and not isinstance(select, str) and not _are_names(select):
+        raise TypeError(f"select must hold names of fields, got {_checks.shown(select)}")
     if isinstance(select, Mapping):
         by_field = {name: chooser_of(resolve(value)) for name, value in select.items()}
     elif isinstance(select, Collection) and not isinstance(select, str):
-        by_field = {name: storages for name in sorted(select, key=repr)}
+        by_field = {name: storages for name in sorted(select)}
     elif callable(select) and not isinstance(select, type):
         return Selection(None, select, storages, squares)
     else:
@@ -112,9 +114,11 @@ def selection(select: Select, storages: ByLeaf, second_moments: Collection[str])
         )
     if not by_field:
         raise ValueError(f"select must name at least one field, got {_checks.shown(select)}")
-    if not all(isinstance(name, str) for name in by_field):
-        raise TypeError(f"select must hold names of fields, got {_checks.shown(select)}")
     return Selection(by_field, None, storages, squares)
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, Collection) and all(isinstance(name, str) for name in value)
 
 
 def check_fit(storages: ByLeaf, field: str, squares: bool, tree: PyTree) -> None:

@@ -86,6 +86,17 @@ def test_leaves_that_are_no_floats_are_rejected_at_init_by_path(dtype, storage):
         tx.init({"ok": jnp.ones(2), "x": [leaf]})
 
 
+@pytest.mark.parametrize("leaf", [jax.nn.relu, "relu", object()], ids=["function", "string", "object"])
+def test_leaves_that_are_no_arrays_are_rejected_by_path(leaf):
+    # As in a module of Equinox that is not filtered.
+    tx, params = runner("ema"), {"ok": jnp.ones(2), "x": jnp.ones(2)}
+    calls = [lambda: tx.init({"x": leaf}), lambda: tx.update({**params, "x": leaf}, tx.init(params))]
+    for call in (*calls, lambda: mo.average_params(0.9).init({"x": leaf})):
+        with pytest.raises(TypeError, match=r"params\['x'\] must have a dtype of .*got .*equinox") as caught:
+            call()
+        assert len(str(caught.value)) < 300
+
+
 @pytest.mark.parametrize(("leaf", "gradient"), [("float32", "complex64"), ("complex64", "float32")])
 @every_storage
 def test_a_gradient_must_be_real_where_its_leaf_is_and_complex_where_it_is(leaf, gradient, storage):
