@@ -1,5 +1,6 @@
 """`guarded` without limits for spikes: against the run without the bad steps."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -145,6 +146,17 @@ def test_leaves_that_are_none_or_masked_from_the_start_stay_so(wrap, scope):
     assert u["b"] is None
     np.testing.assert_array_equal(u["c"], gradient["c"])
     assert len(jax.tree.leaves(velocity(state))) == 1
+
+
+def test_counts_of_leaves_in_boxes_of_linen_may_be_in_boxes_too():
+    # An axis of one element keeps its name in the box of a count.
+    params = {"a": nn.Partitioned(jnp.ones((1, 3)), names=("x", None)), "b": jnp.ones(2)}
+    tx = mo.guarded(optax.identity(), "leaf", max_ratio=2.0)
+    state = tx.init(params)
+    assert isinstance(state.skipped["a"], nn.Partitioned)
+    _, after = tx.update({**params, "b": jnp.full(2, jnp.nan)}, state)
+    assert avals(after) == avals(state)
+    assert jax.tree.leaves(after.skipped) == [0, 1]
 
 
 @pytest.mark.parametrize("scope", ["tree", "leaf"])
