@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeAlias, TypeVar, cast
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from . import _checks
@@ -29,6 +30,11 @@ LEAF: TreeDef = jax.tree.structure(0)
 def absent(x: object) -> bool:
     """Whether a leaf is left out: None, or masked by Optax."""
     return x is None or isinstance(x, optax.MaskedNode)
+
+
+def as_array(x: Entry) -> Entry:
+    """A Python number as an array; all else as it is."""
+    return jnp.asarray(x) if isinstance(x, bool | int | float | complex) else x
 
 
 def path_name(path: KeyPath) -> str:
@@ -119,7 +125,7 @@ def update_leaves(
     paths, treedef = flatten_with_path(first)
     gradients = _matched(bare, treedef)
     if gradients is None:
-        _raise_mismatch(first, bare)
+        raise_mismatch(first, bare)
     states = to_leaf_states(old, treedef, leaf_treedef)
     out: list[jax.Array | None] = [None] * len(states)
     for i, ((path, _), g, leaf_state) in enumerate(zip(paths, gradients, states, strict=True)):
@@ -188,26 +194,29 @@ class Leaves:
     """The leaves of a tree of gradients, None and masked ones among them, and the parts of states that belong to them.
 
     Attributes:
-      values: The leaves, without boxes.
+      values: The leaves, without boxes; Python numbers as arrays.
       treedef: The structure of the bare tree.
     """
 
     def __init__(self, updates: optax.Updates) -> None:
-        self.values: list[Entry]
-        self.values, self.treedef = flatten(unboxed(updates), is_leaf=absent)
+        values, self.treedef = flatten(unboxed(updates), is_leaf=absent)
+        self.values: list[Entry] = list(map(as_array, values))
 
     def fit(self, node: PyTree) -> bool:
         """Whether the bare `node` is a tree of the same structure."""
         return bool(jax.tree.structure(node, is_leaf=absent) == self.treedef)
 
     def of(self, tree: PyTree) -> list[Entry]:
-        """The leaves of a tree of the same structure, boxed or not."""
-        found: list[Entry] = self.treedef.flatten_up_to(unboxed(tree))
-        return found
+        """The leaves of a tree of the same structure, boxed or not; Python numbers as arrays."""
+        return list(map(as_array, self.treedef.flatten_up_to(unboxed(tree))))
+
+    def bare(self, each: list[Entry]) -> PyTree:
+        """The bare tree with these leaves."""
+        return self.treedef.unflatten(each)
 
     def to_tree(self, each: list[Entry], like: PyTree) -> PyTree:
         """The tree with these leaves, in the boxes of `like`."""
-        return reboxed(self.treedef.unflatten(each), like)
+        return reboxed(self.bare(each), like)
 
 
 def map_onto(function: Callable[..., jax.Array], params: PyTree, trees: Sequence[PyTree]) -> PyTree:
@@ -326,11 +335,11 @@ def paired(updates: optax.Updates, params: optax.Params) -> list[tuple[KeyPath, 
     pairs, treedef = flatten_with_path(like)
     gradients = _matched(bare, treedef)
     if gradients is None:
-        _raise_mismatch(like, bare, "in params")
+        raise_mismatch(like, bare, "in params")
     return [(path, g, p) for (path, p), g in zip(pairs, gradients, strict=True)]
 
 
-def _raise_mismatch(expected: PyTree, got: PyTree, where: str = "at init") -> NoReturn:
+def raise_mismatch(expected: PyTree, got: PyTree, where: str = "at init") -> NoReturn:
     """Say which paths are missing from the gradients, or are too many; `where` says what they are compared with."""
     there, here = (
         {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None)}

@@ -55,7 +55,9 @@ def debiased(now: ResolvedRule, u: jax.Array, gain: Arrays) -> tuple[jax.Array, 
 @jitted
 def _over_response(u: jax.Array, unit: jax.Array) -> jax.Array:
     # While the unit response is zero no gradient has counted yet, and the update is zero without division.
-    return u / jnp.where(unit == 0, 1, unit)
+    # The response is real, and may be wider, whatever promotion the user allows.
+    with jax.numpy_dtype_promotion("standard"):
+        return u / jnp.where(unit == 0, 1, unit)
 
 
 def weighted_sum(coefficients: Sequence[Coefficient], arrays: Arrays) -> jax.Array:
@@ -78,12 +80,12 @@ def weighted_sum(coefficients: Sequence[Coefficient], arrays: Arrays) -> jax.Arr
 
 
 def _value(coefficient: Coefficient, x: jax.Array) -> jax.Array:
-    """A coefficient at a step in the real dtype of `x`.
+    """A coefficient at a step in the dtype of `x`.
 
     Raises:
       ValueError: If a schedule gave more than a number, which would change the shape of `x`.
     """
-    value = jnp.asarray(coefficient, jnp.finfo(x.dtype).dtype)
+    value = jnp.asarray(coefficient, x.dtype)
     # An age has as many axes as its leaf.
     if value.size != 1 or value.ndim > x.ndim:
         raise ValueError(f"a coefficient must be a scalar at every step, got shape {value.shape} from its schedule")

@@ -126,6 +126,10 @@ class _ByFunction(ByLeaf):
     function: Choose
     known: ClassVar[None] = None
 
+    def __hash__(self) -> int:
+        """The same for all: a function may be an object that cannot be hashed, such as a dataclass with `__call__`."""
+        return hash(_ByFunction)
+
     def __str__(self) -> str:
         """The function, for a message."""
         return _checks.shown(self.function)

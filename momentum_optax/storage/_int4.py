@@ -126,7 +126,7 @@ def int4(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | N
         whole leaves, though perhaps its own.
 
     Raises:
-      ValueError: If a number is out of range.
+      ValueError: If a number is out of range, or `axis_names` names an axis.
       TypeError: If `seed` or `min_size` is not a whole number.
 
     Reference:

@@ -11,7 +11,8 @@ Laws, each of them a test over every storage:
 3. `decode(encode(v))` is finite where v is, keeps zeros and signs, and is within the storage's stated error of v.
 4. What is decoded is encoded again without change, by a storage that reads no step.
 5. `bytes_per_parameter` is what is held, to the scales.
-6. NaN and infinity in one element of a velocity have a stated outcome and touch no other element.
+6. NaN and infinity in one element of a velocity have a stated outcome and touch no other element, except that an
+   infinite square in bytes leaves its row no codes for small ones (see `uint8`).
 7. The first part holds the codes, of the leaf's shape. In the dtype of what `decode` gives it is the velocities
    themselves, and `encode` keeps them so.
 """

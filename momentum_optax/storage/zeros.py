@@ -20,7 +20,7 @@ def made_of_zeros(function: Callable[..., PyTree], *arguments: PyTree) -> list[b
     """
     try:
         traced = jax.make_jaxpr(function)(*arguments)
-    except TypeError:  # it looks at values, or returns something else than arrays
+    except (TypeError, IndexError):  # it looks at values, or returns something else than arrays
         return []
     return _zeros_among(traced.jaxpr, [False] * len(traced.jaxpr.invars))
 

@@ -1,7 +1,7 @@
 """`accumulated`: micro-batches go straight into the velocity, without a buffer for their gradients."""
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -95,6 +95,7 @@ def accumulated(
     scale_by_momentum(rule, storage=storage, debias=debias)  # checks the arguments
     if not _checks.is_schedule(every_k) and not _checks.is_scalar_array(every_k):
         _checks.integer("every_k", every_k, 1)
+        every_k = int(cast(int, every_k))
     micro = _micro_steps(rule.pruned(), chooser_of(resolve(storage)), debias)
     return _accumulated(micro, every_k, checked_transformation("inner", optax.identity() if inner is None else inner))
 
@@ -126,7 +127,7 @@ def _accumulated(
             jnp.where(last, 0, count),
             jnp.where(last, optax.safe_increment(step), step),
             momentum._replace(age=leaves.to_tree(age, momentum.age)),
-            jax.tree.map(lambda new, old: where(last, new, old), after, state.rest),
+            jax.tree.map(lambda old, new: where(last, new, old), state.rest, after),
         )
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -9,7 +9,7 @@ import optax
 from .. import _checks
 from .._boxes import content
 from .._export import serializable
-from .._tree import Leaves, absent, find_all, init_leaves, path_name, plain, reboxed, unboxed
+from .._tree import Leaves, absent, find_all, init_leaves, path_name, plain, raise_mismatch, reboxed, unboxed
 from .._typing import Entry, KeyPath, Leaf, PyTree
 from ..filters.coefficients import Scalar, value_at
 from ..state.mismatch import ANYTHING, StateMismatchError, check_state
@@ -113,7 +113,7 @@ def average_params(
     Raises:
       TypeError: If an argument has the wrong type; at `init` if a leaf is not of a float or complex dtype.
       ValueError: If an argument is out of range, or the storage cannot keep averages; at `update` without `params`, or
-        if these have other leaves than at `init`.
+        if these have other leaves than at `init`, or the updates other ones than these.
       StateMismatchError: At `update`, a `ValueError`, if the state is of another transformation.
 
     Reference:
@@ -146,7 +146,8 @@ def averaged_params(opt_state: optax.OptState, params: optax.Params) -> optax.Pa
 
     Raises:
       TypeError: If `opt_state` is not a state.
-      ValueError: If it holds no average, or two averages of one parameter: then give the part with one of them.
+      ValueError: If it holds no average, or two averages of one parameter: then give the part with one of them; if a
+        parameter that it averages is not in `params`, or has another shape.
     """
     _checks.state("opt_state", opt_state)
     states = [state for _, state in find_all(unboxed(plain(opt_state)), AverageState)]
@@ -158,6 +159,14 @@ def averaged_params(opt_state: optax.OptState, params: optax.Params) -> optax.Pa
             if path in found:
                 raise ValueError(f"opt_state must hold one average of {path}, got two: give the part with one of them")
             found[path] = state, codes, unit
+
+    shapes = {path: jnp.shape(x) for path, x in _paths(unboxed(params))}
+    for path, (_, codes, _) in found.items():
+        if shapes.get(path) != codes.shape:
+            got = f"shape {shapes[path]}" if path in shapes else "no such leaf"
+            raise ValueError(
+                f"params must have {path} of shape {codes.shape}, whose average is in opt_state, got {got}"
+            )
 
     def one(path: KeyPath, weights: Leaf) -> Leaf:
         state, codes, unit = found.get(path_name(path), (None, None, None))
@@ -224,7 +233,9 @@ class _Average:
         if params is None:
             raise ValueError("params must be given to update: average_params reads the weights, got None")
         leaves = Leaves(params)
-        _check_paths(state.codes, params)
+        _check_params(state.codes, params)
+        if not leaves.fit(unboxed(updates)):
+            raise_mismatch(unboxed(params), unboxed(updates))
         step, weight = content(state.step), content(state.weight)
         rows = zip(*map(leaves.of, (params, updates, state.codes, state.unit)), strict=True)
         news = [self.update_leaf(row, weight, (step, i)) for i, row in enumerate(rows)]
@@ -283,8 +294,7 @@ def _read(codes: jax.Array, unit: jax.Array, weights: jax.Array) -> jax.Array:
 def _mixed(average: jax.Array, weights: jax.Array, weight: jax.Array) -> jax.Array:
     """The average with the present weights in it; exactly the one where their share is 0, the others where it is 1."""
     weights = weights.astype(average.dtype)
-    share = weight.astype(jnp.finfo(average.dtype).dtype)
-    mixed = average + share * (weights - average)
+    mixed = average + weight.astype(average.dtype) * (weights - average)
     return jnp.where(weight == 1, weights, jnp.where(weight == 0, average, mixed))
 
 
@@ -307,13 +317,10 @@ def _paths(tree: PyTree) -> list[tuple[str, Leaf]]:
     return [(path_name(path), x) for path, x in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-def _check_paths(codes: PyTree, params: PyTree) -> None:
+def _check_params(codes: PyTree, params: PyTree) -> None:
     """Raise unless the parameters are those of `init`."""
     there, here = ({path: jnp.shape(x) for path, x in _paths(unboxed(tree))} for tree in (codes, params))
     wrong = sorted(path for path in there.keys() | here.keys() if there.get(path) != here.get(path))
-    if wrong:
-        path = wrong[0]
-        raise StateMismatchError(
-            f"params must be those of init, got {path} of shape {here.get(path)} for {there.get(path)}: averages begin "
-            "anew with tx.init(params)"
-        )
+    if wrong or not Leaves(params).fit(unboxed(codes)):
+        got = f"{wrong[0]} of shape {here.get(wrong[0])} for {there.get(wrong[0])}" if wrong else "other containers"
+        raise StateMismatchError(f"params must be those of init, got {got}: averages begin anew with tx.init(params)")

@@ -65,7 +65,7 @@ def by_path(
         tx = value if make is None else _made(pattern, value, make, hyperparameters)
         if make is None and isinstance(value, Mapping):
             raise TypeError(
-                f"make must be a function such as mo.sgd for multiples of hyperparameters, as at {pattern!r}"
+                f"make must be a function such as mo.sgd for multiples of hyperparameters, as at {pattern!r}, got None"
             )
         _checks.transformation(f"patterns[{pattern!r}]", tx)
         txs.append(cast(optax.GradientTransformation, tx))
@@ -100,7 +100,7 @@ def _made(pattern: str, multiples: object, make: Make, hyperparameters: Mapping[
             f"patterns[{pattern!r}] must map hyperparameters to multiples, since there is make, got "
             f"{_checks.shown(multiples)}"
         )
-    missing = sorted(multiples.keys() - hyperparameters.keys())
+    missing = [str(name) for name in multiples if name not in hyperparameters]
     if missing:
         raise ValueError(f"patterns[{pattern!r}] must name hyperparameters that are given, got {', '.join(missing)}")
     times = {name: _times(name, hyperparameters[name], factor) for name, factor in multiples.items()}

@@ -9,7 +9,7 @@ import optax
 
 from .. import _checks
 from .._export import serializable
-from .._tree import absent, path_name, reboxed, unboxed
+from .._tree import absent, as_array, path_name, reboxed, unboxed
 from .._typing import Entry, KeyPath, PyTree
 from ..filters.coefficients import Scalar, value_at
 from ..state.mismatch import ANYTHING, check_state
@@ -57,12 +57,12 @@ def cautious(tx: optax.GradientTransformation, scaling: str) -> optax.GradientTr
     mask, least = _CAUTIOUS[scaling]
 
     def masked(path: KeyPath, u: Entry, g: Entry) -> Entry:
-        if absent(u) or absent(g) or u.size == 0:
+        if absent(u) or absent(g) or jnp.size(u) == 0:
             return u
+        u, g = as_array(u), as_array(g)
         _check_real(path, u)
-        agrees = mask(u, g)
-        share = least(jnp.sum(agrees, dtype=jnp.int32).astype(jnp.float32), float(u.size))
-        dtype = arithmetic_dtype(u.dtype)
+        agrees, dtype = mask(u, g), arithmetic_dtype(u.dtype)
+        share = least(jnp.sum(agrees, dtype=jnp.int32).astype(dtype), float(u.size))
         return jnp.where(agrees, u.astype(dtype) * (u.size / share).astype(dtype), 0).astype(u.dtype)
 
     def update(
@@ -152,8 +152,8 @@ def add_cautious_weight_decay(weight_decay: Scalar, agreement: str) -> optax.Gra
         def decayed(path: KeyPath, u: Entry, p: Entry) -> Entry:
             if absent(u):
                 return u
-            _check_real(path, u)
             u, p = jnp.asarray(u), jnp.asarray(p)
+            _check_real(path, u)
             dtype = arithmetic_dtype(u.dtype, p.dtype)
             decay = jnp.asarray(rate, dtype) * p.astype(dtype)
             return (u.astype(dtype) + jnp.where(agrees(u, p), decay, 0)).astype(u.dtype)

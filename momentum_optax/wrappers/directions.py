@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import _checks
+from .._tree import as_array
 from ..storage.protocol import arithmetic_dtype
 from .leaves import SCOPES, Scope
 
@@ -45,11 +46,14 @@ def scale_to_unit_norm(scope: Scope = "tree") -> optax.GradientTransformation:
 
 def by_norm(function: ByNorm, updates: optax.Updates, scope: Scope) -> optax.Updates:
     """`function(leaf, largest, root)` for each leaf, where largest times root is the norm of the tree or the leaf."""
+    updates = jax.tree.map(as_array, updates)
     wide = jax.tree.map(lambda x: x.astype(arithmetic_dtype(x.dtype)), updates)
-    if scope == "tree":
-        norm = _norm(jax.tree.leaves(wide))
-        return jax.tree.map(lambda w, x: function(w, *norm).astype(x.dtype), wide, updates)
-    return jax.tree.map(lambda w, x: function(w, *_norm([w])).astype(x.dtype), wide, updates)
+    # A norm is real, and as wide as the widest leaf, whatever promotion the user allows.
+    with jax.numpy_dtype_promotion("standard"):
+        if scope == "tree":
+            norm = _norm(jax.tree.leaves(wide))
+            return jax.tree.map(lambda w, x: function(w, *norm).astype(x.dtype), wide, updates)
+        return jax.tree.map(lambda w, x: function(w, *_norm([w])).astype(x.dtype), wide, updates)
 
 
 def _norm(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:

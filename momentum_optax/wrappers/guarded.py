@@ -113,7 +113,8 @@ def guarded(
     Returns:
       A transformation whose state is a `GuardedState`, with `inner`, `skipped` and `finite`. With `max_ratio` it is a
       `SpikeGuardedState`, which has `spikes` too: `count`, `consecutive`, `accepted`, `weight` and `mean`. A gradient
-      of None counts as finite, and in no norm.
+      of None counts as finite, and in no norm; a leaf of the state that `tx` replaces by None, as `optax.trace` does
+      there, keeps its value.
 
     Raises:
       TypeError: If `tx` is not a transformation, or an argument has the wrong type; at `update` if `measure="value"`
@@ -150,7 +151,7 @@ def _guarded(
     ) -> tuple[optax.Updates, GuardedState | SpikeGuardedState]:
         check_kind(state, GuardedState if limits is None else SpikeGuardedState)
         leaves = Leaves(updates)
-        check_scope(scope, state.skipped, leaves)
+        check_scope(scope, state.skipped, updates)
         each, news = _judged(scope, limits, leaves, state, extra.get("value"))
         shared = all_of(each) if scope == "tree" or len(each) == 1 else True
         if scope == "leaf":

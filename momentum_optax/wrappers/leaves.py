@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import _checks
-from .._tree import LEAF, Leaves, absent, init_leaves, reboxed, unboxed
+from .._tree import LEAF, Leaves, absent, init_leaves, raise_mismatch, reboxed, unboxed
 from .._typing import Condition, DType, Entry, KeyPath, Leaf, Number, PyTree
 from ..state.mismatch import StateMismatchError
 from ..storage.protocol import arithmetic_dtype
@@ -31,7 +31,8 @@ def select(
     """The state `new` where the condition of a leaf holds, else `old`, with all that belongs to the leaf.
 
     A subtree of the parameters' structure belongs to the leaves, everything else to `shared`, as the measurements of
-    `monitor` do. A condition that is True or False when traced reads no value.
+    `monitor` do. A condition that is True or False when traced reads no value. An entry that is None in `new` is kept:
+    `optax.trace` makes one of the velocity where the gradient is None.
     """
 
     def pick(path: KeyPath, a: PyTree, b: PyTree) -> PyTree:
@@ -53,9 +54,9 @@ def select(
     return reboxed(picked, old)
 
 
-def where(condition: Condition, new: jax.Array, old: jax.Array) -> jax.Array:
-    """`new` or `old`, of the dtype of `old`."""
-    if condition is False:
+def where(condition: Condition, new: jax.Array | None, old: jax.Array) -> jax.Array:
+    """`new` or `old`, of the dtype of `old`; `old` if `new` is None."""
+    if condition is False or new is None:
         return old
     new = new if new.dtype == old.dtype else new.astype(old.dtype)
     return new if condition is True else jnp.where(condition, new, old)
@@ -73,10 +74,12 @@ def one_per_leaf(params: optax.Params, make: Callable[[Leaf], jax.Array]) -> PyT
     return init_leaves(lambda _, leaf: make(leaf), params, LEAF)
 
 
-def check_scope(scope: Scope, counts: PyTree, leaves: Leaves) -> None:
-    """Raise unless the counts of a state have the form that `flags` gives them."""
-    wanted = leaves.treedef if scope == "leaf" else LEAF
-    if jax.tree.structure(counts, is_leaf=absent) != wanted:
+def check_scope(scope: Scope, counts: PyTree, updates: optax.Updates) -> None:
+    """Raise unless the counts of a state have the form that `flags` gives them, for gradients like these."""
+    leaves, counts = Leaves(updates), unboxed(counts)
+    if scope == "leaf" and not leaves.fit(counts) and jax.tree.structure(counts, is_leaf=absent) != LEAF:
+        raise_mismatch(counts, unboxed(updates))
+    if jax.tree.structure(counts, is_leaf=absent) != (leaves.treedef if scope == "leaf" else LEAF):
         has = "one count for each leaf" if scope == "tree" else "one count for all leaves"
         raise StateMismatchError(
             f"the state has {has}, and this optimizer scope={scope!r}: mo.convert(opt_state, storage, "

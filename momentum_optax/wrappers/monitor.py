@@ -102,7 +102,7 @@ def monitor(
     if rule is not None and not isinstance(rule, Filter):
         raise TypeError(f"rule must be a Filter such as heavy_ball(0.9) or None, got {_checks.shown(rule)}")
     _checks.integer("every", every, 1)
-    return _monitor(optax.with_extra_args_support(tx), None if rule is None else rule.pruned(), every)
+    return _monitor(optax.with_extra_args_support(tx), None if rule is None else rule.pruned(), int(every))
 
 
 def _monitor(

@@ -14,10 +14,12 @@ from .._tree import Leaves, absent, unboxed
 from .._typing import Condition, Entry, Number, PyTree
 from ..filters import Filter
 from ..filters.coefficients import is_zero, value_at
+from ..filters.step import weighted_sum
 from ..schedules import restarted
 from ..state.mismatch import ANYTHING, check_state
 from ..state.velocity import velocity
 from ..storage._by_leaf import AnyStorage
+from ..storage.mixed import codes_of, order_of
 from ..storage.protocol import arithmetic_dtype
 from ..transform import MomentumState, scale_by_momentum
 from .leaves import (
@@ -156,7 +158,7 @@ def _function_restart(tx: optax.GradientTransformationExtraArgs) -> optax.Gradie
         uphill = loss > state.last
         leaves = Leaves(updates)
         each = [False if absent(g) else uphill for g in leaves.values]
-        inner = select(leaves, each, uphill, tx.init(_without_none(updates)), state.inner)
+        inner = select(leaves, each, uphill, tx.init(_like_all(leaves, state.inner)), state.inner)
         out, inner = tx.update(updates, inner, params, value=value, **extra)
         return out, RestartState(inner, counted(state.restarts, uphill), loss)
 
@@ -176,7 +178,7 @@ def _gradient_restart(
     ) -> tuple[optax.Updates, RestartState]:
         check_state(state, RestartState(ANYTHING, ANYTHING, None))
         leaves = Leaves(updates)
-        check_scope(scope, state.restarts, leaves)
+        check_scope(scope, state.restarts, updates)
         out, inner = tx.update(updates, state.inner, params, **extra)
         step = 0 if inner.step is None else state.inner.step
         before = _displacements(rule.at(jnp.maximum(step - 1, 0)), leaves, state.inner)
@@ -187,11 +189,13 @@ def _gradient_restart(
             for g, d, x in zip(leaves.values, landed, before, strict=True)
         ]
         if scope == "tree":
-            total = sum((x for x in slopes if x is not None), jnp.float32(0))
+            # Leaves may differ in their dtypes, whatever promotion the user allows.
+            with jax.numpy_dtype_promotion("standard"):
+                total = sum((x for x in slopes if x is not None), jnp.float32(0))
             slopes = [None if x is None else total for x in slopes]
         uphill = [False if x is None else x < 0 for x in slopes]
         shared = _any(uphill) if scope == "tree" or len(uphill) == 1 else False
-        inner = select(leaves, uphill, shared, tx.init(_without_none(updates)), inner)
+        inner = select(leaves, uphill, shared, tx.init(_like_all(leaves, inner)), inner)
         pairs = zip(leaves.of(out), landed, uphill, strict=True)
         out = leaves.to_tree([u if d is None else where(up, d, u) for u, d, up in pairs], out)
         fired = shared if scope == "tree" else broadcast(leaves, uphill, state.restarts)
@@ -205,23 +209,26 @@ def _without_none(updates: optax.Updates) -> optax.Updates:
     return jax.tree.map(lambda g: jnp.zeros([]) if g is None else g, unboxed(updates), is_leaf=absent)
 
 
+def _like_all(leaves: Leaves, state: MomentumState) -> optax.Params:
+    """The gradients with a shape for each None, that of its velocity: a function may choose a storage by it."""
+    codes = leaves.of(codes_of(state.velocity)[0]) if order_of(state.velocity) else [jnp.zeros([])] * len(leaves.values)
+    # What was left out at `init` has no velocity either.
+    shapes = (x if absent(x) else jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in codes)
+    return leaves.bare([x if g is None else g for g, x in zip(leaves.values, shapes, strict=True)])
+
+
 def _displacements(rule: Filter, leaves: Leaves, state: MomentumState) -> list[Entry | float]:
     """The vector l . v from the stored point to x, over the learning rate, for each leaf."""
     if all(is_zero(weight) for weight in rule.lookahead):
         return [0.0] * len(leaves.values)
     rows = zip(*(leaves.of(tree) for tree in velocity(state)), strict=True)
     weights = cast("tuple[Number, ...]", rule.lookahead)  # of one step, where all coefficients are numbers
-    return [None if absent(row[0]) else _weighted(weights, row) for row in rows]
+    return [None if absent(row[0]) else weighted_sum(weights, row) for row in rows]
 
 
 def _landed(u: jax.Array, displacement: jax.Array | float) -> jax.Array:
     """The update less where x lies from the new point."""
     return u if isinstance(displacement, float) else u.astype(displacement.dtype) - displacement
-
-
-def _weighted(weights: tuple[Number, ...], arrays: tuple[jax.Array, ...]) -> jax.Array:
-    terms = [jnp.asarray(w, jnp.finfo(x.dtype).dtype) * x for w, x in zip(weights, arrays, strict=True)]
-    return sum(terms[1:], terms[0])
 
 
 def _inner_product(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -116,10 +116,12 @@ def selection(select: Select, storages: ByLeaf, second_moments: Collection[str])
       ValueError: If `select` is empty or names an unknown storage.
     """
     squares = checked_second_moments(second_moments)
+    if isinstance(select, Collection) and not isinstance(select, str) and not _are_names(select):
+        raise TypeError(f"select must hold names of fields, got {_checks.shown(select)}")
     if isinstance(select, Mapping):
         by_field = {name: chooser_of(resolve(value)) for name, value in select.items()}
     elif isinstance(select, Collection) and not isinstance(select, str):
-        by_field = {name: storages for name in sorted(select, key=repr)}
+        by_field = {name: storages for name in sorted(select)}
     elif callable(select) and not isinstance(select, type):
         return Selection(None, select, storages, squares)
     else:
@@ -128,16 +130,18 @@ def selection(select: Select, storages: ByLeaf, second_moments: Collection[str])
         )
     if not by_field:
         raise ValueError(f"select must name at least one field, got {_checks.shown(select)}")
-    if not all(isinstance(name, str) for name in by_field):
-        raise TypeError(f"select must hold names of fields, got {_checks.shown(select)}")
     return Selection(by_field, None, storages, squares)
 
 
 def checked_second_moments(names: Collection[str]) -> frozenset[str]:
     """The names of fields of squares as a set."""
-    if isinstance(names, str) or not isinstance(names, Collection):
+    if isinstance(names, str) or not _are_names(names):
         raise TypeError(f"second_moments must be a collection of names, got {_checks.shown(names)}")
     return frozenset(names)
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, Collection) and all(isinstance(name, str) for name in value)
 
 
 def check_fit(storages: ByLeaf, field: str, squares: bool, tree: PyTree) -> None:

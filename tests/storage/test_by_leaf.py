@@ -203,6 +203,22 @@ def test_what_is_wrong_raises_before_the_first_step(choice, error, message):
         mo.compress(optax.adam(0.1), {"mu": choice}).init(PARAMS)
 
 
+@dataclasses.dataclass
+class Unhashable:
+    """A function with options: Python compares dataclasses by value, and does not hash those that can change."""
+
+    least: int = 2
+
+    def __call__(self, path, leaf):
+        return "bfloat16" if leaf.ndim >= self.least else "float32"
+
+
+def test_a_function_may_be_an_object_without_a_hash():
+    got, like = (jax.eval_shape(heavy_ball(choice).init, PARAMS) for choice in (Unhashable(), Unhashable().__call__))
+    assert avals(got) == avals(like)
+    assert jax.tree.structure(got) == jax.tree.structure(like)
+
+
 def test_a_leaf_in_another_storage_raises_with_its_path():
     for make in (heavy_ball, compressed):
         state = jax.eval_shape(make({"head": "bfloat16", ".*": "float32"}).init, PARAMS)

@@ -263,6 +263,12 @@ def test_a_missing_micro_gradient_counts_as_zero_and_a_leaf_left_out_keeps_its_s
     assert out == [0.0, v1, None, v2, None, None, 0.0, None, None, v3, 0.0, v4]
     assert state.gradient_step == 6
 
+    # What follows may drop its state for such a leaf, as `optax.trace` does: it is kept.
+    tx = mo.accumulated(mo.heavy_ball(0.5), 1, optax.trace(0.5))
+    _, state = tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
+    _, state = tx.update(None, state)
+    np.testing.assert_array_equal(state.rest.trace, np.ones(2))
+
 
 def test_a_guard_leaves_micro_batches_out_and_the_cycle_waits():
     signal = [gradients(LIKE, seed) for seed in range(6)]

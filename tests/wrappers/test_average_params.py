@@ -1,5 +1,6 @@
 """`average_params` against loops over the weights in NumPy's float64."""
 
+import collections
 import re
 
 import jax
@@ -298,6 +299,18 @@ def test_wrong_uses_are_refused_and_useless_ones_warned_of():
         (TypeError, r"params\['n'\] must have a dtype", lambda: tx.init({"n": jnp.arange(3)})),
         (ValueError, r"params must be given", lambda: tx.update(params, state)),
         (ValueError, r"got params\['v'\] of shape \(3,\) for None", lambda: tx.update(other, state, other)),
+        (ValueError, r"got other containers", lambda: tx.update(params, state, collections.OrderedDict(params))),
+        (ValueError, r"lack params\['w'\]", lambda: tx.update(other, state, params)),
+        (
+            ValueError,
+            r"params\['w'\] of shape \(3,\), .* got no such leaf",
+            lambda: mo.averaged_params(state, {"x": params}),
+        ),
+        (
+            ValueError,
+            r"params\['w'\] of shape \(3,\), .* got shape \(2, 3\)",
+            lambda: mo.averaged_params(state, {"w": jnp.ones((2, 3))}),
+        ),
         (ValueError, r"state must be an AverageState", lambda: tx.update(params, optax.EmptyState(), params)),
         (ValueError, r"hold a state of average_params", lambda: mo.averaged_params(optax.EmptyState(), params)),
         (TypeError, r"opt_state must be an optimizer's state", lambda: mo.averaged_params(tx, params)),

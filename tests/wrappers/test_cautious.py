@@ -55,6 +55,14 @@ def test_cautious_updates_are_those_of_the_published_code(scaling):
     assert_bit_equal(state, steps(mo.scale_by_momentum(rule), turned, like)[1])
 
 
+@pytest.mark.parametrize("scaling", CAUTIOUS)
+def test_the_factor_of_a_cautious_update_is_as_wide_as_the_leaf(scaling, x64):
+    u, g = np.arange(1.0, 8.0), np.array([1.0, 1, -1, 1, -1, -1, 1])
+    tx = mo.cautious(optax.stateless(lambda _, __: jnp.asarray(u)), scaling)
+    got, _ = tx.update(jnp.asarray(g), tx.init(jnp.asarray(g)))
+    np.testing.assert_allclose(got, CAUTIOUS[scaling](u, g), rtol=1e-15)
+
+
 def test_cautious_lion_is_the_authors():
     lion = optax.chain(mo.scale_by_momentum(mo.lion_mix(0.9, 0.99)), optax.scale_by_sign())
     out, _ = steps(optax.chain(mo.cautious(lion, "count"), optax.scale_by_learning_rate(0.1)), TURNING)

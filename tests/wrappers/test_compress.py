@@ -21,6 +21,7 @@ from conformance import assert_bit_equal, avals, pointers
 from flax import nnx
 
 import momentum_optax as mo
+from momentum_optax.wrappers.fields import decompress_field
 
 
 @pytest.mark.one_in(12)
@@ -195,6 +196,14 @@ def test_a_leaf_without_a_gradient_keeps_its_state_where_optax_would_lose_it():
     assert avals(new) == avals(state)
     assert_bit_equal(opened(new).ema["w"], opened(state).ema["w"])
     assert not np.array_equal(opened(new).ema["b"], opened(state).ema["b"])
+
+
+def test_an_init_that_cannot_be_traced_is_run():
+    # Boolean indices must be known.
+    tx = optax.trace(0.9)
+    tx = tx._replace(init=lambda params: optax.TraceState(jax.tree.map(lambda x: x[x < 0], params)))
+    state = mo.compress(tx, {"trace"}, "bfloat16").init({"w": jnp.array([-1.0, -2.0, 3.0])})
+    np.testing.assert_array_equal(decompress_field(state.inner.trace)["w"], [-1, -2])
 
 
 def test_weak_types_of_the_parameters_do_not_cost_a_second_compilation():

@@ -198,6 +198,47 @@ def check_close(got, expected):
     jax.tree.map(check, got, expected)
 
 
+# With options that read more, and what is no wrapper.
+UNUSUAL = {name: row.build(RULES["heavy_ball"](), "float32") for name, row in WRAPPERS.items()} | {
+    "spikes": mo.guarded(optax.identity(), max_ratio=3.0),
+    "spikes by leaf": mo.guarded(optax.identity(), "leaf", max_ratio=3.0),
+    "restart of Nesterov's rule": mo.adaptive_restart(mo.nesterov(0.9)),
+    "cautious identity": mo.cautious(optax.identity(), "mean"),
+    "cautious weight decay": mo.add_cautious_weight_decay(0.1, "product"),
+    "average": mo.average_params(0.9),
+    "average in bytes": mo.average_params(0.9, storage="int8"),
+    "unit norm": mo.scale_to_unit_norm(),
+    "debiased schedule": mo.scale_by_momentum(mo.ema(lambda step: 1 - 1 / (step + 2.0)), debias=True),
+}
+unusual = pytest.mark.parametrize(("name", "tx"), UNUSUAL.items(), ids=UNUSUAL)
+
+
+def types_after_a_step(tx, params, value=1.0):
+    """Shapes and dtypes of updates and state after a step; those of the state are not weak."""
+
+    def step():
+        return optax.with_extra_args_support(tx).update(params, tx.init(params), params, value=value)
+
+    updates, state = jax.eval_shape(step)
+    assert not any(x.weak_type for x in jax.tree.leaves(state))
+    return jax.tree.map(lambda x: (x.shape, x.dtype), (updates, state))
+
+
+@unusual
+def test_python_numbers_are_parameters_and_gradients(name, tx):
+    got, expected = (types_after_a_step(tx, {"a": one(1.0), "b": one(2.0)}) for one in (float, jnp.float32))
+    assert got == expected
+
+
+@unusual
+def test_leaves_of_several_dtypes_step_under_strict_promotion(name, tx, x64):
+    dtypes = ["float32", "float64", "bfloat16"] + ["complex64"] * ("cautious" not in name)
+    params = {dtype: jnp.ones(3, dtype) for dtype in dtypes}
+    expected = types_after_a_step(tx, params)
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        assert types_after_a_step(tx, params) == expected
+
+
 @pytest.mark.rare_storages
 @thin
 def test_types_stay_for_some_rules(wrapper, storage, rule):

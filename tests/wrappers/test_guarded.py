@@ -1,5 +1,6 @@
 """`guarded` without limits for spikes: against the run without the bad steps."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -147,6 +148,29 @@ def test_leaves_that_are_none_or_masked_from_the_start_stay_so(wrap, scope):
     assert len(jax.tree.leaves(velocity(state))) == 1
 
 
+def test_counts_of_leaves_in_boxes_of_linen_may_be_in_boxes_too():
+    # An axis of one element keeps its name in the box of a count.
+    params = {"a": nn.Partitioned(jnp.ones((1, 3)), names=("x", None)), "b": jnp.ones(2)}
+    tx = mo.guarded(optax.identity(), "leaf", max_ratio=2.0)
+    state = tx.init(params)
+    assert isinstance(state.skipped["a"], nn.Partitioned)
+    _, after = tx.update({**params, "b": jnp.full(2, jnp.nan)}, state)
+    assert avals(after) == avals(state)
+    assert jax.tree.leaves(after.skipped) == [0, 1]
+
+
+@pytest.mark.parametrize("scope", ["tree", "leaf"])
+def test_what_optax_drops_for_a_gradient_of_none_is_kept(scope):
+    # `optax.trace` returns None for the velocity of a leaf without a gradient.
+    tx, g = mo.guarded(optax.trace(0.5), scope), {"a": jnp.ones(2), "b": jnp.ones(3)}
+    _, state = tx.update(g, tx.init(g))
+    u, state = tx.update({"a": None, "b": g["b"]}, state)
+    assert u["a"] is None
+    assert_bit_equal(state.inner.trace, {"a": np.ones(2, np.float32), "b": np.full(3, 1.5, np.float32)})
+    u, _ = tx.update(g, state)
+    np.testing.assert_array_equal(u["a"], np.full(2, 1.5))
+
+
 @pytest.mark.parametrize("scope", ["tree", "leaf"])
 def test_guards_vmap_and_scan(scope):
     tx = mo.guarded(mo.scale_by_momentum(mo.nesterov(0.9)), scope)
@@ -168,6 +192,9 @@ def test_what_cannot_be_guarded_is_refused():
         mo.guarded(optax.identity(), "row")
     with pytest.raises(TypeError, match=r"tx must be a transformation with init and update, got 0\.9"):
         mo.guarded(0.9)
+    tx = mo.guarded(mo.scale_by_momentum(mo.ema(0.9)), "leaf")
+    with pytest.raises(ValueError, match=r"the gradients lack params\['b'\], present at init"):
+        tx.update({"a": LIKE["a"]}, tx.init(LIKE))
     flat = mo.guarded(optax.flatten(mo.scale_by_momentum(mo.ema(0.9))), "leaf")
     with pytest.raises(ValueError, match=r"scope must be 'tree' .* got 'leaf' and state.* of shape \(10,\)"):
         flat.update(SIGNAL[0], flat.init(LIKE))

@@ -169,6 +169,18 @@ def test_a_leaf_without_a_gradient_keeps_its_velocity_through_a_restart():
         assert not np.allclose(velocity(after)[0]["a"], 0.8 * SIGNAL[0]["a"], rtol=0.2)
 
 
+@pytest.mark.parametrize("test", ["gradient", "function"])
+def test_a_leaf_without_a_gradient_keeps_its_storage_through_a_restart(test):
+    # Of the only matrix no shape is seen in that step.
+    tx = mo.adaptive_restart(mo.heavy_ball(0.9), test, storage=lambda _, x: "bfloat16" if x.ndim == 2 else "float32")
+    like = {"a": jnp.ones((2, 3)), "b": jnp.ones(3)}
+    _, state = tx.update(like, tx.init(like), value=jnp.float32(1.0))
+    u, after = tx.update({"a": None, "b": -0.1 * like["b"]}, state, value=jnp.float32(2.0))
+    assert (u["a"], after.restarts) == (None, 1)
+    assert_bit_equal(velocity(after)[0]["a"], np.ones((2, 3), np.float32))
+    assert avals(after) == avals(state)
+
+
 def test_the_point_before_a_step_has_the_look_ahead_of_the_step_before():
     # x_{t+1} - x_t = -(g + mu_{t-1} v) for PyTorch's form: uphill for 0.9, the decay of step 0, not for 0.1.
     rule = mo.torch_nesterov(lambda step: jnp.where(step < 1, 0.9, 0.1))

@@ -74,13 +74,14 @@ def test_errors_say_what_is_allowed():
         mo.compress(mo.compress(adam, {"mu"}), {"nu"}, "bfloat16").init(PARAMS)
     with pytest.raises(ValueError, match=r"kept as Float32Velocity, got Int8Velocity: mo\.convert"):
         mo.compress(adam, {"mu"}, "float32").update(PARAMS, mo.compress(adam, {"mu"}, BYTES).init(PARAMS))
-    for select in ("mu", 3, int, {1}):
+    for select in ("mu", 3, int, {1}, {1: "int8"}, [["mu"]]):
         with pytest.raises(TypeError, match="select must"):
             mo.compress(adam, select)
     with pytest.raises(TypeError, match="tx must be a transformation"):
         mo.compress(mo.heavy_ball(0.9), {"mu"})
-    with pytest.raises(TypeError, match="second_moments must"):
-        mo.compress(adam, {"mu"}, second_moments="nu")
+    for names in ("nu", [["nu"]], 3):
+        with pytest.raises(TypeError, match="second_moments must"):
+            mo.compress(adam, {"mu"}, second_moments=names)
 
 
 def test_fields_are_found_by_name():
