@@ -75,7 +75,8 @@ class Int8(Compressed[Int8Velocity]):
         """The codes of the velocities, at a scale that follows from the last codes and from what enters."""
         # Relative to each other only: a single velocity has none.
         factors = context.relative_scales if len(velocities) > 1 else (None,)
-        return _encoded(velocities, factors, context.entering, (previous.reach[0], previous.noise[0]))
+        before = previous.reach[0], previous.noise[0]
+        return _encoded(velocities, factors, context.entering, before, context.is_divided)
 
     def fitted(self, parts: Int8Velocity, velocities: tuple[jax.Array, ...], gains: tuple[Number, ...]) -> Int8Velocity:
         """The parts of a new state with the scales that these velocities need."""
@@ -136,18 +137,20 @@ def _decoded(codes: tuple[jax.Array, ...], scales: tuple[jax.Array, ...], noise:
     )
 
 
-@jitted
+@functools.partial(jax.jit, static_argnums=4)
 def _encoded(
     velocities: tuple[jax.Array, ...],
     factors: tuple[Number | None, ...],
     entering: tuple[jax.Array, Number, Condition] | None,
     before: tuple[jax.Array, jax.Array],
+    is_divided: bool,
 ) -> Int8Velocity:
     """The velocities of one leaf in bytes, after `before`, the last reach and noise."""
     reach, noise = before
     alike = tuple(_over(v.astype(jnp.float32), factor) for v, factor in zip(velocities, factors, strict=True))
-    inverse = inverse_scales(*((_largest_of(alike), 1.0, True) if entering is None else entering), reach)
-    codes = tuple(encode(v, inverse, element_noise(noise, v, k, 1)) for k, v in enumerate(alike))
+    entering = (_largest_of(alike), 1.0, True) if entering is None else entering
+    inverse = inverse_scales(*entering, reach)
+    codes = tuple(encode(v, inverse, element_noise(noise, v, k, 1), is_divided) for k, v in enumerate(alike))
     most = row_largest(codes)
     # Never true: the small parts follow from the codes. XLA knows them to be read no more then, and writes over them.
     is_last = most > np.float32(127)
@@ -155,7 +158,7 @@ def _encoded(
     unit = 1 / jnp.abs(inverse)
     scale = tuple(marked(_times(unit, factor), v) for v, factor in zip(velocities, factors, strict=True))
     noise = jnp.where(is_last, np.uint32(1), noise * np.uint32(GROWTH))
-    return Int8Velocity(codes, scale, (next_reach(inverse, most, reach),), (noise,))
+    return Int8Velocity(codes, scale, (next_reach(inverse, most, reach, entering[2]),), (noise,))
 
 
 @jitted

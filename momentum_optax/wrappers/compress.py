@@ -28,6 +28,11 @@ from .fields import (
 from .selection import SECOND_MOMENTS, Select, Selection, can_be_compressed, is_float, selection
 
 
+# Fields that are added to the weights as they are. Others, as in Adam, are divided by a size of theirs or lose it to a
+# sign.
+_ADDED = ("trace", "ema")
+
+
 @serializable
 class CompressedState(NamedTuple):
     """State of `compress`.
@@ -106,19 +111,18 @@ def compress(
             path, i = place
             if not is_compressed(old):
                 return in_dtype_of(old, new)
+            # A sum of gradients takes all of one, an average a part.
+            share = 1.0 if field_name(path) == "trace" else 1 / 16
+            is_divided = field_name(path) not in _ADDED
             return recompress_field(
-                chosen.storages_at(path), old, new, state.step, i, gradients=updates, share=_share(path)
-            )
+                chosen.storages_at(path), old, new, state.step, i,
+                gradients=updates, share=share, is_divided=is_divided,
+            )  # fmt: skip
 
         step = None if state.step is None else optax.safe_increment(state.step)
         return out, CompressedState(step, map_numbered(recompress, state.inner, inner, is_leaf=is_compressed))
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _share(path: KeyPath) -> float:
-    """The share of a gradient that enters a field: all of it in a trace, a part of it in averages."""
-    return 1.0 if field_name(path) == "trace" else 1 / 16
 
 
 def _decompressed(inner: optax.OptState) -> optax.OptState:
