@@ -20,7 +20,7 @@ from .companding import STEP_SIZE, decode, encode
 from .compressed import Compressed, Part, is_compressed, rescaled
 from .guard import inverse_scales, next_reach
 from .protocol import EncodeContext
-from .rows import GROWTH, element_noise, row_axes, row_largest
+from .rows import GROWTH, element_noise, element_phase, row_axes, row_largest
 from .slopes import marked, unmarked
 
 
@@ -150,7 +150,10 @@ def _encoded(
     alike = tuple(_over(v.astype(jnp.float32), factor) for v, factor in zip(velocities, factors, strict=True))
     entering = (_largest_of(alike), 1.0, True) if entering is None else entering
     inverse = inverse_scales(*entering, reach)
-    codes = tuple(encode(v, inverse, element_noise(noise, v, k, 1), is_divided) for k, v in enumerate(alike))
+    codes = tuple(
+        encode(v, inverse, element_noise(noise, v, k, 1), element_phase(noise, v, k) if is_divided else None)
+        for k, v in enumerate(alike)
+    )
     most = row_largest(codes)
     # Never true: the small parts follow from the codes. XLA knows them to be read no more then, and writes over them.
     is_last = most > np.float32(127)

@@ -92,14 +92,14 @@ def _either(condition: jax.Array, x: jax.Array | int, y: jax.Array | int) -> jax
     return jax.lax.select(condition, *full)
 
 
-def encode(v: jax.Array, inverse: jax.Array, noise: jax.Array, is_divided: bool = False) -> jax.Array:
+def encode(v: jax.Array, inverse: jax.Array, noise: jax.Array, phase: jax.Array | None = None) -> jax.Array:
     """The codes of float32 values, int8; 0 for what is not finite.
 
     Args:
       v: float32.
       inverse: float32, `SCALE` over the scale, of either sign.
       noise: int32, uniform.
-      is_divided: Whether values are divided by sizes of their own when they are read: none is more than doubled then.
+      phase: From 0 to 7, of values that are divided by sizes of their own when they are read.
     """
     r = jnp.abs(v * inverse)
     n = noise.astype(jnp.float32) * np.float32(2.0**-32)
@@ -107,14 +107,14 @@ def encode(v: jax.Array, inverse: jax.Array, noise: jax.Array, is_divided: bool 
     # what is stored is no longer right on average.
     root = (jnp.sqrt(r) - n + np.float32(_SHIFT + 0.5)).astype(jnp.int32)
     x = _bits(r)
-    code = _either((x >= _ROOT) & (x < _ROOT_END), root, _rounded(r, x, 2 * jnp.abs(n), is_divided))
+    code = _either((x >= _ROOT) & (x < _ROOT_END), root, _rounded(r, x, 2 * jnp.abs(n), phase))
     # The comparison is false for NaN.
     code = _either(jnp.abs(v) <= np.finfo(np.float32).max, jnp.minimum(code, _MOST), 0)
     sign = _bits(v) >> 31
     return ((code ^ sign) - sign).astype(jnp.int8)
 
 
-def _rounded(r: jax.Array, x: jax.Array, chance: jax.Array, is_divided: bool) -> jax.Array:
+def _rounded(r: jax.Array, x: jax.Array, chance: jax.Array, phase: jax.Array | None) -> jax.Array:
     """The code, by its size, of a value in foot or tail with the bits `x`; `chance` is uniform in [0, 1)."""
     is_foot = x < _ROOT
     end, shift = _either(is_foot, _ROOT, _BEYOND), _either(is_foot, _FOOT_BITS, _TAIL_BITS)
@@ -124,5 +124,9 @@ def _rounded(r: jax.Array, x: jax.Array, chance: jax.Array, is_divided: bool) ->
     # The cells at the ends: from the root to the tail, and from zero to the foot.
     below = _either(is_foot, low, jnp.maximum(low, _ROOT_END))
     below, above = _float(_either(code > 0, below, 0)), _float(jnp.maximum(high, _LEAST))
-    is_up = chance * (above - below) < r - below
-    return code + (is_up & (above <= np.float32(1.5) * r) if is_divided else is_up).astype(jnp.int32)
+    if phase is None:
+        is_up = chance * (above - below) < r - below
+    else:
+        chance = (phase.astype(jnp.float32) + chance) * np.float32(1 / 8)
+        is_up = (chance * (above - below) < r - below) & (above <= np.float32(1.5) * r)
+    return code + is_up.astype(jnp.int32)

@@ -163,6 +163,18 @@ def element_noise(noise: jax.Array, leaf: jax.Array, k: int, power: int = 0) -> 
     return jax.lax.bitcast_convert_type(split_as(noise * (_places(leaf.shape, k) * growth), leaf), jnp.int32)
 
 
+def element_phase(noise: jax.Array, leaf: jax.Array, k: int) -> jax.Array:
+    """int32 from 0 to 7 for each element of `leaf`, that of the velocity `k`: each of them once in eight writes.
+
+    In four writes one of 0 and 1, of 2 and 3, and so on; in two one below 4 and one above. `GROWTH` is 5 modulo 8, so
+    that of a row's number the third bit changes with each write, the fourth with every second one, and on average over
+    rows the first of these is the leading one here.
+    """
+    bits = split_as(noise ^ _places(leaf.shape, k), leaf)
+    reversed_bits = (bits & np.uint32(4)) | ((bits >> 2) & np.uint32(2)) | ((bits >> 4) & np.uint32(1))
+    return jax.lax.bitcast_convert_type(reversed_bits, jnp.int32)
+
+
 def _places(shape: tuple[int, ...], k: int) -> jax.Array | np.ndarray:
     """The numbers of the places of a row, for the velocity `k`; the axes of a row have their sizes, the others 1."""
     inner = row_axes(shape)
