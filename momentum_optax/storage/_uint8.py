@@ -6,8 +6,7 @@ between the levels around them, so that the mean over the noise is the value.
 
 The levels lie on one grid whatever the base is. A value that hardly changes therefore mostly keeps its code, and the
 error does not grow with the memory of an average: the rounding of a step adds the variance of that step's change, not
-that of a whole distance between levels. Small values are never rounded to zero: a division by their root follows. Nor is
-any read as less than the next base, which the other moment of a value as small may be far above.
+that of a whole distance between levels. Small values are never rounded to zero: a division by their root follows.
 """
 
 import dataclasses
@@ -25,15 +24,16 @@ from .protocol import EncodeContext, times
 from .rows import row_axes, row_bits, row_hashes
 
 # In the bits of a float32, of which a quarter of an octave is 2^21.
-_OCTAVE, _QUARTER_BITS, _ONE = 1 << 23, 21, 0x3F800000
+_OCTAVE, _QUARTER, _STRIDE, _ONE = 1 << 23, 1 << 21, 1 << 24, 0x3F800000
 
 
 # How many codes go up by quarters, and how many octaves of them lie below the row's largest value.
 _FINE, _BELOW, _LAST = 192, 32, 255
 
 
-# The `fine` of a leaf without a base, beyond all codes: they go up by octaves.
-_COARSE = 256
+# The `fine` of a leaf without a base: beyond all codes, and the quarters of octaves that these go up by are shifted by
+# its upper bits, to octaves.
+_COARSE = 2 << 8
 
 
 # No row's range lies more octaves than this below that of the leaf's largest row: few enough to hold a row that wakes
@@ -48,7 +48,7 @@ class Uint8Velocity(NamedTuple):
     Attributes:
       codes: uint8, of the leaf's shape; a leaf that is not compressed has its values here, in full.
       base: uint32, the bits of the float32 at code 1; one entry per row.
-      fine: uint32, one entry: how many codes go up by quarters of an octave; 256 if all do, but by octaves.
+      fine: uint32, one entry: how many codes go up by quarters of an octave; 512 if all go up by octaves.
       following: uint32, the base of the next step; one entry per row. Zero while a leaf holds nothing but zeros.
     """
 
@@ -141,12 +141,8 @@ def uint8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | 
 @jitted
 def _decoded(state: Uint8Velocity) -> tuple[jax.Array, ...]:
     """The squares of one leaf in bytes."""
-    rows = zip(state.codes, jax.lax.optimization_barrier(state.base), state.fine, state.following, strict=True)
-    values = []
-    for codes, base, fine, following in rows:
-        bits = jnp.maximum(_bits(codes.astype(jnp.uint32), base, fine), following)
-        values.append(jnp.where(codes > 0, jax.lax.bitcast_convert_type(bits, jnp.float32), 0.0))
-    return tuple(values)
+    rows = zip(state.codes, jax.lax.optimization_barrier(state.base), state.fine, strict=True)
+    return tuple(jnp.where(codes > 0, _level(codes.astype(jnp.uint32), base, fine), 0.0) for codes, base, fine in rows)
 
 
 @jitted
@@ -175,12 +171,7 @@ def _bits(code: jax.Array, base: jax.Array, fine: jax.Array) -> jax.Array:
     """The bits of the float32 that a code above zero stands for."""
     above = code - 1
     near = jnp.minimum(above, fine)
-    return base + (near << _shift(fine)) + ((above - near) << np.uint32(_QUARTER_BITS + 3))
-
-
-def _shift(fine: jax.Array) -> jax.Array:
-    """The bits of a distance between neighbouring levels: a quarter of an octave, or all of it."""
-    return np.uint32(_QUARTER_BITS) + ((fine >> 8) << np.uint32(1))
+    return base + ((near * np.uint32(_QUARTER)) << (fine >> 8)) + (above - near) * np.uint32(_STRIDE)
 
 
 def _level(code: jax.Array, base: jax.Array, fine: jax.Array) -> jax.Array:
@@ -191,9 +182,10 @@ def _encode(v: jax.Array, base: jax.Array, fine: jax.Array, noise: jax.Array) ->
     base = jax.lax.optimization_barrier(base)
     # No finite value is rounded up to infinity either: the chance of a level there is none.
     v = jnp.minimum(v, np.finfo(np.float32).max)
-    steps = (jnp.maximum(jax.lax.bitcast_convert_type(v, jnp.uint32), base) - base) >> _shift(fine)
+    above = jnp.maximum(jax.lax.bitcast_convert_type(v, jnp.uint32), base) - base
+    steps = (above // np.uint32(_QUARTER)) >> (fine >> 8)
     near = jnp.minimum(steps, fine)
-    code = near + ((steps - near) >> np.uint32(3)) + 1
+    code = near + (steps - near) // np.uint32(_STRIDE // _QUARTER) + 1
     low, high = _level(code, base, fine), _level(code + 1, base, fine)
     # Uniform from 0 to 1, without a factor: XLA would move it over to the small difference, and that to zero.
     chance = jax.lax.bitcast_convert_type((noise >> 9) | np.uint32(_ONE), jnp.float32) - 1
