@@ -76,7 +76,8 @@ class Int8(Compressed[Int8Velocity]):
         # Relative to each other only: a single velocity has none.
         factors = context.relative_scales if len(velocities) > 1 else (None,)
         before = previous.reach[0], previous.noise[0]
-        return _encoded(velocities, factors, context.entering, before, context.is_divided)
+        written: Int8Velocity = _encoded(velocities, factors, context.entering, before, context.is_divided)
+        return written
 
     def fitted(self, parts: Int8Velocity, velocities: tuple[jax.Array, ...], gains: tuple[Number, ...]) -> Int8Velocity:
         """The parts of a new state with the scales that these velocities need."""
@@ -86,15 +87,20 @@ class Int8(Compressed[Int8Velocity]):
 def int8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | None = None) -> Int8:
     r"""Velocities in one byte per parameter and velocity, plus 12 bytes per row (`storage.ROW_SIZE`).
 
-    The rounding has no bias, at any size. It serves what is added to the weights as it is, in SGD and Nesterov, and
-    what is divided by its own size, as in Adam:
+    The rounding has no bias, at any size, but under `compress`. It serves what is added to the weights as it is, in SGD
+    and Nesterov, and what is divided by its own size, as in Adam:
 
     * relative to the row: on white noise the relative error of a stored velocity, in rows of 512, is below 0.03 for
       decay 0.9 and 0.08 for 0.99; it grows with the memory, and slowly with the row;
     * relative to the element: one rounding of a value is off by 0.6 % of it at its row's scale, 6 % at a hundredth and
       by up to 20 % from there down to 2e-7. Smaller ones are stored as zero or as that, at random. Under Adam columns
-      whose gradients are 1e-5 of their row's largest keep their direction (cosine above 0.85), with steps of up to 2.4
-      times float32's longest. Below 1e-6 both are lost: keep such leaves in bfloat16.
+      whose gradients are 1e-5 of their row's largest keep their direction (cosine above 0.95). Below 1e-6 it is that of
+      the gradient alone: keep such leaves in bfloat16.
+
+    A field under `compress` is divided by a size of its own, as Adam's `mu` is, unless it is named "trace" or "ema". Of
+    its values none is rounded to more than 1.5 times itself: those below 1.5e-7 of their row's scale become zero, and
+    of those above the scale some lose a part for one step. So no optimizer takes steps of more than twice float32's
+    longest; of gradients that never change single elements do, up to 2.2 times.
 
     A row's scale is 1.35 times its largest value of the step before or, where that is more, 2.5 times the largest in a
     32nd of what enters, or the sum of both, so that a step needs no second look at its data. The first step of a leaf,

@@ -114,7 +114,7 @@ def uint8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | 
     of a slowly changing average is about a third; the root, by which steps are divided, has a relative error of about
     17 %, whatever the decay. Within a row values between 2^-32 and 2^16 times the largest one of the step before are
     that exact; larger ones, up to 2^142 times, are rounded between powers of 4 for one step, and smaller ones become
-    the smallest. The first step of a leaf is rounded between powers of 4 throughout. A row of zeros has room for values
+    the smallest. The first step of a leaf is rounded between powers of 2 throughout. A row of zeros has room for values
     up to 2^12 times the largest one of its leaf, or up to 2^48 if that is more.
 
     NaN is stored as zero, infinity and what is beyond the range as the largest value that a row has a code for.

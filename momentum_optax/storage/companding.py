@@ -11,6 +11,11 @@ stochastic rounding. Elsewhere a value goes to one of its two neighbours, up if 
 from one to the other. That does not depend on the sign of n, so that the codes at which root, foot and tail meet are
 their levels on average, as everything else is. Zero stays zero.
 
+A value that is divided by a size of its own when it is read, as in Adam, must not become much larger than it is: where
+one neighbour is far above, as below the foot and in the tail, it goes to the lower one, although the mean is less then.
+And up to the eighth its chances take turns from write to write, which leaves a third of the error of independent ones
+in an average of ten.
+
 Absolute errors are those of a root, which sums of velocities need; relative ones stay below those of a float with one
 bit, which divisions by an element's own size need.
 
@@ -99,7 +104,8 @@ def encode(v: jax.Array, inverse: jax.Array, noise: jax.Array, phase: jax.Array 
       v: float32.
       inverse: float32, `SCALE` over the scale, of either sign.
       noise: int32, uniform.
-      phase: From 0 to 7, of values that are divided by sizes of their own when they are read.
+      phase: int32 from 0 to 7, the leading bits of the chances, of values that are divided by a size of their own when
+        they are read; None of other values.
     """
     r = jnp.abs(v * inverse)
     n = noise.astype(jnp.float32) * np.float32(2.0**-32)
@@ -128,5 +134,6 @@ def _rounded(r: jax.Array, x: jax.Array, chance: jax.Array, phase: jax.Array | N
         is_up = chance * (above - below) < r - below
     else:
         chance = (phase.astype(jnp.float32) + chance) * np.float32(1 / 8)
+        # Of the foot the levels are no farther apart.
         is_up = (chance * (above - below) < r - below) & (above <= np.float32(1.5) * r)
     return code + is_up.astype(jnp.int32)

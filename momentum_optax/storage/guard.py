@@ -102,8 +102,8 @@ def _smallest(
 def next_reach(inverse: jax.Array, most: jax.Array, reach: jax.Array, is_sure: Condition) -> jax.Array:
     """The `reach` for the next write, from the largest size of a code in each row; unchanged in a row of zeros.
 
-    Where the next window is not sure to show what enters, a row that has grown may grow by as much again, up to
-    `_GROWTH` times, which a row may do that is new: a memory doubles at its second step.
+    Where it is not sure what enters, a row that has grown has room to grow by as much again, up to `_GROWTH` times, and
+    a new row by that: a memory doubles at its second step.
     """
     is_silent = (jax.lax.bitcast_convert_type(inverse, jnp.int32) & 1) > 0
     fall = jnp.where(is_silent, _SILENT, _FALL) * SCALE

@@ -60,8 +60,8 @@ class EncodeContext(NamedTuple):
       entering: An array of the leaf's shape, a number that is not negative, and whether this is sure: in this step the
         velocities, each over its relative scale, become about as large as the array times the number, or larger. None
         if nothing is known.
-      is_divided: Whether what is read is divided by a size of its own, as Adam's first moment is: a value that is too
-        small for its code must become zero then, although zero is not right in the mean.
+      is_divided: Whether what is read is divided by a size of its own, as Adam's first moment is: better too small then
+        than by far too large, although that is not right in the mean.
     """
 
     stamp: jax.Array | None

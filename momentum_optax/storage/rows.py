@@ -164,11 +164,10 @@ def element_noise(noise: jax.Array, leaf: jax.Array, k: int, power: int = 0) -> 
 
 
 def element_phase(noise: jax.Array, leaf: jax.Array, k: int) -> jax.Array:
-    """int32 from 0 to 7 for each element of `leaf`, that of the velocity `k`: each of them once in eight writes.
+    """int32 from 0 to 7 for each element of `leaf`, of the velocity `k`; each once in any eight writes in a row.
 
-    In four writes one of 0 and 1, of 2 and 3, and so on; in two one below 4 and one above. `GROWTH` is 5 modulo 8, so
-    that of a row's number the third bit changes with each write, the fourth with every second one, and on average over
-    rows the first of these is the leading one here.
+    So are the quarters 0 and 1, 2 and 3, ... in any four, and both halves in any two: a sequence of van der Corput.
+    `GROWTH` is 5 modulo 8, so that the lowest bits of a row's number but two count the writes, in some order.
     """
     bits = split_as(noise ^ _places(leaf.shape, k), leaf)
     reversed_bits = (bits & np.uint32(4)) | ((bits >> 2) & np.uint32(2)) | ((bits >> 4) & np.uint32(1))
