@@ -99,8 +99,8 @@ def int8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | N
 
     A field under `compress` is divided by a size of its own, as Adam's `mu` is, unless it is named "trace" or "ema". Of
     its values none is rounded to more than 1.5 times itself: those below 1.5e-7 of their row's scale become zero, and
-    of those above the scale some lose a part for one step. So no optimizer takes steps of more than twice float32's
-    longest; of gradients that never change single elements do, up to 2.2 times.
+    those above it, as after a spike, may lose a part, up to nine tenths beyond twice the scale. So no step is more than
+    twice float32's longest; where gradients never change single elements take some of up to 2.2 times.
 
     A row's scale is 1.35 times its largest value of the step before or, where that is more, 2.5 times the largest in a
     32nd of what enters, or the sum of both, so that a step needs no second look at its data. The first step of a leaf,
@@ -109,7 +109,8 @@ def int8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | N
     scale. A first step of which that part is zero throughout is rounded as coarsely, between 1e-9 and 1e5; smaller
     values are stored as zero or 1e-9, larger ones clipped. Under
     `compress`, which does not know what enters a field, that part of the gradients gives the first scale alone: a 16th
-    of them, or all in a field named "trace". A spike is rounded coarsely for a step there.
+    of them, or all in a field named "trace". A row that has grown has room there to grow by as much again, up to 1.5
+    times; a spike is rounded coarsely for a step.
 
     Scales lie between 2^-100 and 2^102: values far outside are coarser. A NaN or infinite velocity is stored as zero:
     its element starts anew.

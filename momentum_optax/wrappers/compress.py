@@ -112,13 +112,12 @@ def compress(
             path, i = place
             if not is_compressed(old):
                 return in_dtype_of(old, new)
-            # A sum of gradients takes all of one, an average a part.
-            share = 1.0 if field_name(path) == "trace" else 1 / 16
-            is_divided = field_name(path) not in _ADDED
+            # A sum takes all of a gradient, an average a part.
+            name = field_name(path)
+            share, is_divided = 1.0 if name == "trace" else 1 / 16, name not in _ADDED
             return recompress_field(
-                chosen.storages_at(path), old, new, state.step, i,
-                gradients=updates, share=share, is_divided=is_divided,
-            )  # fmt: skip
+                chosen.storages_at(path), old, new, state.step, i, gradients=updates, share=share, is_divided=is_divided
+            )
 
         step = None if state.step is None else optax.safe_increment(state.step)
         return out, CompressedState(step, map_numbered(recompress, state.inner, inner, is_leaf=is_compressed))
