@@ -60,6 +60,44 @@ def updates(request):
     return jax.tree.map(np.float64, jax.jit(run)(signal))
 
 
+def over_writes(shares):
+    """Values of these shares of their row's scale, as they are read after each of 4096 writes, over themselves."""
+    storage = mo.storage.int8(min_size=1)
+    exact = jnp.broadcast_to(jnp.asarray(shares, jnp.float32), (4096, len(shares)))
+    before = storage.numbered(storage.init(exact, 1), exact)
+    before = before._replace(reach=(jnp.ones((4096, 1)),))
+    nothing = (jnp.zeros_like(exact), 0.0, True)
+    for is_divided in (True, False):
+        context = mo.storage.EncodeContext(None, (1.0,), nothing, is_divided)
+        parts = storage.encode((exact,), before, context)
+        yield np.float64(storage.state_type.decode(parts)[0]) / np.asarray(shares)
+
+
+def test_what_is_divided_is_never_read_as_more_than_half_as_large_again():
+    shares = np.concatenate([10.0 ** np.linspace(-8.4, 6, 500), 1.9 * 16.0 ** np.arange(-1, 11)])
+    divided, summed = over_writes(shares)
+    # The lowest codes of the root have dither of their own.
+    foot = (shares < 0.0017) | (shares > 1)
+    assert divided[:, foot].max() <= 1.5 * (1 + 1e-6)
+    assert summed[:, foot].max() > 10
+    assert not divided[:, shares < 1.5e-7].any()
+    # Where levels are no farther apart it is right in the mean, as everything is in a sum.
+    for kept, where in ((divided, (shares > 2.4e-7) & (shares < 1)), (summed, shares < 500)):
+        spread = kept.std(0)[where] / 64
+        assert np.all(abs(kept.mean(0)[where] - 1) < 4.5 * spread + 1e-3)
+
+
+def test_a_first_moment_that_fills_has_room_to_grow():
+    signal = jnp.asarray(RNG.normal(size=(8, 512)), jnp.float32)
+    tx = mo.compress(optax.scale_by_adam(B1, B2), {"mu": mo.storage.int8(min_size=1)})
+    step, state = jax.jit(tx.update), tx.init(signal)
+    for t in range(1, 9):
+        state = step(signal, state)[1]
+        parts, exact = state.inner.mu.parts, (1 - B1**t) * np.float64(signal)
+        error = np.linalg.norm(type(parts).decode(parts)[0] - exact) / np.linalg.norm(exact)
+        assert error < 0.05, t
+
+
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_no_step_is_more_than_twice_the_longest_of_float32(updates, name):
     exact = adam(GRADIENTS[name])
