@@ -20,7 +20,7 @@ from .companding import STEP_SIZE, decode, encode
 from .compressed import Compressed, Part, is_compressed, rescaled
 from .guard import inverse_scales, next_reach
 from .protocol import EncodeContext
-from .rows import GROWTH, element_noise, row_axes, row_largest
+from .rows import GROWTH, element_noise, element_phase, row_axes, row_largest
 from .slopes import marked, unmarked
 
 
@@ -75,7 +75,9 @@ class Int8(Compressed[Int8Velocity]):
         """The codes of the velocities, at a scale that follows from the last codes and from what enters."""
         # Relative to each other only: a single velocity has none.
         factors = context.relative_scales if len(velocities) > 1 else (None,)
-        return _encoded(velocities, factors, context.entering, (previous.reach[0], previous.noise[0]))
+        before = previous.reach[0], previous.noise[0]
+        written: Int8Velocity = _encoded(velocities, factors, context.entering, before, context.is_divided)
+        return written
 
     def fitted(self, parts: Int8Velocity, velocities: tuple[jax.Array, ...], gains: tuple[Number, ...]) -> Int8Velocity:
         """The parts of a new state with the scales that these velocities need."""
@@ -85,15 +87,20 @@ class Int8(Compressed[Int8Velocity]):
 def int8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | None = None) -> Int8:
     r"""Velocities in one byte per parameter and velocity, plus 12 bytes per row (`storage.ROW_SIZE`).
 
-    The rounding has no bias, at any size. It serves what is added to the weights as it is, in SGD and Nesterov, and
-    what is divided by its own size, as in Adam:
+    The rounding has no bias, at any size, but under `compress`. It serves what is added to the weights as it is, in SGD
+    and Nesterov, and what is divided by its own size, as in Adam:
 
     * relative to the row: on white noise the relative error of a stored velocity, in rows of 512, is below 0.03 for
       decay 0.9 and 0.08 for 0.99; it grows with the memory, and slowly with the row;
     * relative to the element: one rounding of a value is off by 0.6 % of it at its row's scale, 6 % at a hundredth and
       by up to 20 % from there down to 2e-7. Smaller ones are stored as zero or as that, at random. Under Adam columns
-      whose gradients are 1e-5 of their row's largest keep their direction (cosine above 0.85), with steps of up to 2.4
-      times float32's longest. Below 1e-6 both are lost: keep such leaves in bfloat16.
+      whose gradients are 1e-5 of their row's largest keep their direction (cosine above 0.95). Below 1e-6 it is that of
+      the gradient alone: keep such leaves in bfloat16.
+
+    A field under `compress` is divided by a size of its own, as Adam's `mu` is, unless it is named "trace" or "ema". Of
+    its values none is rounded to more than 1.5 times itself: those below 1.5e-7 of their row's scale become zero, and
+    those above it, as after a spike, may lose a part, up to nine tenths beyond twice the scale. So no step is more than
+    twice float32's longest; where gradients never change single elements take some of up to 2.2 times.
 
     A row's scale is 1.35 times its largest value of the step before or, where that is more, 2.5 times the largest in a
     32nd of what enters, or the sum of both, so that a step needs no second look at its data. The first step of a leaf,
@@ -102,7 +109,8 @@ def int8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | N
     scale. A first step of which that part is zero throughout is rounded as coarsely, between 1e-9 and 1e5; smaller
     values are stored as zero or 1e-9, larger ones clipped. Under
     `compress`, which does not know what enters a field, that part of the gradients gives the first scale alone: a 16th
-    of them, or all in a field named "trace". A spike is rounded coarsely for a step there.
+    of them, or all in a field named "trace". A row that has grown has room there to grow by as much again, up to 1.5
+    times; a spike is rounded coarsely for a step.
 
     Scales lie between 2^-100 and 2^102: values far outside are coarser. A NaN or infinite velocity is stored as zero:
     its element starts anew.
@@ -136,18 +144,23 @@ def _decoded(codes: tuple[jax.Array, ...], scales: tuple[jax.Array, ...], noise:
     )
 
 
-@jitted
+@functools.partial(jax.jit, static_argnums=4)
 def _encoded(
     velocities: tuple[jax.Array, ...],
     factors: tuple[Number | None, ...],
     entering: tuple[jax.Array, Number, Condition] | None,
     before: tuple[jax.Array, jax.Array],
+    is_divided: bool,
 ) -> Int8Velocity:
     """The velocities of one leaf in bytes, after `before`, the last reach and noise."""
     reach, noise = before
     alike = tuple(_over(v.astype(jnp.float32), factor) for v, factor in zip(velocities, factors, strict=True))
-    inverse = inverse_scales(*((_largest_of(alike), 1.0, True) if entering is None else entering), reach)
-    codes = tuple(encode(v, inverse, element_noise(noise, v, k, 1)) for k, v in enumerate(alike))
+    entering = (_largest_of(alike), 1.0, True) if entering is None else entering
+    inverse = inverse_scales(*entering, reach)
+    codes = tuple(
+        encode(v, inverse, element_noise(noise, v, k, 1), element_phase(noise, v, k) if is_divided else None)
+        for k, v in enumerate(alike)
+    )
     most = row_largest(codes)
     # Never true: the small parts follow from the codes. XLA knows them to be read no more then, and writes over them.
     is_last = most > np.float32(127)
@@ -155,7 +168,7 @@ def _encoded(
     unit = 1 / jnp.abs(inverse)
     scale = tuple(marked(_times(unit, factor), v) for v, factor in zip(velocities, factors, strict=True))
     noise = jnp.where(is_last, np.uint32(1), noise * np.uint32(GROWTH))
-    return Int8Velocity(codes, scale, (next_reach(inverse, most, reach),), (noise,))
+    return Int8Velocity(codes, scale, (next_reach(inverse, most, reach, entering[2]),), (noise,))
 
 
 @jitted

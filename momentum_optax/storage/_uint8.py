@@ -1,8 +1,8 @@
 r"""Squares in one byte: floats of few bits around what their row needs, for second moments.
 
 The codes from 1 up stand for the float32 whose bits are `base` plus the code in quarters of an octave, $2^e (1 + m/4)$;
-from code 193 up, and while a leaf has no base at all, in strides of two octaves. Values are rounded at random between
-the levels around them, so that the mean over the noise is the value.
+from code 193 up in strides of two octaves; and while a leaf has no base at all in octaves. Values are rounded at random
+between the levels around them, so that the mean over the noise is the value.
 
 The levels lie on one grid whatever the base is. A value that hardly changes therefore mostly keeps its code, and the
 error does not grow with the memory of an average: the rounding of a step adds the variance of that step's change, not
@@ -31,6 +31,11 @@ _OCTAVE, _QUARTER, _STRIDE, _ONE = 1 << 23, 1 << 21, 1 << 24, 0x3F800000
 _FINE, _BELOW, _LAST = 192, 32, 255
 
 
+# The `fine` of a leaf without a base: beyond all codes, and the quarters of octaves that these go up by are shifted by
+# its upper bits, to octaves.
+_COARSE = 2 << 8
+
+
 # No row's range lies more octaves than this below that of the leaf's largest row: few enough to hold a row that wakes
 # up, enough not to lift rows above their values where one element is infinite.
 _WAKE = 130
@@ -43,7 +48,7 @@ class Uint8Velocity(NamedTuple):
     Attributes:
       codes: uint8, of the leaf's shape; a leaf that is not compressed has its values here, in full.
       base: uint32, the bits of the float32 at code 1; one entry per row.
-      fine: uint32, one entry: how many codes go up by quarters of an octave.
+      fine: uint32, one entry: how many codes go up by quarters of an octave; 512 if all go up by octaves.
       following: uint32, the base of the next step; one entry per row. Zero while a leaf holds nothing but zeros.
     """
 
@@ -70,8 +75,8 @@ class Uint8Velocity(NamedTuple):
         rows = zip(values, state.base, state.fine, state.following, strict=True)
         written = []
         for k, (v, old, fine, following) in enumerate(rows):
-            # Codes in strides of two octaves cover all floats: an odd octave moves their base, the rest moves codes.
-            base = _moved(old, jnp.where(fine > 0, octaves, octaves & 1))
+            # Codes in octaves cover all floats from their base: they move themselves.
+            base = _moved(old, jnp.where(fine == _FINE, octaves, 0))
             codes = _encode(v * factor, base, fine, row_bits(hashes, stamp, k))
             written.append((codes, base, fine, _moved(following, octaves)))
         return Uint8Velocity(*zip(*written, strict=True))
@@ -109,7 +114,7 @@ def uint8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | 
     of a slowly changing average is about a third; the root, by which steps are divided, has a relative error of about
     17 %, whatever the decay. Within a row values between 2^-32 and 2^16 times the largest one of the step before are
     that exact; larger ones, up to 2^142 times, are rounded between powers of 4 for one step, and smaller ones become
-    the smallest. The first step of a leaf is rounded between powers of 4 throughout. A row of zeros has room for values
+    the smallest. The first step of a leaf is rounded between powers of 2 throughout. A row of zeros has room for values
     up to 2^12 times the largest one of its leaf, or up to 2^48 if that is more.
 
     NaN is stored as zero, infinity and what is beyond the range as the largest value that a row has a code for.
@@ -149,7 +154,7 @@ def _encoded(
     written = []
     for k, (v, following) in enumerate(zip(squares, followings, strict=True)):
         known = jnp.max(following, keepdims=True) > 0
-        fine = jnp.where(known, np.uint32(_FINE), np.uint32(0))
+        fine = jnp.where(known, np.uint32(_FINE), np.uint32(_COARSE))
         base = jnp.maximum(following, np.uint32(_OCTAVE))
         codes = _encode(v.astype(jnp.float32), base, fine, row_bits(hashes, stamp, k))
         written.append((codes, base, fine, _following(codes, base, fine)))
@@ -165,9 +170,8 @@ def _moved(base: jax.Array, octaves: jax.Array) -> jax.Array:
 def _bits(code: jax.Array, base: jax.Array, fine: jax.Array) -> jax.Array:
     """The bits of the float32 that a code above zero stands for."""
     above = code - 1
-    quarters = jnp.minimum(above, fine)
-    strides = above - quarters
-    return base + quarters * np.uint32(_QUARTER) + strides * np.uint32(_STRIDE)
+    near = jnp.minimum(above, fine)
+    return base + ((near * np.uint32(_QUARTER)) << (fine >> 8)) + (above - near) * np.uint32(_STRIDE)
 
 
 def _level(code: jax.Array, base: jax.Array, fine: jax.Array) -> jax.Array:
@@ -178,9 +182,10 @@ def _encode(v: jax.Array, base: jax.Array, fine: jax.Array, noise: jax.Array) ->
     base = jax.lax.optimization_barrier(base)
     # No finite value is rounded up to infinity either: the chance of a level there is none.
     v = jnp.minimum(v, np.finfo(np.float32).max)
-    quarters = (jnp.maximum(jax.lax.bitcast_convert_type(v, jnp.uint32), base) - base) // np.uint32(_QUARTER)
-    near = jnp.minimum(quarters, fine)
-    code = near + (quarters - near) // np.uint32(_STRIDE // _QUARTER) + 1
+    above = jnp.maximum(jax.lax.bitcast_convert_type(v, jnp.uint32), base) - base
+    steps = (above // np.uint32(_QUARTER)) >> (fine >> 8)
+    near = jnp.minimum(steps, fine)
+    code = near + (steps - near) // np.uint32(_STRIDE // _QUARTER) + 1
     low, high = _level(code, base, fine), _level(code + 1, base, fine)
     # Uniform from 0 to 1, without a factor: XLA would move it over to the small difference, and that to zero.
     chance = jax.lax.bitcast_convert_type((noise >> 9) | np.uint32(_ONE), jnp.float32) - 1

@@ -32,6 +32,7 @@ _SUBLANES, _LANES = 8, 128
 # the former times `_SUM` together. It falls by no more than `_FALL` in a step, or `_SILENT` where the window is zero: a
 # row that is silent may wake up.
 _ROOM, _SUM, _MARGIN, _FALL, _SILENT = 2.5, 1.1, np.float32(1.35), np.float32(0.9), np.float32(0.999)
+_GROWTH = np.float32(1.5)
 
 
 # Between these a scale, its inverse and every level of it are floats.
@@ -98,11 +99,18 @@ def _smallest(
     return jax.lax.bitcast_convert_type(jnp.min(bits, axes), jnp.float32)
 
 
-def next_reach(inverse: jax.Array, most: jax.Array, reach: jax.Array) -> jax.Array:
-    """The `reach` for the next write, from the largest size of a code in each row; unchanged in a row of zeros."""
+def next_reach(inverse: jax.Array, most: jax.Array, reach: jax.Array, is_sure: Condition) -> jax.Array:
+    """The `reach` for the next write, from the largest size of a code in each row; unchanged in a row of zeros.
+
+    Where it is not sure what enters, a row that has grown has room to grow by as much again, up to `_GROWTH` times, and
+    a new row by that: a memory doubles at its second step.
+    """
     is_silent = (jax.lax.bitcast_convert_type(inverse, jnp.int32) & 1) > 0
     fall = jnp.where(is_silent, _SILENT, _FALL) * SCALE
-    return jnp.where(most > 0, jnp.maximum(level(most.astype(jnp.int32)) * _MARGIN, fall) / jnp.abs(inverse), reach)
+    largest = level(most.astype(jnp.int32)) * _MARGIN
+    grown = jnp.where(reach > 0, jnp.clip(largest * np.float32(1 / SCALE), 1, _GROWTH), _GROWTH)
+    largest = largest * jnp.where(is_sure, np.float32(1), grown)
+    return jnp.where(most > 0, jnp.maximum(largest, fall) / jnp.abs(inverse), reach)
 
 
 def _pieces(

@@ -62,11 +62,14 @@ class EncodeContext(NamedTuple):
       entering: An array of the leaf's shape, a number that is not negative, and whether this is sure: in this step the
         velocities, each over its relative scale, become about as large as the array times the number, or larger. None
         if nothing is known.
+      is_divided: Whether what is read is divided by a size of its own, as Adam's first moment is: better too small then
+        than by far too large, although that is not right in the mean.
     """
 
     stamp: jax.Array | None
     relative_scales: tuple[Number, ...]
     entering: tuple[jax.Array, Number, Condition] | None = None
+    is_divided: bool = False
 
     def noise_of(self, seed: int) -> tuple[Count, Count]:
         """The numbers that the noise of this leaf depends on, for a storage that reads the step."""

@@ -163,6 +163,17 @@ def element_noise(noise: jax.Array, leaf: jax.Array, k: int, power: int = 0) -> 
     return jax.lax.bitcast_convert_type(split_as(noise * (_places(leaf.shape, k) * growth), leaf), jnp.int32)
 
 
+def element_phase(noise: jax.Array, leaf: jax.Array, k: int) -> jax.Array:
+    """int32 from 0 to 7 for each element of `leaf`, of the velocity `k`; each once in any eight writes in a row.
+
+    So are the quarters 0 and 1, 2 and 3, ... in any four, and both halves in any two: a sequence of van der Corput.
+    `GROWTH` is 5 modulo 8, so that the lowest bits of a row's number but two count the writes, in some order.
+    """
+    bits = split_as(noise ^ _places(leaf.shape, k), leaf)
+    reversed_bits = (bits & np.uint32(4)) | ((bits >> 2) & np.uint32(2)) | ((bits >> 4) & np.uint32(1))
+    return jax.lax.bitcast_convert_type(reversed_bits, jnp.int32)
+
+
 def _places(shape: tuple[int, ...], k: int) -> jax.Array | np.ndarray:
     """The numbers of the places of a row, for the velocity `k`; the axes of a row have their sizes, the others 1."""
     inner = row_axes(shape)

@@ -28,6 +28,10 @@ from .fields import (
 )
 from .selection import SECOND_MOMENTS, Candidate, Select, Selection, can_be_compressed, is_float, selection
 
+# Fields that are added to the weights as they are. Others are divided by a size of their own, as in Adam, or only their
+# signs count.
+_ADDED = ("trace", "ema")
+
 
 @serializable
 class CompressedState(NamedTuple):
@@ -57,7 +61,9 @@ def compress(
 
     A field is an attribute of a NamedTuple in the state of `tx` with the parameters' structure, at any depth in chains,
     masks, partitions and injected hyperparameters. Its float and complex leaves of more than one element are kept in
-    the storage, other leaves without compression. `tx` sees them in the dtypes that they had at `init`.
+    the storage, other leaves without compression. `tx` sees them in the dtypes that they had at `init`. Fields that are
+    not named "trace" or "ema" are taken to be divided by a size of their own, as in Adam: in int8 none of their values
+    is rounded to far above itself.
 
     Types: the state keeps the structure and dtypes of `init` even where that of `tx` alone would not. A leaf of the
     state that `tx` replaces by None, as `optax.ema` does where the gradient is None, keeps its value.
@@ -108,19 +114,17 @@ def compress(
             path, i = place
             if not is_compressed(old):
                 return in_dtype_of(old, new)
+            # A sum takes all of a gradient, an average a part.
+            name = field_name(path)
+            share, is_divided = 1.0 if name == "trace" else 1 / 16, name not in _ADDED
             return recompress_field(
-                chosen.storages_at(path), old, new, state.step, i, gradients=updates, share=_share(path)
+                chosen.storages_at(path), old, new, state.step, i, gradients=updates, share=share, is_divided=is_divided
             )
 
         step = None if state.step is None else optax.safe_increment(state.step)
         return out, CompressedState(step, map_numbered(recompress, state.inner, inner, is_leaf=is_compressed))
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _share(path: KeyPath) -> float:
-    """The share of a gradient that enters a field: all of it in a trace, a part of it in averages."""
-    return 1.0 if field_name(path) == "trace" else 1 / 16
 
 
 def _decompressed(inner: optax.OptState) -> optax.OptState:

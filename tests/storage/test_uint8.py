@@ -14,7 +14,9 @@ TEXT = " ".join(mo.storage.uint8.__doc__.split())
 
 
 def levels(base_octave, fine):
-    """The values of the codes 1 to 255, written out in float64: quarters of octaves, then factors of 4."""
+    """The values of the codes 1 to 255, in float64: quarters of octaves, then factors of 4; octaves without `fine`."""
+    if not fine:
+        return 2.0 ** (base_octave + np.arange(254.0))
     quarters = np.concatenate([np.arange(fine), fine + 8 * np.arange(255 - fine)]).astype(float)
     return 2.0 ** (base_octave + quarters // 4) * (1 + quarters % 4 / 4)
 
@@ -70,7 +72,7 @@ def test_the_mean_over_the_noise_is_the_value(decade):
     exact = np.asarray(values, np.float64)[0]
     for largest, grid in (
         (10.0**decade, levels(np.floor(np.log2(10.0**decade)) - 32, 192)),
-        (None, levels(-126, 0)[:127]),
+        (None, levels(-126, 0)),
     ):
         kept = over_stamps(values, 10_000, largest)[:, 0]
         deviation = between(grid, exact)
@@ -153,6 +155,15 @@ def test_small_values_of_a_row_become_the_smallest_that_it_has():
     kept = decoded(write(values, jnp.uint32(3), 1.0))
     np.testing.assert_array_equal(kept[0, :100], 2.0**-32)
     assert "smaller ones become the smallest" in TEXT
+
+
+def test_a_first_step_is_read_as_it_was_written_also_in_the_strides_of_version_0_2():
+    codes = jnp.arange(1, 128, dtype=jnp.uint8)[None]
+    zero, least = jnp.zeros((1, 1), jnp.uint32), jnp.full((1, 1), 2**23, jnp.uint32)
+    old = SQUARES.state_type((codes,), (least,), (zero,), (zero,))
+    np.testing.assert_array_equal(decoded(old)[0], 4.0 ** np.arange(-63.0, 64.0))
+    tripled = decoded(SQUARES.state_type.rescale(old, 3.0))[0, 20:-20] / 4.0 ** np.arange(-43.0, 44.0)
+    assert set(tripled) == {1.0, 4.0}
 
 
 @pytest.mark.parametrize(("bad", "expected"), [(jnp.nan, 0.0), (jnp.inf, None)])
