@@ -5,6 +5,7 @@ boxes, see `_boxes`. A tree without its boxes is called bare. Transformations co
 the boxes of what they were given, so that boxed and bare gradients and states go together.
 """
 
+import contextlib
 import itertools
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeAlias, TypeVar, cast
@@ -13,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from . import _checks
 from ._boxes import BoxKind, box_kind, content, in_box, in_variable
 from ._typing import Entry, KeyPath, Leaf, PyTree, TreeDef
 
@@ -176,6 +176,13 @@ def to_leaf_states(state: State, treedef: TreeDef, leaf_treedef: TreeDef) -> lis
     return [leaf_treedef.unflatten(row) for row in zip(*columns, strict=True)]
 
 
+def flatten_up_to(treedef: TreeDef, tree: PyTree) -> list[PyTree] | None:
+    """What is in the bare `tree` at the leaves of `treedef`, subtrees perhaps; None if it has another structure."""
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        return list(treedef.flatten_up_to(tree))
+    return None
+
+
 def leaves_at(treedef: TreeDef, tree: PyTree) -> list[PyTree]:
     """The entries of a tree, boxed or not, at the leaves of `treedef`; None for each if it has another structure."""
     return _matched(unboxed(tree), treedef) or [None] * treedef.num_leaves
@@ -257,72 +264,9 @@ def _raise_unlike(expected: PyTree, params: PyTree) -> NoReturn:
     raise ValueError(f"params must be the tree that the state was made for: they {what}")
 
 
-def check_entries(name: str, what: str, tree: PyTree, params: PyTree, is_entry: IsLeaf) -> None:
-    """Raise unless the argument `name` is a tree with an entry for each parameter; both in boxes or not.
-
-    Args:
-      name: That of the argument.
-      what: What its entries are, in a message: "PartitionSpecs".
-      tree: The argument. Where a parameter is left out it may hold anything.
-      params: Arrays or shapes.
-      is_entry: Whether a node is an entry.
-
-    Raises:
-      ValueError: If the argument has another structure, naming a path that differs.
-      TypeError: If an entry is something else, with its path.
-    """
-    pairs, treedef = flatten_with_path(unboxed(params), empty)
-    bare = unboxed(tree)
-    try:
-        entries = treedef.flatten_up_to(bare)
-    except (KeyError, TypeError, ValueError):
-        there = [path for path, _ in flatten_with_path(bare, is_entry)[0]]
-        known = [path for path, _ in pairs]
-        problems = [f"without {path_name(path)}" for path in known if path not in there]
-        problems += [f"with {path_name(path)} too" for path in there if path not in known]
-        problem = "a single one" if there == [()] else f"one {(problems or ['with other containers'])[0]}"
-        raise ValueError(f"{name} must be a tree of {what} like the parameters, got {problem}") from None
-    for (path, p), entry in zip(pairs, entries, strict=True):
-        if not empty(p) and not is_entry(entry):
-            got = f"{_checks.shown(entry)} for {path_name(path)}"
-            raise TypeError(f"{name} must be a tree of {what} like the parameters, got {got}")
-
-
 def map_together(function: Callable[[list[PyTree]], Sequence[PyTree]], tree: PyTree) -> PyTree:
     """The tree of `function(leaves)`, a new leaf for each of all leaves of the bare tree; in the boxes of `tree`."""
     return jax.tree.unflatten(jax.tree.structure(tree), function(jax.tree.leaves(unboxed(tree))))
-
-
-def broadcast(name: str, prefix: PyTree, tree: PyTree, is_entry: IsLeaf) -> list[PyTree]:
-    """For each leaf of the bare `tree` the entry of `prefix` that stands for it.
-
-    Args:
-      name: The argument that `prefix` was given as, for errors.
-      prefix: A tree like `tree`, or like its upper part, in boxes or not; an entry stands for all that is below it.
-      tree: A bare tree of the parameters or the gradients.
-      is_entry: Says what an entry is, beside other leaves.
-
-    Raises:
-      ValueError: If `prefix` is not like `tree`, with the paths that differ.
-    """
-    pairs, treedef = flatten_with_path(prefix, lambda x: is_entry(x) or box_kind(type(x)) is not BoxKind.NONE)
-    try:
-        below = treedef.flatten_up_to(tree)
-    except (KeyError, TypeError, ValueError):
-        _raise_no_prefix(name, [path for path, _ in pairs], tree)
-    rows = zip(pairs, below, strict=True)
-    return [content(entry) for (_, entry), part in rows for _ in jax.tree.leaves(part)]
-
-
-def _raise_no_prefix(name: str, there: list[KeyPath], tree: PyTree) -> NoReturn:
-    """Say which parameters no path of an entry leads to, and which entry leads to none."""
-    here = [path for path, _ in flatten_with_path(tree, absent)[0]]
-    missing = [path for path in here if not any(path[: len(entry)] == entry for entry in there)]
-    extra = [entry for entry in there if not any(path[: len(entry)] == entry for path in here)]
-    lacks = [f"lacks {path_name(missing[0])}"] if missing else []
-    has = [f"has {path_name(extra[0])}, which is no parameter"] if extra else []
-    what = " and ".join(lacks + has) or "has other containers"
-    raise ValueError(f"{name} must be a tree like the parameters or a prefix of it: it {what}")
 
 
 def paired(updates: optax.Updates, params: optax.Params) -> list[tuple[KeyPath, Leaf | None, Leaf]]:

@@ -13,6 +13,7 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from .. import _checks, _tree
+from .._tree_arguments import check_entries
 from .._typing import KeyPath, Leaf, PyTree, TreeDef
 from ..storage._by_leaf import layouts_noted, layouts_replayed
 from .specs import axes_of, is_spec, names_in, restricted, spec_of_part, spread
@@ -50,7 +51,7 @@ def state_shardings(tx: optax.GradientTransformation, params: optax.Params, shar
     """
     _checks.transformation("tx", tx)
     mesh = _mesh_of(shardings)
-    _tree.check_entries("shardings", "NamedShardings", shardings, params, lambda x: isinstance(x, NamedSharding))
+    check_entries("shardings", "NamedShardings", shardings, params, lambda x: isinstance(x, NamedSharding))
     shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(jnp.shape(p), jnp.result_type(p)), params)
     with layouts_noted() as layouts:
         # A new function each time: JAX caches shapes by function and would not run `tx.init` again.
@@ -215,7 +216,7 @@ def _spec_of_each(specs: PyTree, bare: PyTree) -> PyTree:
     """The specification of each parameter of a bare tree."""
     if is_spec(specs):
         specs = jax.tree.map(lambda _: specs, bare)
-    _tree.check_entries("specs", "PartitionSpecs", specs, bare, is_spec)
+    check_entries("specs", "PartitionSpecs", specs, bare, is_spec)
 
     def checked(path: KeyPath, p: Leaf, spec: PartitionSpec) -> PartitionSpec:
         if not _tree.empty(p) and len(spec) > jnp.ndim(p):

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from .. import _checks, _tree
+from .._tree_arguments import broadcast
 from .._typing import KeyPath, Leaf, PyTree
 
 # Optax's MuonDimensionNumbers, None, a tree of both like the parameters or their upper part, or a function to one.
@@ -58,7 +59,7 @@ def axes_of_leaves(weight_dimension_numbers: WeightDimensionNumbers, tree: PyTre
             f"weight_dimension_numbers must be a tree or a function of the parameters, got an array; {STATIC}"
         )
     # Plain tuples of axes, too, for an error that names them.
-    entries = _tree.broadcast("weight_dimension_numbers", given, tree, lambda x: _is_entry(x) or _is_axes(x))
+    entries = broadcast("weight_dimension_numbers", given, tree, lambda x: _is_entry(x) or _is_axes(x))
     return [_axes(path, x, entry) for (path, x), entry in zip(pairs, entries, strict=True)]
 
 

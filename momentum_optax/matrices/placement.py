@@ -8,6 +8,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from .. import _checks, _tree
+from .._tree_arguments import broadcast
 from .._typing import KeyPath, PyTree
 from ..distributed.specs import axes_of, is_spec, names_in, spread
 from .dimensions import Axes
@@ -64,7 +65,7 @@ def specs_of(
     """
     if specs is None:
         return [_found(leaf, a, mesh) for (_, leaf), a in zip(pairs, axes, strict=True)]
-    entries = _tree.broadcast("specs", specs, tree, lambda x: is_spec(x) or isinstance(x, NamedSharding))
+    entries = broadcast("specs", specs, tree, lambda x: is_spec(x) or isinstance(x, NamedSharding))
     given = [x.spec if isinstance(x, NamedSharding) else x for x in entries]
     for (path, leaf), spec in zip(pairs, given, strict=True):
         if len(spec) > leaf.ndim:

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from .. import _checks, _tree
+from .._tree_arguments import broadcast
 from .._typing import DType, PyTree
 from ..filters import Filter
 from ..filters.coefficients import Scalar, is_zero
@@ -126,7 +127,7 @@ def _resolved(mask: Mask, params: optax.Params) -> PyTree:
     # A tree of bools that can be called, as a module of Equinox, is no function.
     parts = jax.tree.leaves(mask)
     given = mask(params) if callable(mask) and parts and all(map(callable, parts)) else mask
-    entries = _tree.broadcast("mask", given, bare, _tree.absent)
+    entries = broadcast("mask", given, bare, _tree.absent)
     for (path, _), entry in zip(pairs, entries, strict=True):
         if not _is_bool(entry):
             raise TypeError(

@@ -10,7 +10,8 @@ import optax
 
 from ... import _checks
 from ..._export import serializable
-from ..._tree import check_entries, map_onto, path_name, unboxed
+from ..._tree import map_onto, path_name, unboxed
+from ..._tree_arguments import check_entries
 from ..._typing import AxisName, KeyPath, Number, PyTree
 from ...apply import apply_updates
 from ...state.mismatch import ANYTHING, check_kind, check_state
