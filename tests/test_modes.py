@@ -9,6 +9,7 @@ import optax
 import pytest
 from conformance import NOT_DEBIASABLE, RULES, STORAGES, assert_bit_equal, gradients
 from finished import OPTIMIZERS, without_a_row
+from precision import enable_x64
 from schedule_cases import CASES
 from wrapped import WRAPPERS
 
@@ -184,7 +185,7 @@ def types(tx, params):
 def test_64_bits_change_no_type(name, dtype, x64):
     params, build = params_of(dtype), EVERYTHING[name]
     wide = types(build(), params)
-    with jax.enable_x64(False):
+    with enable_x64(False):
         assert wide == types(build(), params)
 
 

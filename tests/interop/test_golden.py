@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from golden.cases import CASES, HANDOVER, RECORDED, SHAPES, STEPS, flatten, gradient, start, unflatten
 from golden.handover import our_run, run, transformation
+from precision import enable_x64
 
 import momentum_optax as mo
 from momentum_optax.interop.dialect import DIALECTS
@@ -38,8 +39,7 @@ handed_over = pytest.mark.parametrize(
 def enable(dtype):
     if dtype == "float32":
         return contextlib.nullcontext()
-    # JAX 0.7.2 has the latter alone.
-    return jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64(True)
+    return enable_x64(True)
 
 
 @functools.cache

@@ -16,6 +16,7 @@ import optax
 import pytest
 from conformance import avals, finished_optimizers
 from dialects import CALLS
+from precision import enable_x64
 
 import momentum_optax as mo
 from momentum_optax.interop.dialect import DIALECTS as DIALECT_RECORDS
@@ -262,7 +263,7 @@ def test_hyperparameters_of_a_wider_type_change_no_type(name):
         assert {x.dtype for x in jax.tree.leaves(state.hyperparams) if x.dtype.kind == "f"} == {jnp.dtype(dtype)}
 
     check({"w": jnp.ones((4, 8), jnp.bfloat16)}, jnp.float32)
-    with jax.enable_x64(True):
+    with enable_x64(True):
         check({"w": jnp.ones((4, 8), jnp.float32)}, jnp.float64)
 
 

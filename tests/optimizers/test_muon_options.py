@@ -91,7 +91,8 @@ def test_every_option_is_optax_s(name, numbers, x64):
 def test_no_option_of_optax_s_is_left_out():
     here = {"learning_rate", "adaptive", "mu_dtype", "muon_weight_dimension_numbers"}
     tested = {option for _, there in SAME.values() for option in there}
-    assert set(inspect.signature(optax.contrib.muon).parameters) == here | tested
+    # An older Optax has fewer.
+    assert set(inspect.signature(optax.contrib.muon).parameters) <= here | tested
 
 
 @pytest.mark.slow

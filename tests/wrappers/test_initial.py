@@ -49,9 +49,10 @@ def test_init_of_a_whole_model_computes_nothing(select):
     tx = mo.compress(optax.adamw(1e-3), select)
     program = jax.make_jaxpr(tx.init)(params)
     assert len(jax.tree.leaves(params)) == 148
-    # One for each array of the state.
-    assert len(program.eqns) <= len(program.jaxpr.outvars) + 2 * 148
-    assert {e.primitive.name for e in program.eqns} <= {"broadcast_in_dim", "convert_element_type"}
+    # One for each array of the state. JAX 0.7.2 writes down too that constants are placed.
+    names = [e.primitive.name for e in program.eqns if e.primitive.name != "device_put"]
+    assert len(names) <= len(program.jaxpr.outvars) + 2 * 148
+    assert set(names) <= {"broadcast_in_dim", "convert_element_type"}
 
 
 def test_what_starts_elsewhere_than_at_zero_is_still_written_with_a_scale():

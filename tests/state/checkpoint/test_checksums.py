@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from precision import enable_x64
 from state.checkpoint.orbax_runs import placed
 
 import momentum_optax as mo
@@ -68,7 +69,7 @@ def test_an_array_of_the_device_has_the_checksum_of_the_same_array_of_the_host(n
 
 def test_eight_bytes_count_alike_on_host_and_device():
     x = np.random.default_rng(2).normal(size=(2, 3))
-    with jax.enable_x64(True):
+    with enable_x64(True):
         for dtype in (np.float64, np.complex128, np.int64, np.uint64):
             host = (abs(x) * 2.0**40 * (1 + 1j if dtype is np.complex128 else 1)).astype(dtype)
             assert describe({"x": host}) == describe({"x": jnp.asarray(host)})
