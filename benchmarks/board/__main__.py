@@ -104,8 +104,11 @@ def main() -> None:
     settings = {"config": options.config, "seeds": options.seeds, **dataclasses.asdict(setting)}
     rows = _run.rows_before(run.path, settings)
     made = functools.cache(functools.partial(problems, setting))
+    # Those of a run that was stopped and goes on come in the same order.
+    places = {cell: place for place, cell in enumerate(cells())}
     for cell in tqdm(list(missing(rows, options.limit)), unit="cell", leave=False):
         rows.append(measure(cell, setting, made((SELECTION_SEED,)), made(tuple(range(options.seeds)))))
+        rows.sort(key=lambda row: places.get(cell_of(row), len(places)))
         run.write({"settings": settings, "rows": rows}, indent=None)
     text = markdown(rows, setting.steps)
     print(text, end="")
