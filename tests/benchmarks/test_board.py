@@ -161,26 +161,85 @@ def test_the_page_is_what_the_file_says(committed):
     assert _page.written(board.PAGE, board.COMMAND) == summary.markdown(committed("board"), steps)
 
 
-def test_what_the_page_says_is_what_was_measured(committed):
-    prose = " ".join(board.PAGE.read_text().split())
-    found = summary.lines(committed("board"), json.loads(PATH.read_text())["settings"]["steps"])
-    adamw = {summary.name(line.cell): line for line in found if line.cell.base == "AdamW"}
-    better = {name for name, line in adamw.items() if summary.is_clear(line) and line.gap.mean < 0}
-    worse = {name for name, line in adamw.items() if summary.is_clear(line) and line.gap.mean > 0}
-    assert better == {"outer Nesterov"}
-    assert worse == {"average", "primal averaging", "primal averaging, 5 %"}
-    assert f"lower its test loss by {-adamw['outer Nesterov'].gap.mean:.3f} nats per byte" in prose
-    storages = [adamw[name].gap for name in ("bfloat16", "int8", "int8, uint8")]
-    bound = max(max(-gap.low, gap.high) for gap in storages)
-    assert f"within ±{math.ceil(1000 * bound) / 1000:.3f} nats" in prose
-    assert f"it is worse by {adamw['average'].gap.mean:.4f} nats" in prose
-    average, base = (adamw[name].steps for name in ("average", "the base itself"))
-    assert f"it needs {average:.0f} steps instead of {base:.0f}" in prose
-    muon = {summary.name(line.cell): line for line in found if line.cell.base == "Muon"}
-    assert {name for name, line in muon.items() if summary.is_clear(line)} == {"EMA-Nesterov"}
-    assert f"by {muon['EMA-Nesterov'].gap.mean:.3f} nats. Muon's own" in prose
-    assert adamw["primal averaging"].gap.low > adamw["primal averaging, 5 %"].gap.high
-    assert f"the loss of {adamw['primal averaging, 5 %'].gap.mean:.2f} nats that remains" in prose
+@pytest.fixture(scope="module")
+def found():
+    """The results by base and name."""
+    document = json.loads(PATH.read_text())
+    lines = summary.lines(document["rows"], document["settings"]["steps"])
+    return {base: {summary.name(x.cell): x for x in lines if x.cell.base == base} for base in BASES}
+
+
+@pytest.fixture(scope="module")
+def prose():
+    return " ".join(board.PAGE.read_text().split())
+
+
+def clear(found, base, sign):
+    """The names of what differs from the base in this direction."""
+    return {name for name, x in found[base].items() if summary.is_clear(x) and sign * x.gap.mean > 0}
+
+
+def test_the_board_is_full(found):
+    assert {x.cell for lines in found.values() for x in lines.values()} == set(cells())
+
+
+def test_what_the_page_says_of_memories_is_what_was_measured(found, prose):
+    slow = {"EMA-Nesterov, 5 %", "primal averaging, 5 %"}
+    better = {base: clear(found, base, -1) for base in BASES}
+    assert better == {
+        "AdamW": {"outer Nesterov"},
+        **{base: set() for base in ("Muon", "SGD", "Lion")},
+        "AdamW, constant rate": {"average", "EMA-Nesterov, 5 %", "Lookahead", "outer Nesterov"},
+    }
+    assert {base: clear(found, base, 1) for base in BASES} == {
+        "AdamW": {"average", "EMA-Nesterov", "primal averaging", "primal averaging, 5 %"},
+        **{base: {"average", "EMA-Nesterov", "primal averaging", *slow} for base in ("Muon", "Lion")},
+        "SGD": {"average"},
+        "AdamW, constant rate": {"primal averaging"},
+    }
+    adamw, constant = found["AdamW"], found["AdamW, constant rate"]
+    assert f"lower AdamW's test loss by {-adamw['outer Nesterov'].gap.mean:.3f} nats per byte" in prose
+    gains = [-constant[name].gap.mean for name in ("average", "EMA-Nesterov, 5 %", "Lookahead", "outer Nesterov")]
+    assert (
+        "the average by {:.3f} nats, EMA-Nesterov at the longer half-life by {:.3f}, Lookahead by {:.3f}, outer".format(
+            *gains
+        )
+        in prose
+    )
+    assert f"outer Nesterov steps by {gains[-1]:.3f}" in prose
+    lowest = min(x.losses.mean() for x in (*adamw.values(), *constant.values()))
+    assert lowest == constant["average"].losses.mean()
+    assert (
+        f"at {lowest:.3f}; with the fall and without an average it is {adamw['the base itself'].losses.mean():.3f}"
+        in prose
+    )
+    averages = [found[base]["average"].gap.mean for base in BASES if base != "AdamW, constant rate"]
+    assert f"it is worse by {min(averages):.4f} to {max(averages):.4f} nats" in prose
+    steps = [f"{found[base][name].steps:.0f}" for base in ("AdamW", "Muon") for name in ("average", "the base itself")]
+    assert "AdamW needs {} steps instead of {} to the stated loss, Muon {} instead of {}".format(*steps) in prose
+
+
+def test_what_the_page_says_of_harm_is_what_was_measured(found, prose):
+    harmed = ("AdamW", "Muon", "Lion")
+    quick = [found[base]["EMA-Nesterov"].gap.mean for base in harmed]
+    assert f"by {min(quick):.2f} to {max(quick):.2f} nats, and with 30 steps to Muon" in prose
+    names = "primal averaging", "primal averaging, 5 %"
+    both = [[found[base][name].gap.mean for base in harmed] for name in names]
+    assert f"by {np.min(both):.2f} to {np.max(both):.2f} nats, and to AdamW and Muon more at 2 % than at 5 %" in prose
+    assert both[0][0] > both[1][0]
+    assert both[0][1] > both[1][1]
+    assert f"the loss of {both[1][0]:.2f} nats that remains" in prose
+
+
+def test_what_the_page_says_of_storages_is_what_was_measured(found, prose):
+    def bound(base):
+        kept = [x.gap for x in found[base].values() if x.cell.storage != "float32"]
+        return math.ceil(1000 * max(max(-gap.low, gap.high) for gap in kept)) / 1000
+
+    bounds = [f"{bound(base):.3f}" for base in ("AdamW", "Lion", "Muon")]
+    assert "within ±{} nats, Lion's within ±{} and Muon's within ±{}".format(*bounds) in prose
+    scatter = [x.losses.std(ddof=1) for x in found["SGD"].values()]
+    assert f"scatter between seeds by {min(scatter):.2f} to {max(scatter):.2f} nats" in prose
 
 
 @pytest.mark.slow

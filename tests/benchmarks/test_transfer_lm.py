@@ -14,6 +14,7 @@ pytest.importorskip("tyro")
 import momentum_optax as mo
 from benchmarks import _language, _page
 from benchmarks import transfer_lm as bench
+from benchmarks._paired import difference
 from examples.lm import data
 
 PATH = pathlib.Path(__file__).parents[2] / "benchmarks" / "transfer_lm.json"
@@ -135,6 +136,20 @@ def test_what_the_page_says_of_adamw_is_what_was_measured(committed):
     old = mean[1, bench.TUNED]
     assert f"the best of twelve is {mean[16, bench.TUNED] - old:.2f} nats worse" in prose
     assert f"at four times it is {old - mean[4, bench.TUNED]:.3f} nats better" in prose
+
+
+def test_what_the_page_says_of_lion_is_what_was_measured(committed):
+    prose = " ".join(bench.PAGE.read_text().split())
+    rows = [row for row in committed("transfer_lm") if row["base"] == "Lion" and row["batch"] > 1]
+    gaps = {way: [] for way in bench.BASES["Lion"].keeps}
+    for row in rows:
+        if row["way"] != bench.TUNED:
+            gaps[row["way"]].append(difference(row["losses"], bench.tuned_of(rows, row)["losses"]))
+    assert all(gap.low < 0 < gap.high for gap in gaps["bound"])
+    said = [gap.mean for way in ("bound", "bound_fixed_decay", "half_life_tokens") for gap in gaps[way]]
+    pairs = ["{:.3f} and {:.3f}".format(*said[:2]), *("{:.2f} and {:.2f}".format(*said[i : i + 2]) for i in (2, 4))]
+    assert f"it loses {pairs[0]} nats. Keeping" in prose
+    assert f"costs {pairs[1]} nats, and the rate left alone, by `half_life_tokens`, {pairs[2]}. ##" in prose
 
 
 @pytest.mark.slow
