@@ -82,18 +82,19 @@ def test_sizes_that_decide_how_a_leaf_is_kept_must_be_bounded(keep, dims, words)
 
 # NamedTuples that are in no state.
 OTHERS = {
-    *("AnyVelocity", "Axes", "CodeShapes", "ConstantForm", "EncodeContext", "Layout", "Limits", "NormalForm"),
     *(
-        "OuterMomentum",
-        "ParameterVelocity",
-        "Part",
-        "PostHoc",
-        "ResolvedRule",
-        "RowSparse",
-        "Selection",
-        "Side",
-        "StateBytes",
+        "AnyVelocity",
+        "Axes",
+        "CodeShapes",
+        "ConstantForm",
+        "EncodeContext",
+        "FieldPath",
+        "Layout",
+        "Limits",
+        "NormalForm",
     ),
+    *("OuterMomentum", "ParameterVelocity", "Part", "PostHoc", "ResolvedRule", "RowSparse", "Selection", "Side"),
+    "StateBytes",
 }
 
 

@@ -109,7 +109,7 @@ def test_the_bytes_of_a_step_are_those_that_were_counted():
     assert said in PROSE
 
 
-@pytest.mark.parametrize("base", ["AdamW", "Muon"])
+@pytest.mark.parametrize("base", ["AdamW", "Muon", "Lion", "AdamW, constant rate"])
 def test_the_losses_of_the_language_model_are_those_of_the_board(base):
     pytest.importorskip("scipy")
     pytest.importorskip("flax")

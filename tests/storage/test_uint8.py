@@ -166,6 +166,21 @@ def test_a_first_step_is_read_as_it_was_written_also_in_the_strides_of_version_0
     assert set(tripled) == {1.0, 4.0}
 
 
+@pytest.mark.slow
+def test_what_the_page_says_of_a_row_after_a_single_huge_gradient():
+    gradients = np.ones((402, 16, 512)) + 0.1 * np.random.default_rng(0).normal(size=(402, 16, 512))
+    tx = mo.compress(optax.scale_by_adam(), {"nu": "uint8"})
+
+    def after(spike):
+        signal = jnp.asarray(gradients, jnp.float32).at[2, 0, 0].set(spike)
+        run = jax.jit(lambda signal: jax.lax.scan(lambda s, g: tx.update(g, s)[::-1], tx.init(signal[0]), signal)[1])
+        return float(jnp.median(run(signal)[-1, 0, 1:]))
+
+    assert after(1e5) == pytest.approx(1, abs=0.05)
+    assert after(1e7) == pytest.approx(1 / 5, abs=0.05)
+    assert after(jnp.inf) < 1e-9
+
+
 @pytest.mark.parametrize(("bad", "expected"), [(jnp.nan, 0.0), (jnp.inf, None)])
 def test_non_finite_squares_touch_no_other_element(bad, expected):
     signal = normal(30, *SHAPE, seed=4)
