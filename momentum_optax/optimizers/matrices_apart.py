@@ -77,9 +77,12 @@ def partition_matrices(
 def _velocity(state: optax.OptState) -> PyTree:
     """The first velocity of the matrices; other parameters are masked in it. None for a rule without."""
     if MATRICES not in state.inner_states:
+        # Optax's labels in `optax.contrib.muon`.
+        is_optax = state.inner_states.keys() == {"muon", "adam"}
+        way_out = "mo.interop.from_optax(tx.init(params), opt_state)" if is_optax else "tx.init(params)"
         raise StateMismatchError(
             f"the state is of a partition into {', '.join(sorted(state.inner_states))}, and this optimizer's into "
-            f"{MATRICES}, {OTHERS}: begin with tx.init(params)"
+            f"{MATRICES}, {OTHERS}: begin with {way_out}"
         )
     found = _tree.find_all(state.inner_states[MATRICES], MomentumState)
     return next((tree for _, node in found for tree in codes_of(node.velocity)), None)

@@ -94,3 +94,12 @@ def test_updates_of_another_shape_are_named_by_the_scale_of_neurons():
     match = r"update for params\['w'\] must fit the second moment of shape \(1, 4\), .* got shape \(3, 5\)"
     with pytest.raises(ValueError, match=match):
         tx.update({"w": jnp.ones((3, 5))}, state)
+
+
+def test_the_state_of_optax_s_muon_is_refused_with_the_call_that_takes_it_over():
+    params = {"w": jnp.ones((8, 4)), "b": jnp.ones(4)}
+    tx, other = mo.muon(0.1), optax.contrib.muon(0.1)
+    theirs = other.init(params)
+    with pytest.raises(ValueError, match=r"begin with mo\.interop\.from_optax\(tx\.init\(params\), opt_state\)"):
+        tx.update(params, theirs, params)
+    tx.update(params, mo.interop.from_optax(tx.init(params), theirs), params)
