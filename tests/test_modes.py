@@ -158,8 +158,8 @@ def test_no_nan_arises_within_a_step_that_is_not_compiled(name, dtype):
         plain = steps(build(), params)
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(jax.jit(lambda p: steps(build(), p))(params)), strict=True):
         assert (a.dtype, a.shape) == (b.dtype, b.shape)
-        # Codes may fall to either side of a rounding. From code 110 on that is up to 2/87 of a level, and the room of a row that
-        # grows goes with the square of one.
+        # Codes may fall to either side of a rounding. From code 110 on that is up to 2/87 of a level, and the room of a
+        # row that grows goes with the square of one.
         if a.dtype == jnp.float32:
             np.testing.assert_allclose(a, b, rtol=2 * 2 / 87 + 4e-3, atol=2e-2)
 
