@@ -33,7 +33,7 @@ def absent(x: object) -> bool:
 
 
 def as_array(x: Entry) -> Entry:
-    """A Python number as an array; all else as it is."""
+    """`x` as an array if it is a Python number; anything else unchanged."""
     return jnp.asarray(x) if isinstance(x, bool | int | float | complex) else x
 
 
@@ -62,7 +62,7 @@ def children(node: PyTree) -> list[tuple[KeyPath, PyTree]]:
 
 
 def map_children(function: Callable[[KeyPath, PyTree], PyTree], node: PyTree) -> PyTree:
-    """`node` with `function(key, child)` in place of each child; a leaf as it is."""
+    """`node` with `function(key, child)` in place of each child; a leaf is returned unchanged."""
     if jax.tree_util.all_leaves([node]):
         return node
     return jax.tree_util.tree_map_with_path(function, node, is_leaf=lambda x: x is not node)
@@ -227,7 +227,7 @@ class Leaves:
 
 
 def map_onto(function: Callable[..., jax.Array], params: PyTree, trees: Sequence[PyTree]) -> PyTree:
-    """The parameters with `function(path, p, *leaves)` for each leaf that the trees hold; others stay as they are.
+    """The parameters with `function(path, p, *leaves)` for each leaf that the trees hold; others are unchanged.
 
     Args:
       function: Takes a parameter as an array, and the leaf of each tree.

@@ -55,7 +55,7 @@ STEPS = 40
 
 
 def rule_of(s):
-    """The rule of some settings, past special first steps; one with a period as it is."""
+    """The rule of some settings, past special first steps; one with a period unchanged."""
     rule = RULES[s["rule"]](s)
     return rule.at(10**6) if rule.period == 1 else rule
 

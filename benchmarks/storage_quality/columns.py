@@ -1,6 +1,6 @@
 """Columns of unlike scale: rows whose elements have gradients of very different sizes, as heads in unlike units have.
 
-What is added to the weights as it is does not notice: small columns move little anyway. What is divided by its own
+A velocity that is added to the weights does not notice: small columns move little anyway. What is divided by its own
 size, or of which the sign is taken, moves all columns alike, so that each needs a velocity that is right relative to
 itself. Two measurements:
 

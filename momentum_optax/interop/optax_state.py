@@ -37,7 +37,7 @@ def from_optax(
         ours = mo.muon(rate, mo.nadam_mix(0.95, psi=1e6))                      # the steps of optax.contrib.muon(rate)
         state = mo.interop.from_optax(ours.init(params), state)
 
-    Optax's states that `opt_state` holds too are taken over as they are, such as that of Adam in `muon`. Groups of
+    Optax's states that `opt_state` holds too are copied unchanged, such as that of Adam in `muon`. Groups of
     `optax.partition` may differ between the two: each parameter has one velocity in either.
 
     `compress` keeps the states of Optax themselves: `mo.convert(optax_state, storages, like=opt_state)` is the way.

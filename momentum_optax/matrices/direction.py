@@ -36,8 +36,9 @@ def on_matrices(
     leaves of one shape and split are stacked, sent by one `all_to_all` to where each matrix is whole, and back by
     another. For L matrices on n devices that split them, of 4 bytes an element, a device receives
     $8/n \cdot \lceil L/n \rceil n/L$ bytes per parameter, however they are split, and does 1/n of the operations times
-    the same factor. Devices with equal parts, along a data axis, share the work too and then gather. Inside `shard_map`
-    or `pmap` of your own a leaf is what the device holds, a worker's whole matrices say: none is gathered there.
+    the same factor. Devices with equal parts, along a data axis, share the work too and then gather. Inside
+    a `shard_map` or `pmap` that you write, a leaf is what the device holds, such as a worker's whole matrices, and
+    nothing is gathered.
 
     Args:
       direction: From a batch (count, m, n), m <= n, to one of the same shape and dtype, each matrix from its own. A

@@ -152,7 +152,7 @@ def _written(storages: ByLeaf, velocity: PyTree, number: int) -> PyTree:
         return in_box(boxes[i], layout.holding(new, jnp.ndim(values[0])))
 
     new = map_states(written, velocity, leaf_treedef_of(velocity), *trees, to=jax.tree.structure(layout.form))
-    # Where nothing was written boxes stay as they are too.
+    # Where nothing was written the boxes are unchanged too.
     return velocity if forms(unboxed(new)) == forms(unboxed(velocity)) else new
 
 

@@ -151,7 +151,7 @@ def by_leaf(choice: Patterns | Choose) -> ByLeaf:
         mo.compress(optax.adamw(1e-3), {"mu": {"head/.*": "float32", ".*": "int8"}, "nu": "bfloat16"})
         mo.sgd(0.1, 0.9, storage=lambda path, leaf: "int8" if leaf.ndim == 2 else "float32")
 
-    Every argument `storage` takes such a mapping or function as it is. This function makes an object of one, which
+    Every argument `storage` takes such a mapping or function directly. This function makes an object of one, which
     `optax.inject_hyperparams` does not take for a schedule and `convert` not for a mapping from fields.
 
     A path is the parameter's, its keys, names of fields and indices written "layers/0/kernel", without boxes of Flax.

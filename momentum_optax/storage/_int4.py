@@ -99,7 +99,7 @@ class Int4(Compressed[Int4Velocity]):
 def int4(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | None = None) -> Int4:
     r"""Velocities in four bits per parameter and velocity, plus 8 bytes per row (`storage.ROW_SIZE`).
 
-    For memories of about ten steps, decay 0.9, that are added to the weights as they are: SGD, Nesterov. There the
+    For memories of about ten steps, decay 0.9, that are added to the weights: SGD, Nesterov. There the
     relative error of a stored velocity is 0.4 on white noise and was 0.6 to 0.8 for whole networks, without bias; their
     final losses were about those of float32. Not for Adam, whose direction is lost (a cosine of 0.2) and whose steps
     become thousands of times as long; nor for Lion, whose decay is 0.99; and Muon refuses it. The

@@ -87,8 +87,8 @@ class Int8(Compressed[Int8Velocity]):
 def int8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | None = None) -> Int8:
     r"""Velocities in one byte per parameter and velocity, plus 12 bytes per row (`storage.ROW_SIZE`).
 
-    The rounding has no bias, at any size, but under `compress`. It serves what is added to the weights as it is, in SGD
-    and Nesterov, and what is divided by its own size, as in Adam:
+    The rounding has no bias, at any size, but under `compress`. It serves velocities that are added to the weights, as
+    in SGD and Nesterov, and those that are divided by their size first, as in Adam:
 
     * relative to the row: on white noise the relative error of a stored velocity, in rows of 512, is below 0.03 for
       decay 0.9 and 0.08 for 0.99; it grows with the memory, and slowly with the row;
@@ -97,10 +97,11 @@ def int8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | N
       whose gradients are 1e-5 of their row's largest keep their direction (cosine above 0.95). Below 1e-6 it is that of
       the gradient alone: keep such leaves in bfloat16.
 
-    A field under `compress` is divided by a size of its own, as Adam's `mu` is, unless it is named "trace" or "ema". Of
-    its values none is rounded to more than 1.5 times itself: those below 1.5e-7 of their row's scale become zero, and
-    those above it, as after a spike, may lose a part, up to nine tenths beyond twice the scale. So no step is more than
-    twice float32's longest; where gradients never change single elements take some of up to 2.2 times.
+    Under `compress` a field is taken to be divided elementwise by its size, as Adam's `mu` is, unless it is named
+    "trace" or "ema". None of its values is rounded to more than 1.5 times itself: those below 1.5e-7 of their row's
+    scale become zero, and those above the scale, as after a spike, may lose a part, up to nine tenths beyond twice the
+    scale. So the steps stay below twice float32's longest, or 2.2 times for single elements whose gradients never
+    change.
 
     A row's scale is 1.35 times its largest value of the step before or, where that is more, 2.5 times the largest in a
     32nd of what enters, or the sum of both, so that a step needs no second look at its data. The first step of a leaf,

@@ -11,7 +11,7 @@ stochastic rounding. Elsewhere a value goes to one of its two neighbours, up if 
 from one to the other. That does not depend on the sign of n, so that the codes at which root, foot and tail meet are
 their levels on average, as everything else is. Zero stays zero.
 
-A value that is divided by a size of its own when it is read, as in Adam, must not become much larger than it is: where
+A value that the optimizer divides by its size, as in Adam, must not become much larger by rounding: where
 one neighbour is far above, as below the foot and in the tail, it goes to the lower one, although the mean is less then.
 And up to the eighth its chances take turns from write to write, which leaves a third of the error of independent ones
 in an average of ten.
@@ -92,7 +92,7 @@ def _line(x: jax.Array, at: int, value: int, distance: int) -> jax.Array:
 
 
 def _either(condition: jax.Array, x: jax.Array | int, y: jax.Array | int) -> jax.Array:
-    """`jnp.where` for int32, without a function of its own to inline."""
+    """`jnp.where` for int32, without a function to inline."""
     full = (jax.lax.full_like(condition, z, jnp.int32) if isinstance(z, int) else z for z in (x, y))
     return jax.lax.select(condition, *full)
 
@@ -104,8 +104,8 @@ def encode(v: jax.Array, inverse: jax.Array, noise: jax.Array, phase: jax.Array 
       v: float32.
       inverse: float32, `SCALE` over the scale, of either sign.
       noise: int32, uniform.
-      phase: int32 from 0 to 7, the leading bits of the chances, of values that are divided by a size of their own when
-        they are read; None of other values.
+      phase: int32 from 0 to 7, the leading bits of the chances, of values that the optimizer divides by their size;
+        None of other values.
     """
     r = jnp.abs(v * inverse)
     n = noise.astype(jnp.float32) * np.float32(2.0**-32)

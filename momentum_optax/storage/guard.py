@@ -73,7 +73,7 @@ def inverse_scales(entering: jax.Array, factor: Number, is_sure: Condition, reac
         return cast(jax.Array, window)
 
     if any(jax.typeof(entering).sharding.spec):
-        # Over explicit mesh axes a window of a part would need a sharding of its own.
+        # Over explicit mesh axes a window of a part would need a separate sharding.
         return cast(
             jax.Array, jax.sharding.auto_axes(smallest, out_sharding=sharding)(entering, reach, factor, is_sure)
         )

@@ -62,8 +62,8 @@ class EncodeContext(NamedTuple):
       entering: An array of the leaf's shape, a number that is not negative, and whether this is sure: in this step the
         velocities, each over its relative scale, become about as large as the array times the number, or larger. None
         if nothing is known.
-      is_divided: Whether what is read is divided by a size of its own, as Adam's first moment is: better too small then
-        than by far too large, although that is not right in the mean.
+      is_divided: Whether the optimizer divides the velocity elementwise by its size, as Adam does its first moment.
+        Then a value must not be rounded to far above itself, at the price of a mean that is too small.
     """
 
     stamp: jax.Array | None
@@ -132,7 +132,7 @@ def checked_leaf(path: KeyPath, leaf: Leaf) -> Leaf:
       TypeError: If it can have no velocity, as a counter among the parameters, with its path.
     """
     if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
-        # What is no number stays as it is: a function or a string among the parameters.
+        # A function or a string among the parameters cannot be converted, and is named below.
         with suppress(TypeError, ValueError):
             leaf = jnp.asarray(leaf)
     got = str(leaf.dtype) if hasattr(leaf, "dtype") else _checks.shown(leaf)

@@ -142,7 +142,7 @@ def averaged_params(opt_state: optax.OptState, params: optax.Params) -> optax.Pa
 
     Returns:
       A tree like `params`, of the same dtypes; of float32 for weights in bfloat16 that are given in float32. A
-      parameter that has no average, such as a masked one, is returned as it is.
+      parameter that has no average, such as a masked one, is returned unchanged.
 
     Raises:
       TypeError: If `opt_state` is not a state.

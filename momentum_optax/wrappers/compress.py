@@ -28,8 +28,8 @@ from .fields import (
 )
 from .selection import SECOND_MOMENTS, Candidate, Select, Selection, can_be_compressed, is_float, selection
 
-# Fields that are added to the weights as they are. Others are divided by a size of their own, as in Adam, or only their
-# signs count.
+# Fields that are added to the weights. Others are divided elementwise by their size, as in Adam, or only their signs
+# count.
 _ADDED = ("trace", "ema")
 
 
@@ -62,8 +62,8 @@ def compress(
     A field is an attribute of a NamedTuple in the state of `tx` with the parameters' structure, at any depth in chains,
     masks, partitions and injected hyperparameters. Its float and complex leaves of more than one element are kept in
     the storage, other leaves without compression. `tx` sees them in the dtypes that they had at `init`. Fields that are
-    not named "trace" or "ema" are taken to be divided by a size of their own, as in Adam: in int8 none of their values
-    is rounded to far above itself.
+    not named "trace" or "ema" are taken to be divided elementwise by their size, as in Adam: in int8 none of their
+    values is rounded to far above itself.
 
     Types: the state keeps the structure and dtypes of `init` even where that of `tx` alone would not. A leaf of the
     state that `tx` replaces by None, as `optax.ema` does where the gradient is None, keeps its value.

@@ -60,7 +60,7 @@ def test_a_mask_without_what_it_masks_is_refused(name):
     tx.update(ONES, tx.init(ONES), **extra)
 
 
-def refused(error, match, function, *arguments):
+def assert_refused(error, match, function, *arguments):
     with pytest.raises(error, match=match) as caught:
         function(*arguments)
     assert len(str(caught.value)) < 300
@@ -83,7 +83,7 @@ def test_a_mask_that_does_not_fit_the_parameters_is_named_at_init(name):
         (lambda p: {"w": True}, ValueError, LACKS),
         ({"w": lambda p: True, "b": True}, TypeError, r"got .* for params\['w'\]"),
     ):
-        refused(error, match, DECAYING[name](weight_decay=0.5, mask=mask).init, ONES)
+        assert_refused(error, match, DECAYING[name](weight_decay=0.5, mask=mask).init, ONES)
 
 
 @pytest.mark.parametrize("name", ["sgd", "lion", "muon"])
@@ -115,13 +115,15 @@ def test_a_decay_needs_gradients_and_parameters_of_one_tree(name):
     tx = DECAYING[name](weight_decay=0.5)
     state = tx.init(ONES)
     lack, have = r"the gradients lack params\['b'\], present", r"the gradients have params\['c'\], absent"
-    refused(ValueError, lack, tx.update, {"w": ONES["w"]}, state, ONES)
-    refused(ValueError, have, tx.update, ONES | {"c": ONES["b"]}, state, ONES)
-    refused(ValueError, r"have params\['b'\], absent in params", tx.update, ONES, state, {"w": ONES["w"]})
-    refused(ValueError, r"for params\['b'\], which was None in params", tx.update, ONES, state, ONES | {"b": None})
+    assert_refused(ValueError, lack, tx.update, {"w": ONES["w"]}, state, ONES)
+    assert_refused(ValueError, have, tx.update, ONES | {"c": ONES["b"]}, state, ONES)
+    assert_refused(ValueError, r"have params\['b'\], absent in params", tx.update, ONES, state, {"w": ONES["w"]})
+    assert_refused(
+        ValueError, r"for params\['b'\], which was None in params", tx.update, ONES, state, ONES | {"b": None}
+    )
     # That would be broadcast.
     short, match = ONES | {"w": jnp.ones((1, 2))}, r"gradient for params\['w'\] must have shape \(1, 2\), got \(3, 2\)"
-    refused(ValueError, match, tx.update, ONES, state, short)
+    assert_refused(ValueError, match, tx.update, ONES, state, short)
 
 
 @pytest.mark.parametrize("name", ["sgd", "sgd with momentum", "lion"])

@@ -208,7 +208,7 @@ class Listener:
 
 
 def test_a_storage_is_told_the_same_sizes_throughout_a_cycle_those_of_the_rule():
-    # What goes into the first velocity hangs on the age: on the cycle that a leaf is in, not on the micro-batch.
+    # What goes into the first velocity depends on the age: on the cycle that a leaf is in, not on the micro-batch.
     intake = mo.filters.PerLeafSchedule(lambda step, age: 1.0 / (1 + age))
     rule = mo.Filter(((0.9, 0.5), (0.0, 0.4)), (intake, 1.0), (0.9, 0.5), intake)
     tx = mo.accumulated(rule, 3, storage=Listener())

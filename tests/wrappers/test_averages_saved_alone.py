@@ -75,7 +75,7 @@ def test_an_average_is_a_dictionary_of_plain_arrays_and_comes_back_bit_for_bit()
     assert arrays.keys() == NAMES
     assert all(isinstance(x, jax.Array) for x in arrays.values())
     assert {x.dtype.name for x in arrays.values()} == {"float32", "bfloat16"}
-    # Contiguous and of its own: safetensors refuses arrays that share memory.
+    # A contiguous copy: safetensors refuses arrays that share memory.
     assert len({x.unsafe_buffer_pointer() for x in arrays.values()}) == len(arrays)
     assert_bit_equal(placed(read(written(arrays)), PARAMS), average)
 
