@@ -41,8 +41,8 @@ _FOOT_BITS, _NEAR_BITS, _FAR_BITS = 22, 21, 25
 _FOOT = 1 << _FOOT_BITS
 
 
-# The bits of the levels of `_FIRST`, `_LAST` and `_NEAR`, and of that of code 1; and what those of `_LAST` would be on the
-# line of the levels after it.
+# The bits of the levels of `_FIRST`, `_LAST` and `_NEAR`, and of that of code 1; and what those of `_LAST` would be if it
+# lay on the line of the levels after it.
 _ROOT, _ROOT_END = (int(np.float32((c - _SHIFT) ** 2).view(np.int32)) for c in (_FIRST, _LAST))
 _TAIL = _ROOT_END - (1 << 20)
 _FAR = _TAIL + ((_NEAR - _LAST) << _NEAR_BITS)

@@ -29,10 +29,11 @@ _SUBLANES, _LANES = 8, 128
 
 
 # The scale is the window's largest value times `_ROOM`, or that of the last codes times `_MARGIN`, or the latter and
-# the former times `_SUM` together. It falls by no more than `_FALL` in a step, or `_SILENT` where the window is zero: a
+# the former times `_SUM` together. The less room it has, the finer are the levels; what grows beyond it meets those that
+# follow closely. It falls by no more than `_FALL` in a step, or `_SILENT` where the window is zero: a
 # row that is silent may wake up.
 _ROOM, _SUM, _MARGIN, _FALL, _SILENT = 1.25, 0.65, np.float32(1.1), np.float32(0.5), np.float32(0.999)
-_GROWTH = np.float32(1.5)
+_GROWTH = np.float32(1.8)
 
 
 # Between these a scale, its inverse and every level of it are floats.
