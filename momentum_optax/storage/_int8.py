@@ -30,7 +30,7 @@ class Int8Velocity(NamedTuple):
 
     Attributes:
       codes: int8, of the leaf's shape; a leaf that is not compressed has its velocity here, in full. One per velocity.
-      scale: float32, what the codes were written with, over 93^2; one entry per row. One per velocity.
+      scale: float32, what the codes were written with, over 97^2; one entry per row. One per velocity.
       reach: float32, the least scale of the next write, one entry per row; 0 while it is not known.
       noise: uint32, odd, what the noise of the codes follows from; one entry per row.
     """
@@ -92,7 +92,7 @@ def int8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | N
 
     * relative to the row: on white noise the relative error of a stored velocity, in rows of 512, is below 0.03 for
       decay 0.9 and 0.08 for 0.99; it grows with the memory, and slowly with the row;
-    * relative to the element: one rounding of a value is off by 0.7 % of it at its row's scale, 7 % at a hundredth and
+    * relative to the element: one rounding of a value is off by 0.6 % of it at its row's scale, 6 % at a hundredth and
       by up to 20 % from there down to 2e-7. Smaller ones are stored as zero or as that, at random. Under Adam columns
       whose gradients are 1e-5 of their row's largest keep their direction (cosine above 0.95). Below 1e-6 it is that of
       the gradient alone: keep such leaves in bfloat16.
@@ -103,15 +103,16 @@ def int8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | N
     scale. So the steps stay below twice float32's longest, or 2.2 times for single elements whose gradients never
     change.
 
-    A row's scale is 1.1 times its largest value of the step before or, where that is more, 1.25 times the largest in a
-    32nd of what enters, or both together, the latter by two thirds, so that a step needs no second look at its data.
+    A row's scale is 1.3 times its largest value of the step before or, where that is more, that value and nine tenths
+    of the largest in a 32nd of what enters, or 2.5 times the latter less the scale otherwise, so that a step needs no
+    second look at its data.
     The first step of a leaf, a spike of all of a row and a row that wakes up are within 0.05 in norm. What this does
-    not see, such as a single element, is rounded for a step between levels that lie a quarter of an octave apart up to
-    twice the scale, then at 36, 573, ... scales, and clipped beyond 3.8e7 times its row's scale. A first step of which
-    that part is zero throughout is rounded as coarsely, between 1e-9 and 1e5; smaller values are stored as zero or
-    1e-9, larger ones clipped. Under `compress`, which does not know what enters a field, that part of the gradients
-    gives the first scale alone: an 8th of them, or all in a field named "trace". A row that has grown has room there to
-    grow by as much again, up to 1.8 times; a spike is rounded coarsely for a step.
+    not see, such as a single element, is rounded for a step between levels of 1, 1.2, 19, 305, ... scales, and clipped
+    beyond 2.0e7 times its row's scale. A first step of which that part is zero throughout is rounded as coarsely,
+    between 1e-9 and 1e5; smaller values are stored as zero or 1e-9, larger ones clipped. Under `compress`, which does
+    not know what enters a field, that part of the gradients gives the first scale alone: a 16th of them, or all in a
+    field named "trace". A row that has grown has room there to grow by as much again, up to 1.6 times; a spike is
+    rounded coarsely for a step.
 
     Scales lie between 2^-100 and 2^102: values far outside are coarser. A NaN or infinite velocity is stored as zero:
     its element starts anew.

@@ -1,9 +1,8 @@
 r"""Signed numbers in a byte: square roots of what is near a row's scale, floats of few bits above and below.
 
-The codes from 28 to 116 are roots: with c the code less 23 and the scale as 1, the value is $(c/93)^2$, from 0.0029 to
-1. Below lies a foot: levels at distances of half an octave, counted in the bits of a float, down to 2.4e-7, then zero.
-Above lies a tail: an eighth of an octave beyond the scale, then in quarters up to 2.2, where values lie that have grown
-since the scale was chosen; then 16 times as much for each code, up to 3.8e7.
+The codes from 28 to 120 are roots: with c the code less 23 and the scale as 1, the value is $(c/97)^2$, from 0.0027 to
+1. Below lies a foot: levels at distances of half an octave, counted in the bits of a float, down to 2.3e-7, then zero.
+Above lies a tail: 1.2, then 16 times as much for each code, up to 2.0e7.
 
 In the root a noise n in [-1/2, 1/2) that decoding repeats is subtracted before rounding, $c = \lfloor y - n + 1/2
 \rfloor$, and comes back when reading: $c (c + 2n)$. Since c + n is y plus an error that is uniform whatever y is, and
@@ -27,9 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Codes by size: 0 is zero, then come `_FIRST` - 1 levels of the foot, the root from `_FIRST` to `_LAST`, and the tail,
-# whose levels lie close together up to `_NEAR`.
-_FIRST, _LAST, _NEAR, _MOST = 28, 116, 121, 127
+# Codes by size: 0 is zero, then come `_FIRST` - 1 levels of the foot, the root from `_FIRST` to `_LAST`, and the tail.
+_FIRST, _LAST, _MOST = 28, 120, 127
 
 
 # A code of the root less this is the root of its level.
@@ -37,15 +35,13 @@ _SHIFT = 23
 
 
 # Distances of levels in the bits of a float, of which an octave is 2^23.
-_FOOT_BITS, _NEAR_BITS, _FAR_BITS = 22, 21, 25
-_FOOT = 1 << _FOOT_BITS
+_FOOT_BITS, _TAIL_BITS = 22, 25
+_FOOT, _TAIL = 1 << _FOOT_BITS, 1 << _TAIL_BITS
 
 
-# The bits of the levels of `_FIRST`, `_LAST` and `_NEAR`, and of that of code 1; and what those of `_LAST` would be if it
-# lay on the line of the levels after it.
+# The bits of the levels of `_FIRST` and `_LAST`, of the level after that, and of that of code 1.
 _ROOT, _ROOT_END = (int(np.float32((c - _SHIFT) ** 2).view(np.int32)) for c in (_FIRST, _LAST))
-_TAIL = _ROOT_END - (1 << 20)
-_FAR = _TAIL + ((_NEAR - _LAST) << _NEAR_BITS)
+_BEYOND = _ROOT_END + (1 << 21)
 _LEAST = _ROOT - (_FIRST - 1) * _FOOT
 
 
@@ -84,16 +80,15 @@ def level(size: jax.Array, noise: jax.Array | None = None) -> jax.Array:
     """
     root = size.astype(jnp.float32) - np.float32(_SHIFT)
     root = root * (root if noise is None else root + noise)
-    # Before the tail any noise leaves the root above its lines. Positive floats compare as their bits do.
-    tail = jnp.maximum(_line(size, _NEAR, _FAR, _NEAR_BITS), _line(size, _NEAR, _FAR, _FAR_BITS))
-    above = jnp.maximum(_bits(root), tail)
-    return _float(_either(size < _FIRST, _line(size, _FIRST, _ROOT, _FOOT_BITS), above))
+    # Before the tail any noise leaves the root above its line. Positive floats compare as their bits do.
+    above = jnp.maximum(_bits(root), _line(size, _LAST + 1, _BEYOND, _TAIL))
+    return _float(_either(size < _FIRST, _line(size, _FIRST, _ROOT, _FOOT), above))
 
 
-def _line(x: jax.Array, at: int, value: int, bits: int) -> jax.Array:
-    """The line through (at, value) of the slope 2^bits, modulo 2^32."""
-    start = np.uint32((value - (at << bits)) % 2**32).view(np.int32)
-    return (x << np.int32(bits)) + start
+def _line(x: jax.Array, at: int, value: int, distance: int) -> jax.Array:
+    """The line through (at, value) of a slope that is a power of two, modulo 2^32."""
+    start = np.uint32((value - at * distance) % 2**32).view(np.int32)
+    return (x << np.int32(distance.bit_length() - 1)) + start
 
 
 def _either(condition: jax.Array, x: jax.Array | int, y: jax.Array | int) -> jax.Array:
@@ -127,15 +122,11 @@ def encode(v: jax.Array, inverse: jax.Array, noise: jax.Array, phase: jax.Array 
 
 def _rounded(r: jax.Array, x: jax.Array, chance: jax.Array, phase: jax.Array | None) -> jax.Array:
     """The code, by its size, of a value in foot or tail with the bits `x`; `chance` is uniform in [0, 1)."""
-    is_foot, is_far = x < _ROOT, x >= _FAR
-
-    def of_part(foot: int, near: int, far: int) -> jax.Array:
-        return _either(is_foot, foot, _either(is_far, far, near))
-
-    end, shift = of_part(_ROOT, _TAIL, _FAR), of_part(_FOOT_BITS, _NEAR_BITS, _FAR_BITS)
+    is_foot = x < _ROOT
+    end, shift = _either(is_foot, _ROOT, _BEYOND), _either(is_foot, _FOOT_BITS, _TAIL_BITS)
     whole = (x - end) >> shift
     low, high = end + (whole << shift), end + ((whole + 1) << shift)
-    code = jnp.maximum(whole + of_part(_FIRST, _LAST, _NEAR), 0)
+    code = jnp.maximum(whole + _either(is_foot, _FIRST, _LAST + 1), 0)
     # The cells at the ends: from the root to the tail, and from zero to the foot.
     below = _either(is_foot, low, jnp.maximum(low, _ROOT_END))
     below, above = _float(_either(code > 0, below, 0)), _float(jnp.maximum(high, _LEAST))

@@ -116,7 +116,7 @@ def compress(
                 return in_dtype_of(old, new)
             # A sum takes all of a gradient, an average a part.
             name = field_name(path)
-            share, is_divided = 1.0 if name == "trace" else 1 / 8, name not in _ADDED
+            share, is_divided = 1.0 if name == "trace" else 1 / 16, name not in _ADDED
             return recompress_field(
                 chosen.storages_at(path), old, new, state.step, i, gradients=updates, share=share, is_divided=is_divided
             )

@@ -114,7 +114,7 @@ def test_what_cannot_be_kept_stays_as_it_is():
     for step in range(3):
         _, state = tx.update(params, state)
         trace = opened(state).trace
-        # The first scale is 1.25 times the gradient and the second 1.98 times: a root's rounding.
+        # The first scale is 2.5 times the gradient, and the second no less than 0.9 of it: a root's rounding.
         assert step == 2 or distance(trace["w"], np.full((8, 8), step + 1)) < 0.02
     np.testing.assert_array_equal(trace["i"], 3 * np.arange(4))
     assert float(trace["s"]) == 3.0
