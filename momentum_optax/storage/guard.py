@@ -28,11 +28,12 @@ _SHARE, _PIECES = 32, 16
 _SUBLANES, _LANES = 8, 128
 
 
-# The scale is the window's largest value times `_ROOM`, or that of the last codes times `_MARGIN`, or the latter and
-# the former times `_SUM` together. It falls by no more than `_FALL` in a step, or `_SILENT` where the window is zero: a
-# row that is silent may wake up.
-_ROOM, _SUM, _MARGIN, _FALL, _SILENT = 2.5, 1.1, np.float32(1.35), np.float32(0.9), np.float32(0.999)
-_GROWTH = np.float32(1.5)
+# The scale is that of the last codes times `_MARGIN`, or their largest value and the window's times `_SUM` together, as
+# while a memory fills, or the window's largest times `_ROOM` less the first of these, after a spike. The less room a
+# row has, the finer its levels are, and the first level beyond the scale is near. The scale falls by no more than
+# `_FALL` in a step, or `_SILENT` where the window is zero: a row that is silent may wake up.
+_ROOM, _SUM, _MARGIN, _FALL, _SILENT = 2.5, 0.9, np.float32(1.3), np.float32(0.5), np.float32(0.999)
+_GROWTH = np.float32(1.6)
 
 
 # Between these a scale, its inverse and every level of it are floats.
@@ -87,8 +88,9 @@ def _smallest(
     size = jnp.abs(window.astype(jnp.float32))
     # The comparison is false for NaN, which must not hide the rest of its row.
     size = jnp.where(size <= np.finfo(np.float32).max, size * factor, 0)
-    # The last codes and what enters may add up, as they do while a memory fills.
-    grown = jnp.maximum(jnp.maximum(size, reach), reach * np.float32(1 / _MARGIN) + size * np.float32(_SUM / _ROOM))
+    grown = jnp.maximum(
+        jnp.maximum(size - reach, reach), reach * np.float32(1 / _MARGIN) + size * np.float32(_SUM / _ROOM)
+    )
     scale = jnp.where(is_sure | (reach <= 0), grown, reach)
     inverse = SCALE / jnp.clip(scale, _SMALLEST, _GREATEST)
     # All of it before the minimum over the window, which then is the one small operation that a step begins with. As
