@@ -153,7 +153,7 @@ class _Runner:
         self.reads_age = rule.reads_age
         self.looks_ahead = any(not is_zero(c) for c in rule.lookahead)
         known = storages.known
-        self.reads_entering = known is None or any(getattr(x, "reads_entering", False) for x in known)
+        self.reads_entering = storages.reads_entering
         self.counts_steps = rule.reads_step or storages.reads_step or any(map(callable, rule.lookahead))
         form = AnyVelocity((ANYTHING,) * rule.order)
         if known is not None:
@@ -247,6 +247,11 @@ class _Runner:
         g = _checked_gradient(path, g, v)
         dtype = arithmetic_dtype(g.dtype, *(x.dtype for x in v))
         now = self.resolved(step, old.age) if now is None else now
+        is_told = now.largest_input is not None and getattr(storage, "reads_entering", False)
+        if is_told:
+            # The new velocity is read by its storage more than once. With one more reader XLA's GPU backend would write
+            # it to memory, behind an optimizer such as Adam.
+            now = now._replace(post_write=None)
         wide = in_dtype(g, dtype)
         u, v = advance(now, wide, tuple(in_dtype(x, dtype) for x in v))
         gain = old.gain
@@ -254,7 +259,7 @@ class _Runner:
             u, gain = debiased(now, u, gain)
         age = None if old.age is None else _next_age(old.age)
         context = encode_context(storage, wide, (step, i), now.scales)
-        if now.largest_input is not None and getattr(storage, "reads_entering", False):
+        if is_told:
             entering = g if not raw or raw[i] is None else jnp.asarray(raw[i])
             context = context._replace(entering=(entering, now.largest_input, True))
         velocity = storage.encode(v, stored, context)

@@ -107,7 +107,8 @@ def compress(
         updates: optax.Updates, state: CompressedState, params: optax.Params | None = None, **extra: PyTree
     ) -> tuple[optax.Updates, CompressedState]:
         check_state(state, CompressedState(ANYTHING if chosen.reads_step else None, ANYTHING))
-        chosen.check_state(find_all(state.inner, CompressedField))
+        fields = find_all(state.inner, CompressedField)
+        chosen.check_state(fields)
         out, inner = run.update(updates, _decompressed(state.inner), params, **extra)
 
         def recompress(place: Place, old: PyTree, new: PyTree) -> PyTree:
@@ -118,7 +119,11 @@ def compress(
             name = field_name(path)
             share, is_divided = 1.0 if name == "trace" else 1 / 16, name not in _ADDED
             return recompress_field(
-                chosen.storages_at(path), old, new, state.step, i, gradients=updates, share=share, is_divided=is_divided
+                *(chosen.storages_at(path), old, new, state.step, i),
+                gradients=updates,
+                share=share,
+                is_divided=is_divided,
+                is_alone=len(fields) == 1,
             )
 
         step = None if state.step is None else optax.safe_increment(state.step)

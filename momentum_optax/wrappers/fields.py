@@ -119,6 +119,7 @@ def recompress_field(
     gradients: PyTree,
     share: float,
     is_divided: bool,
+    is_alone: bool,
 ) -> CompressedField:
     """The compressed form of the field `tree`, which replaces `old`; `number` as for `compress_field`.
 
@@ -131,6 +132,7 @@ def recompress_field(
       gradients: What the optimizer was given, for a storage that looks at what enters.
       share: About how much of these enters, if nothing else is done to them.
       is_divided: Whether the optimizer divides the field by sizes of its elements.
+      is_alone: Whether it is the only field in compressed form.
     """
     _check_classes(storages, old)
     entering = leaves_at(jax.tree.structure(unboxed(old.plain)), gradients)
@@ -144,7 +146,7 @@ def recompress_field(
         storage = storages.at(path, new)
         check_leaf(path_name(path), stored_velocity(leaf.parts), storage.state_type)
         write, g = encode_context(storage, new, (step, number, i), (1.0,)), entering[i]
-        write = write._replace(is_divided=is_divided)
+        write = write._replace(is_divided=is_divided, is_alone=is_alone)
         if g is not None and jnp.shape(g) == new.shape:
             write = write._replace(entering=(jnp.asarray(g), share, False))
         return _encoded(storage, leaf, new, write)

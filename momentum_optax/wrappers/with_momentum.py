@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeAlias, cast
 
+import jax
 import numpy as np
 import optax
 
@@ -12,7 +13,8 @@ from .._typing import Number, PyTree
 from ..filters import Filter
 from ..state.displacement import displaced
 from ..state.mismatch import check_kind
-from ..storage._by_leaf import AnyStorage
+from ..storage import resolve
+from ..storage._by_leaf import AnyStorage, chooser_of
 from ..transform import MomentumState, scale_by_momentum
 from .leaves import checked_transformation
 
@@ -88,6 +90,7 @@ def with_momentum(
     run = checked_transformation("tx", tx)
     _checks.choice("inner_params", inner_params, ("stored", "fast"))
     behind = scale_by_momentum(rule, storage=storage, debias=debias)
+    is_looked_at = chooser_of(resolve(storage)).reads_entering
     shown = _shown(rule.pruned(), debias) if inner_params == "fast" else lambda params, state: params
 
     def init(params: optax.Params) -> WithMomentumState:
@@ -98,10 +101,17 @@ def with_momentum(
     ) -> tuple[optax.Updates, WithMomentumState]:
         check_kind(state, WithMomentumState)
         updates, inner = run.update(updates, state.inner, shown(params, state.momentum), **extra)
+        if is_looked_at:
+            updates = _apart(updates)
         updates, momentum = behind.update(updates, state.momentum, params)
         return updates, WithMomentumState(inner, momentum)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _apart(updates: optax.Updates) -> optax.Updates:
+    """The updates, worked out before they are looked at: XLA's TPU backend would write what they come from as well."""
+    return jax.lax.platform_dependent(updates, tpu=jax.lax.optimization_barrier, default=lambda x: x)
 
 
 def _shown(rule: Filter, debias: bool) -> Callable[[optax.Params | None, MomentumState], optax.Params]:
