@@ -153,7 +153,7 @@ class _Runner:
         self.reads_age = rule.reads_age
         self.looks_ahead = any(not is_zero(c) for c in rule.lookahead)
         known = storages.known
-        self.reads_entering = storages.reads_entering
+        self.reads_entering = known is None or any(getattr(x, "reads_entering", False) for x in known)
         self.counts_steps = rule.reads_step or storages.reads_step or any(map(callable, rule.lookahead))
         form = AnyVelocity((ANYTHING,) * rule.order)
         if known is not None:

@@ -49,11 +49,6 @@ class ByLeaf:
         """Whether a state must count steps: some storage reads them, or might."""
         return self.known is None or any(storage.reads_step for storage in self.known)
 
-    @property
-    def reads_entering(self) -> bool:
-        """Whether some storage is told of what enters, or might be."""
-        return self.known is None or any(getattr(storage, "reads_entering", False) for storage in self.known)
-
     def of_order(self, order: int) -> "ByLeaf":
         """The choice for that number of velocities: float32 for none, whose state is then the same for every choice."""
         return self if order or self.everywhere is not None else _Everywhere(float32())
