@@ -103,7 +103,9 @@ class Uint8(Compressed[Uint8Velocity]):
         self, velocities: tuple[jax.Array, ...], previous: Uint8Velocity, context: EncodeContext
     ) -> Uint8Velocity:
         """The codes of the squares, from bases that follow from the steps before."""
-        return _encoded(velocities, previous.following, context.noise_of(self.seed), context.is_alone)
+        noise = context.noise_of(self.seed)
+        written: Uint8Velocity = _encoded(velocities, previous.following, noise, context.is_alone)
+        return written
 
 
 def uint8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | None = None) -> Uint8:

@@ -110,7 +110,8 @@ def _in_parts(bits: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     if not is_known or bits.shape[-1] % _PART or math.prod(bits.shape[a] for a in axes) <= _MANY:
         return bits
     # Without the barrier XLA would reduce all at once.
-    return jax.lax.optimization_barrier(jnp.min(bits.reshape(*bits.shape[:-1], -1, _PART), -1))
+    parts: jax.Array = jax.lax.optimization_barrier(jnp.min(bits.reshape(*bits.shape[:-1], -1, _PART), -1))
+    return parts
 
 
 def next_reach(inverse: jax.Array, most: jax.Array, reach: jax.Array, is_sure: Condition) -> jax.Array:
