@@ -20,7 +20,8 @@ from .noise import wrapped
 from .rows import row_axes
 
 # The window is at least this share of a row, in so many pieces, or fewer of a shorter axis: an element of each would be
-# a larger share. They lie evenly, so that each device has its own where an axis is split into as many or fewer.
+# a larger share. They lie evenly, so that each device has its own where an axis is split into as many or fewer; where
+# it is split into more, another small array is exchanged.
 _SHARE, _PIECES = 32, 16
 
 
@@ -106,11 +107,12 @@ def _inverses(window: jax.Array, reach: jax.Array, factor: jax.Array, is_sure: j
 
 def _in_parts(bits: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """The smallest bits of each part of a long row, or all of a shorter one."""
-    is_known = all(isinstance(n, int) for n in bits.shape)
-    if not is_known or bits.shape[-1] % _PART or math.prod(bits.shape[a] for a in axes) <= _MANY:
+    if not all(isinstance(n, int) for n in bits.shape) or math.prod(bits.shape[a] for a in axes) <= _MANY:
         return bits
+    *outer, n = bits.shape
+    length = n if n % _PART else _PART
     # Without the barrier XLA would reduce all at once.
-    parts: jax.Array = jax.lax.optimization_barrier(jnp.min(bits.reshape(*bits.shape[:-1], -1, _PART), -1))
+    parts: jax.Array = jax.lax.optimization_barrier(jnp.min(bits.reshape(*outer, n // length, length), -1))
     return parts
 
 
@@ -145,6 +147,8 @@ def _pieces(
     count = math.gcd(n, min(most, 1 << max(n // _SHARE, 1).bit_length() - 1))
     length = -(-n // (_SHARE * count))
     length = -(-length // _PART) * _PART if length >= _LONG else length
+    if count == 1:
+        return jax.lax.slice_in_dim(array, 0, length, axis=axis), reach, axes
     split = array.reshape(*shape[:axis], count, n // count, *shape[axis + 1 :])
     window = jax.lax.slice_in_dim(split, 0, length, axis=axis + 1)
     # In order, since XLA's GPU backend transposes the window for any other one.
