@@ -36,6 +36,20 @@ class CompressedField(NamedTuple):
     plain: PyTree
 
 
+class FieldUse(NamedTuple):
+    """What an optimizer does with a field.
+
+    Attributes:
+      share: About how much of a gradient enters it, if nothing else is done to that.
+      is_divided: Whether it is divided by sizes of its elements.
+      is_alone: Whether no other field is kept in compressed form.
+    """
+
+    share: float
+    is_divided: bool
+    is_alone: bool
+
+
 def map_field(function: Callable[..., New], field: CompressedField, *rest: PyTree, to: TreeDef | None = None) -> New:
     """`_tree.map_states` of a field: its leaves are `CompressedField`s of arrays."""
     return map_states(function, field, _leaf_treedef(field.parts), *rest, to=to)
@@ -117,9 +131,7 @@ def recompress_field(
     number: int,
     *,
     gradients: PyTree,
-    share: float,
-    is_divided: bool,
-    is_alone: bool,
+    use: FieldUse,
 ) -> CompressedField:
     """The compressed form of the field `tree`, which replaces `old`; `number` as for `compress_field`.
 
@@ -130,9 +142,7 @@ def recompress_field(
       step: The number of the step, if a storage reads it.
       number: As for `compress_field`.
       gradients: What the optimizer was given, for a storage that looks at what enters.
-      share: About how much of these enters, if nothing else is done to them.
-      is_divided: Whether the optimizer divides the field by sizes of its elements.
-      is_alone: Whether it is the only field in compressed form.
+      use: What the optimizer does with the field.
     """
     _check_classes(storages, old)
     entering = leaves_at(jax.tree.structure(unboxed(old.plain)), gradients)
@@ -146,9 +156,9 @@ def recompress_field(
         storage = storages.at(path, new)
         check_leaf(path_name(path), stored_velocity(leaf.parts), storage.state_type)
         write, g = encode_context(storage, new, (step, number, i), (1.0,)), entering[i]
-        write = write._replace(is_divided=is_divided, is_alone=is_alone)
+        write = write._replace(is_divided=use.is_divided, is_alone=use.is_alone)
         if g is not None and jnp.shape(g) == new.shape:
-            write = write._replace(entering=(jnp.asarray(g), share, False))
+            write = write._replace(entering=(jnp.asarray(g), use.share, False))
         return _encoded(storage, leaf, new, write)
 
     field: CompressedField = reboxed(map_field(recompress, old, tree), old)
