@@ -1,5 +1,6 @@
 """`CompressedField`: fields of an optimizer's state in compressed form, their encoding and decoding."""
 
+import dataclasses
 from collections.abc import Callable, Collection
 from typing import NamedTuple, TypeGuard, TypeVar
 
@@ -36,7 +37,8 @@ class CompressedField(NamedTuple):
     plain: PyTree
 
 
-class FieldUse(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class FieldUse:
     """What an optimizer does with a field.
 
     Attributes:
