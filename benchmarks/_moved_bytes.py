@@ -6,6 +6,7 @@ the slice, an asynchronous copy once, buffers in on-chip memory not at all.
 """
 
 import functools
+import itertools
 import math
 import os
 import re
@@ -124,7 +125,8 @@ def read_sizes(body: list[Instruction]) -> Iterator[tuple[int, float | None]]:
 
 
 # A fusion computes of their results what it needs.
-_ELEMENTWISE = {"bitcast", "add", "subtract", "multiply", "convert", "abs", "negate"}
+_ELEMENTWISE = {"bitcast", "convert", "abs", "negate", "sqrt", "rsqrt"}
+_ELEMENTWISE |= {"add", "subtract", "multiply", "divide", "maximum", "minimum"}
 
 
 def _sliced(name: str, body: list[Instruction]) -> float | None:
@@ -142,6 +144,15 @@ def _sliced(name: str, body: list[Instruction]) -> float | None:
     return total if users else None
 
 
+def _started(instruction: Instruction) -> float:
+    """The bytes of an asynchronous copy or slice, which has its source among its results."""
+    if instruction.op != "slice-start":
+        return size(instruction.kind)
+    source, part = (found.group() for found in itertools.islice(_ARRAY.finditer(instruction.kind), 2))
+    # As much is read as is kept, wherever that is.
+    return size(part) + (size(part.replace("S(", "")) if size(source) else 0.0)
+
+
 def count(program: jax.stages.Compiled, parameters: int) -> Count:
     """Count the bytes that a compiled program moves."""
     computations, entry = parse(program.as_text() or "")
@@ -157,10 +168,9 @@ def count(program: jax.stages.Compiled, parameters: int) -> Count:
             sizes.get(name, 0.0) if read is None else read
             for name, read in zip(instruction.operands, reads, strict=True)
         ]
-        # The start of an asynchronous copy has its source among its results.
-        result = 0.0 if instruction.op.endswith("-start") else sizes[instruction.name]
+        result = sizes[instruction.name]
         if instruction.op.endswith("-start"):
-            operands, result = [size(instruction.kind)], 0.0
+            operands, result = [_started(instruction)], 0.0
         cost = result + sum(operands)
         if instruction.op == "conditional":
             branch += cost

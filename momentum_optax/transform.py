@@ -247,6 +247,11 @@ class _Runner:
         g = _checked_gradient(path, g, v)
         dtype = arithmetic_dtype(g.dtype, *(x.dtype for x in v))
         now = self.resolved(step, old.age) if now is None else now
+        share = now.largest_input if getattr(storage, "reads_entering", False) else None
+        if share is not None:
+            # The new velocity is read by its storage more than once. With one more reader XLA's GPU backend would write
+            # it to memory, behind an optimizer such as Adam.
+            now = now._replace(post_write=None)
         wide = in_dtype(g, dtype)
         u, v = advance(now, wide, tuple(in_dtype(x, dtype) for x in v))
         gain = old.gain
@@ -254,9 +259,9 @@ class _Runner:
             u, gain = debiased(now, u, gain)
         age = None if old.age is None else _next_age(old.age)
         context = encode_context(storage, wide, (step, i), now.scales)
-        if now.largest_input is not None and getattr(storage, "reads_entering", False):
+        if share is not None:
             entering = g if not raw or raw[i] is None else jnp.asarray(raw[i])
-            context = context._replace(entering=(entering, now.largest_input, True))
+            context = context._replace(entering=(entering, share, True))
         velocity = storage.encode(v, stored, context)
         if stored is not old.velocity:
             velocity = with_stored(old.velocity, velocity)

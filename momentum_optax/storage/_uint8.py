@@ -10,6 +10,7 @@ that of a whole distance between levels. Small values are never rounded to zero:
 """
 
 import dataclasses
+import functools
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -102,7 +103,9 @@ class Uint8(Compressed[Uint8Velocity]):
         self, velocities: tuple[jax.Array, ...], previous: Uint8Velocity, context: EncodeContext
     ) -> Uint8Velocity:
         """The codes of the squares, from bases that follow from the steps before."""
-        return _encoded(velocities, previous.following, context.noise_of(self.seed))
+        noise = context.noise_of(self.seed)
+        written: Uint8Velocity = _encoded(velocities, previous.following, noise, context.is_alone)
+        return written
 
 
 def uint8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | None = None) -> Uint8:
@@ -145,9 +148,9 @@ def _decoded(state: Uint8Velocity) -> tuple[jax.Array, ...]:
     return tuple(jnp.where(codes > 0, _level(codes.astype(jnp.uint32), base, fine), 0.0) for codes, base, fine in rows)
 
 
-@jitted
+@functools.partial(jax.jit, static_argnums=3)
 def _encoded(
-    squares: tuple[jax.Array, ...], followings: tuple[jax.Array, ...], noise: tuple[Count, Count]
+    squares: tuple[jax.Array, ...], followings: tuple[jax.Array, ...], noise: tuple[Count, Count], is_alone: bool
 ) -> Uint8Velocity:
     """The squares of one leaf in bytes, from bases that follow from the steps before."""
     stamp, hashes = stamp_of(*noise), row_hashes(squares[0].shape)
@@ -157,8 +160,18 @@ def _encoded(
         fine = jnp.where(known, np.uint32(_FINE), np.uint32(_COARSE))
         base = jnp.maximum(following, np.uint32(_OCTAVE))
         codes = _encode(v.astype(jnp.float32), base, fine, row_bits(hashes, stamp, k))
-        written.append((codes, base, fine, _following(codes, base, fine)))
+        written.append((codes, base, fine, _following(codes if is_alone else _read_again(codes), base, fine)))
     return Uint8Velocity(*zip(*written, strict=True))
+
+
+def _read_again(codes: jax.Array) -> jax.Array:
+    """The codes as they have been written.
+
+    XLA's GPU backend writes the codes of one maximum over those of the step before, and those of another one beside
+    them, to copy them there afterwards: twice as many bytes as to read them again, and a byte of temporaries.
+    """
+    again: jax.Array = jax.lax.platform_dependent(codes, cuda=jax.lax.optimization_barrier, default=lambda x: x)
+    return again
 
 
 def _moved(base: jax.Array, octaves: jax.Array) -> jax.Array:

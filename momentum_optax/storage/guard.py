@@ -19,9 +19,15 @@ from .companding import SCALE, level
 from .noise import wrapped
 from .rows import row_axes
 
-# The window is at least this share of a row, in as many pieces. They lie evenly, so that each device has its own where
-# an axis is split into as many shares or fewer.
+# The window is at least this share of a row, in so many pieces, or fewer of a shorter axis: an element of each would be
+# a larger share. They lie evenly, so that each device has its own where an axis is split into as many or fewer; where
+# it is split into more, another small array is exchanged.
 _SHARE, _PIECES = 32, 16
+
+
+# Of rows with more than `_MANY` elements in the window XLA's GPU backend writes it to memory and reads it again, unless
+# it is reduced in parts of `_PART` first. Pieces of `_LONG` and more are whole numbers of parts.
+_PART, _MANY, _LONG = 128, 1024, 512
 
 
 # A tile of a TPU's memory.
@@ -64,14 +70,17 @@ def inverse_scales(entering: jax.Array, factor: Number, is_sure: Condition, reac
 
     def smallest(array: jax.Array, reach: jax.Array, factor: jax.Array, is_sure: jax.Array) -> jax.Array:
         def in_pieces(array: jax.Array, reach: jax.Array, factor: jax.Array, is_sure: jax.Array) -> jax.Array:
-            return _smallest(*_pieces(array, reach, axes, _PIECES), factor, is_sure).reshape(reach.shape)
+            window, beside, inner = _pieces(array, reach, axes, _PIECES)
+            bits = _in_parts(_inverses(window, beside, factor, is_sure), inner)
+            return jnp.min(bits, inner).reshape(reach.shape)
 
         def on_tpu(array: jax.Array, reach: jax.Array, factor: jax.Array, is_sure: jax.Array) -> jax.Array:
-            window = _tiles(array, reach) if _has_tiles(array.shape, axes) else _pieces(array, reach, axes, 1)
-            return _smallest(*window, factor, is_sure).reshape(reach.shape)
+            is_tiled = _has_tiles(array.shape, axes)
+            window, beside, inner = _tiles(array, reach) if is_tiled else _pieces(array, reach, axes, 1)
+            return jnp.min(_inverses(window, beside, factor, is_sure), inner).reshape(reach.shape)
 
-        window = jax.lax.platform_dependent(array, reach, factor, is_sure, tpu=on_tpu, default=in_pieces)
-        return cast(jax.Array, window)
+        bits = jax.lax.platform_dependent(array, reach, factor, is_sure, tpu=on_tpu, default=in_pieces)
+        return jax.lax.bitcast_convert_type(cast(jax.Array, bits), jnp.float32)
 
     if any(jax.typeof(entering).sharding.spec):
         # Over explicit mesh axes a window of a part would need a separate sharding.
@@ -81,10 +90,8 @@ def inverse_scales(entering: jax.Array, factor: Number, is_sure: Condition, reac
     return smallest(entering, reach, factor, is_sure)
 
 
-def _smallest(
-    window: jax.Array, reach: jax.Array, axes: tuple[int, ...], factor: jax.Array, is_sure: jax.Array
-) -> jax.Array:
-    """The smallest inverse over `axes`; `reach` broadcasts to `window`."""
+def _inverses(window: jax.Array, reach: jax.Array, factor: jax.Array, is_sure: jax.Array) -> jax.Array:
+    """The inverse that each element asks for, in bits of which the smallest count; `reach` broadcasts to `window`."""
     size = jnp.abs(window.astype(jnp.float32))
     # The comparison is false for NaN, which must not hide the rest of its row.
     size = jnp.where(size <= np.finfo(np.float32).max, size * factor, 0)
@@ -97,8 +104,18 @@ def _smallest(
     # whole numbers without a sign, among which negative floats are the largest.
     bits = jax.lax.bitcast_convert_type(inverse, jnp.uint32)
     bits = jnp.where(scale > 0, bits, _DEFAULT.view(np.uint32) | _UNKNOWN)
-    bits = jnp.where(size > 0, bits & np.uint32(2**32 - 2), bits | np.uint32(1))
-    return jax.lax.bitcast_convert_type(jnp.min(bits, axes), jnp.float32)
+    return jnp.where(size > 0, bits & np.uint32(2**32 - 2), bits | np.uint32(1))
+
+
+def _in_parts(bits: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """The smallest bits of each part of a long row, or all of a shorter one."""
+    if not all(isinstance(n, int) for n in bits.shape) or math.prod(bits.shape[a] for a in axes) <= _MANY:
+        return bits
+    *outer, n = bits.shape
+    length = n if n % _PART else _PART
+    # Without the barrier XLA would reduce all at once.
+    parts: jax.Array = jax.lax.optimization_barrier(jnp.min(bits.reshape(*outer, n // length, length), -1))
+    return parts
 
 
 def next_reach(inverse: jax.Array, most: jax.Array, reach: jax.Array, is_sure: Condition) -> jax.Array:
@@ -128,9 +145,14 @@ def _pieces(
         return jnp.where(_is_in_pieces(shape, axes, most), array, 0), reach, axes
     axis = next((a for a in sorted(axes) if shape[a] >= _SHARE), max(axes))
     n = shape[axis]
-    count = math.gcd(n, most)
+    # No more than there are whole shares: both are powers of two.
+    count = math.gcd(n, min(most, 1 << max(n // _SHARE, 1).bit_length() - 1))
+    length = -(-n // (_SHARE * count))
+    length = -(-length // _PART) * _PART if length >= _LONG else length
+    if count == 1:
+        return jax.lax.slice_in_dim(array, 0, length, axis=axis), reach, axes
     split = array.reshape(*shape[:axis], count, n // count, *shape[axis + 1 :])
-    window = jax.lax.slice_in_dim(split, 0, -(-n // (_SHARE * count)), axis=axis + 1)
+    window = jax.lax.slice_in_dim(split, 0, length, axis=axis + 1)
     # In order, since XLA's GPU backend transposes the window for any other one.
     return window, jnp.expand_dims(reach, axis), tuple(sorted((axis, *(a + (a >= axis) for a in axes))))
 
@@ -143,10 +165,14 @@ def _is_in_pieces(shape: tuple[int, ...], axes: tuple[int, ...], most: int) -> j
 
     def along(axis: int) -> jax.Array:
         n = jnp.asarray(wrapped(shape[axis]))
+        whole = np.uint32(1) << (31 - jax.lax.clz(jnp.maximum(n // _SHARE, 1)))
         # The greatest common divisor with a power of two.
-        count = (n | np.uint32(most)) & -(n | np.uint32(most))
+        both = n | jnp.minimum(np.uint32(most), whole)
+        count = both & -both
+        length = (n + _SHARE * count - 1) // (_SHARE * count)
+        length = jnp.where(length >= _LONG, (length + _PART - 1) // _PART * _PART, length)
         index = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-        return index % (n // count) < (n + _SHARE * count - 1) // (_SHARE * count)
+        return index % (n // count) < length
 
     is_in = along(max(axes))
     for axis in sorted(axes, reverse=True):

@@ -64,12 +64,14 @@ class EncodeContext(NamedTuple):
         if nothing is known.
       is_divided: Whether the optimizer divides the velocity elementwise by its size, as Adam does its first moment.
         Then a value must not be rounded to far above itself, at the price of a mean that is too small.
+      is_alone: Whether no other part of the optimizer's state is kept in few bits.
     """
 
     stamp: jax.Array | None
     relative_scales: tuple[Number, ...]
     entering: tuple[jax.Array, Number, Condition] | None = None
     is_divided: bool = False
+    is_alone: bool = True
 
     def noise_of(self, seed: int) -> tuple[Count, Count]:
         """The numbers that the noise of this leaf depends on, for a storage that reads the step."""

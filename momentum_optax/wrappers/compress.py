@@ -18,6 +18,7 @@ from ..storage.directions import OrthogonalizeState
 from ..storage.zeros import made_of_zeros
 from .fields import (
     CompressedField,
+    FieldUse,
     compress_field,
     decompress_field,
     field_name,
@@ -107,24 +108,26 @@ def compress(
         updates: optax.Updates, state: CompressedState, params: optax.Params | None = None, **extra: PyTree
     ) -> tuple[optax.Updates, CompressedState]:
         check_state(state, CompressedState(ANYTHING if chosen.reads_step else None, ANYTHING))
-        chosen.check_state(find_all(state.inner, CompressedField))
+        fields = find_all(state.inner, CompressedField)
+        chosen.check_state(fields)
         out, inner = run.update(updates, _decompressed(state.inner), params, **extra)
 
         def recompress(place: Place, old: PyTree, new: PyTree) -> PyTree:
             path, i = place
             if not is_compressed(old):
                 return in_dtype_of(old, new)
-            # A sum takes all of a gradient, an average a part.
-            name = field_name(path)
-            share, is_divided = 1.0 if name == "trace" else 1 / 16, name not in _ADDED
-            return recompress_field(
-                chosen.storages_at(path), old, new, state.step, i, gradients=updates, share=share, is_divided=is_divided
-            )
+            use = _use_of(field_name(path), is_alone=len(fields) == 1)
+            return recompress_field(chosen.storages_at(path), old, new, state.step, i, gradients=updates, use=use)
 
         step = None if state.step is None else optax.safe_increment(state.step)
         return out, CompressedState(step, map_numbered(recompress, state.inner, inner, is_leaf=is_compressed))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _use_of(name: str | None, is_alone: bool) -> FieldUse:
+    """How an optimizer uses its field of this name; a sum takes all of a gradient, an average a part."""
+    return FieldUse(1.0 if name == "trace" else 1 / 16, name not in _ADDED, is_alone)
 
 
 def _decompressed(inner: optax.OptState) -> optax.OptState:

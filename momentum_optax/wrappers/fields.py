@@ -1,5 +1,6 @@
 """`CompressedField`: fields of an optimizer's state in compressed form, their encoding and decoding."""
 
+import dataclasses
 from collections.abc import Callable, Collection
 from typing import NamedTuple, TypeGuard, TypeVar
 
@@ -34,6 +35,21 @@ class CompressedField(NamedTuple):
 
     parts: PyTree
     plain: PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldUse:
+    """What an optimizer does with a field.
+
+    Attributes:
+      share: About how much of a gradient enters it, if nothing else is done to that.
+      is_divided: Whether it is divided by sizes of its elements.
+      is_alone: Whether no other field is kept in compressed form.
+    """
+
+    share: float
+    is_divided: bool
+    is_alone: bool
 
 
 def map_field(function: Callable[..., New], field: CompressedField, *rest: PyTree, to: TreeDef | None = None) -> New:
@@ -117,8 +133,7 @@ def recompress_field(
     number: int,
     *,
     gradients: PyTree,
-    share: float,
-    is_divided: bool,
+    use: FieldUse,
 ) -> CompressedField:
     """The compressed form of the field `tree`, which replaces `old`; `number` as for `compress_field`.
 
@@ -129,8 +144,7 @@ def recompress_field(
       step: The number of the step, if a storage reads it.
       number: As for `compress_field`.
       gradients: What the optimizer was given, for a storage that looks at what enters.
-      share: About how much of these enters, if nothing else is done to them.
-      is_divided: Whether the optimizer divides the field by sizes of its elements.
+      use: What the optimizer does with the field.
     """
     _check_classes(storages, old)
     entering = leaves_at(jax.tree.structure(unboxed(old.plain)), gradients)
@@ -144,9 +158,9 @@ def recompress_field(
         storage = storages.at(path, new)
         check_leaf(path_name(path), stored_velocity(leaf.parts), storage.state_type)
         write, g = encode_context(storage, new, (step, number, i), (1.0,)), entering[i]
-        write = write._replace(is_divided=is_divided)
+        write = write._replace(is_divided=use.is_divided, is_alone=use.is_alone)
         if g is not None and jnp.shape(g) == new.shape:
-            write = write._replace(entering=(jnp.asarray(g), share, False))
+            write = write._replace(entering=(jnp.asarray(g), use.share, False))
         return _encoded(storage, leaf, new, write)
 
     field: CompressedField = reboxed(map_field(recompress, old, tree), old)

@@ -3,16 +3,19 @@
 from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeAlias, cast
 
+import jax
 import numpy as np
 import optax
 
 from .. import _checks
 from .._export import serializable
-from .._typing import Number, PyTree
-from ..filters import Filter
+from .._typing import Number, PyTree, jitted
+from ..filters import Filter, post_write_form
 from ..state.displacement import displaced
 from ..state.mismatch import check_kind
-from ..storage._by_leaf import AnyStorage
+from ..storage import resolve
+from ..storage._by_leaf import AnyStorage, ByLeaf, chooser_of
+from ..storage._float32 import Float32
 from ..transform import MomentumState, scale_by_momentum
 from .leaves import checked_transformation
 
@@ -88,6 +91,7 @@ def with_momentum(
     run = checked_transformation("tx", tx)
     _checks.choice("inner_params", inner_params, ("stored", "fast"))
     behind = scale_by_momentum(rule, storage=storage, debias=debias)
+    is_joined = _is_joined(rule.pruned(), chooser_of(resolve(storage)))
     shown = _shown(rule.pruned(), debias) if inner_params == "fast" else lambda params, state: params
 
     def init(params: optax.Params) -> WithMomentumState:
@@ -98,10 +102,29 @@ def with_momentum(
     ) -> tuple[optax.Updates, WithMomentumState]:
         check_kind(state, WithMomentumState)
         updates, inner = run.update(updates, state.inner, shown(params, state.momentum), **extra)
+        updates = updates if is_joined else _apart(updates)
         updates, momentum = behind.update(updates, state.momentum, params)
         return updates, WithMomentumState(inner, momentum)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _is_joined(rule: Filter, storages: ByLeaf) -> bool:
+    """Whether XLA's TPU backend takes the rule and the optimizer before it in one pass."""
+    is_in_full = all(isinstance(storage, Float32) for storage in storages.known or (None,))
+    return is_in_full and post_write_form(rule) is not None
+
+
+@jitted
+def _apart(updates: optax.Updates) -> optax.Updates:
+    """The updates, worked out on a TPU before anything reads them.
+
+    Where its backend does not join them with what follows, it would write or work out again what they come from.
+    """
+    apart: optax.Updates = jax.lax.platform_dependent(
+        updates, tpu=jax.lax.optimization_barrier, default=lambda updates: updates
+    )
+    return apart
 
 
 def _shown(rule: Filter, debias: bool) -> Callable[[optax.Params | None, MomentumState], optax.Params]:

@@ -34,11 +34,9 @@ IDS = ["first", *(f"part {part}" for part in range(1, 5))]
 MOST = {
     "aggregated, int8": {"tpu": 16.6, "h200": 16.6},
     "adamw, mu in int8": {"tpu": 22.5, "h200": 22.5},
-    "adamw, mu in int8, nu in uint8": {"tpu": 16.5, "h200": 18.5},
+    "adamw, mu in int8, nu in uint8": {"tpu": 16.5, "h200": 17.5},
 }
-# What is read more than once, as docs/storage.md says: on H200 a quarter of the gradients where rows have short axes;
-# for TPU, in other versions of libtpu than that of the file, both fields of AdamW in bytes.
-WIDE_WINDOWS = {("h200", (1024, 3, 16, 64)): 15.1}
+# What is read more than once, in other versions of libtpu than that of the file: both fields of AdamW in bytes.
 BY_OTHER_COMPILERS = {"adamw, mu in int8, nu in uint8": 19.2}
 # Of one velocity on gradients.
 ONE_VELOCITY = tuple(f"{name}, " for name in compiled_bytes.RULES if name != "aggregated")
@@ -73,8 +71,7 @@ def check_bytes(rows, target):
         if name.endswith(", float32") or name == "optax.trace":
             assert row["bytes"] == pytest.approx(COMMITTED[name, shape]["floor"], abs=0.01), name
         if ("int8" in name or "int4" in name) and name.startswith(ONE_VELOCITY):
-            most = WIDE_WINDOWS.get((target, shape), 14.6) if "int8" in name else 13.6
-            assert row["bytes"] <= most, (name, shape)
+            assert row["bytes"] <= (14.6 if "int8" in name else 13.6), (name, shape)
             # Mostly scales, of which small rows have many.
             assert row["temporaries"] <= (0.2 if shape == (8192, 4096) else 0.5), (name, shape)
             # XLA may walk over a leaf of many axes in several parts.
@@ -135,13 +132,15 @@ for shape in ((4096, 1024), (1024, 3, 16, 64)):
     tx = mo.sgd(0.1, 0.9, storage="int8")
     one, three = (_programs.kernels_of(_moved_bytes.lowered(tx, shapes[:n], device).compile()) for n in (1, 3))
     print(one, three)
-long = _moved_bytes.compiled(mo.sgd(0.1, 0.9, storage="int8"), (2**20,), device)
-print(_moved_bytes.count(long, 2**20).bytes)
+for n in (2**20, 65536, 1_000_003):
+    print(_moved_bytes.count(_moved_bytes.compiled(mo.sgd(0.1, 0.9, storage="int8"), (n,), device), n).bytes)
 """
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     if run.returncode and "make_pjrt_topology" in run.stderr:
         pytest.skip("no compiler for an NVIDIA GPU here")
-    *counts, moved = run.stdout.split("\n")[:-1]
+    *counts, even, short, odd = run.stdout.split("\n")[:-1]
     # The first leaf brings the counter of steps with it.
     assert counts == ["4 10"] * 2
-    assert float(moved) <= 14.5
+    assert float(even) <= 14.2
+    # The codes once more, for their maximum.
+    assert max(float(short), float(odd)) <= 15.2
