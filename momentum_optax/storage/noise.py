@@ -2,18 +2,27 @@
 
 A stamp stands for the seed, the step, the leaf and the velocity. The element is its position in the whole array, which
 XLA counts globally however the array is sharded.
+
+Where leaves are many, `element_bits` costs a third of the operations of `random_bits`: a product of a number of the
+step, one of the row, and one of the leaf and the column, each of them hashed.
 """
 
+import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._typing import jitted
+from .._typing import Count, jitted
 
 # Odd constants of the MurmurHash3 finalizer and of the golden ratio; products wrap around in 32 bits.
 _GOLDEN, _FIRST, _SECOND = (np.uint32(c) for c in (0x9E3779B9, 0x85EBCA6B, 0xC2B2AE35))
+# Tells the two hashes of a step apart.
+_TWO = np.array([0x243F6A88, 0x85A308D3], np.uint32)
+# The numbers of as many rows or columns are constants of a program, not worked out in it.
+_LONG = 1 << 14
 
 
 def mix(x: jax.Array) -> jax.Array:
@@ -54,6 +63,65 @@ def _hashed(x: jax.Array, *numbers: jax.Array | np.uint32) -> jax.Array:
 @jitted
 def _first_hashed(x: jax.Array, pair: jax.Array | np.ndarray) -> jax.Array:
     return mix(jax.lax.squeeze(jax.lax.slice(x ^ pair, (0,), (1,)), (0,)) + _GOLDEN)
+
+
+def stamp_of_step(step: Count) -> jax.Array:
+    """One uint32 that stands for the step; all leaves share it.
+
+    The hash is a sum of two: what is elementwise XLA would work out again, and compile, in the kernel of every leaf.
+    """
+    return _summed(jnp.asarray(step % 2**32 if isinstance(step, int) else step).astype(jnp.uint32))
+
+
+@jitted
+def _summed(x: jax.Array) -> jax.Array:
+    pair = mix((jax.lax.broadcast(x, (2,)) ^ _TWO) + _GOLDEN)
+    return jax.lax.reduce(pair, np.uint32(0), jax.lax.bitwise_xor, (0,))
+
+
+@functools.lru_cache(4096)
+def column_numbers(size: int, *numbers: int) -> np.ndarray:
+    """Odd uint32, one for each of `size` columns of the leaf that has these numbers; two for one column or too many.
+
+    They are data of a program, of which leaves of one shape then have the same kernels, and never an array of length 1,
+    that XLA takes for a literal.
+    """
+    stamp: Any = np.zeros(1, np.uint32)
+    for number in numbers:
+        stamp = mix((stamp ^ np.uint32(number % 2**32)) + _GOLDEN)
+    index: Any = np.arange(size if isinstance(size, int) and 1 < size <= _LONG else 2, dtype=np.uint32)
+    return np.asarray(mix(index * _GOLDEN + stamp)) | np.uint32(1)
+
+
+def element_bits(shape: tuple[int, ...], stamp: jax.Array, columns: jax.Array | np.ndarray) -> jax.Array:
+    """Random uint32, one per element, from `stamp_of_step` and `column_numbers` of the last axis.
+
+    For an element and steps in a row they are independent and uniform: the product of the step's hash and an odd
+    number. Among the elements of one step they are the fractions of a number times others that are hashed.
+    """
+    *outer, last = shape or (1,)
+    bits = jax.lax.mul(columns, jax.lax.broadcast(stamp, columns.shape))
+    if not isinstance(last, int) or columns.shape[0] != last:
+        bits = jax.lax.slice(bits, (0,), (1,))
+        if not isinstance(last, int) or last > 1:
+            bits = bits * _numbers((last,), 0x3C6EF372)
+    if not shape:
+        return jax.lax.squeeze(bits, (0,))
+    bits = jax.lax.broadcast_in_dim(bits, shape, (len(outer),))
+    if all(isinstance(n, int) for n in outer) and math.prod(outer) <= 1:
+        return bits
+    rows = _numbers(tuple(outer), 0x2545F491)
+    return jax.lax.mul(jax.lax.broadcast_in_dim(rows, shape, tuple(range(len(outer)))), bits)
+
+
+def _numbers(shape: tuple[int, ...], salt: int) -> jax.Array | np.ndarray:
+    """Odd uint32, hashes of the running index; a constant of the program unless there are many."""
+    index: Any
+    if all(isinstance(n, int) for n in shape) and math.prod(shape) <= _LONG:
+        index = np.arange(math.prod(shape), dtype=np.uint32).reshape(shape)
+    else:
+        index = running_index(shape, dict.fromkeys(range(len(shape)), shape))
+    return mix(index * _GOLDEN + np.uint32(salt)) | np.uint32(1)  # type: ignore[return-value]
 
 
 def wrapped(size: int) -> jax.Array | np.uint32:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from .._boxes import in_box
 from .._export import serializable
 from .._tree import LEAF, Place, boxes_of, init_leaves, leaves_at, map_states, path_name, reboxed, unboxed
-from .._typing import Count, Entry, KeyPath, PyTree, TreeDef
+from .._typing import Entry, KeyPath, PyTree, TreeDef
 from ..state.mismatch import StateMismatchError, check_leaf
 from ..storage import Storage
 from ..storage._by_leaf import ByLeaf
@@ -113,7 +113,7 @@ def recompress_field(
     storages: ByLeaf,
     old: CompressedField,
     tree: PyTree,
-    step: Count | None,
+    stamp: jax.Array | None,
     number: int,
     *,
     gradients: PyTree,
@@ -126,7 +126,7 @@ def recompress_field(
       storages: How its leaves are kept.
       old: The field before this step.
       tree: Its new values.
-      step: The number of the step, if a storage reads it.
+      stamp: `stamp_of_step`, if a storage reads it.
       number: As for `compress_field`.
       gradients: What the optimizer was given, for a storage that looks at what enters.
       share: About how much of these enters, if nothing else is done to them.
@@ -143,7 +143,7 @@ def recompress_field(
             return leaf._replace(plain=in_dtype_of(leaf.plain, new))
         storage = storages.at(path, new)
         check_leaf(path_name(path), stored_velocity(leaf.parts), storage.state_type)
-        write, g = encode_context(storage, new, (step, number, i), (1.0,)), entering[i]
+        write, g = encode_context(storage, new, (stamp, number, i), (1.0,)), entering[i]
         write = write._replace(is_divided=is_divided)
         if g is not None and jnp.shape(g) == new.shape:
             write = write._replace(entering=(jnp.asarray(g), share, False))
