@@ -18,7 +18,9 @@ def is_narrow(dtype: DType) -> bool:
 
 def rounded_at(x: jax.Array, stamp: jax.Array, numbers: tuple[int, ...], dtype: DType) -> jax.Array:
     """`stochastic_round` with the noise of `stamp_of_step` for the leaf of these numbers."""
-    return _rounded(x, stamp, column_numbers(x.shape[-1] if x.shape else 1, *numbers), dtype)
+    columns = column_numbers(x.shape[-1] if x.shape else 1, *numbers)
+    rounded: jax.Array = _rounded(x, stamp, columns, dtype)
+    return rounded
 
 
 # Traced once for all leaves of a shape.
