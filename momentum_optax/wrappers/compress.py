@@ -15,7 +15,6 @@ from ..state.mismatch import ANYTHING, check_state
 from ..storage import resolve
 from ..storage._by_leaf import AnyStorage, chooser_of
 from ..storage.directions import OrthogonalizeState
-from ..storage.noise import stamp_of_step
 from ..storage.zeros import made_of_zeros
 from .fields import (
     CompressedField,
@@ -109,7 +108,6 @@ def compress(
     ) -> tuple[optax.Updates, CompressedState]:
         check_state(state, CompressedState(ANYTHING if chosen.reads_step else None, ANYTHING))
         chosen.check_state(find_all(state.inner, CompressedField))
-        stamp = None if state.step is None else stamp_of_step(state.step)
         out, inner = run.update(updates, _decompressed(state.inner), params, **extra)
 
         def recompress(place: Place, old: PyTree, new: PyTree) -> PyTree:
@@ -120,7 +118,7 @@ def compress(
             name = field_name(path)
             share, is_divided = 1.0 if name == "trace" else 1 / 16, name not in _ADDED
             return recompress_field(
-                chosen.storages_at(path), old, new, stamp, i, gradients=updates, share=share, is_divided=is_divided
+                chosen.storages_at(path), old, new, state.step, i, gradients=updates, share=share, is_divided=is_divided
             )
 
         step = None if state.step is None else optax.safe_increment(state.step)

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from .._boxes import in_box
 from .._export import serializable
 from .._tree import LEAF, Place, boxes_of, init_leaves, leaves_at, map_states, path_name, reboxed, unboxed
-from .._typing import Entry, KeyPath, PyTree, TreeDef
+from .._typing import Count, Entry, KeyPath, PyTree, TreeDef
 from ..state.mismatch import StateMismatchError, check_leaf
 from ..storage import Storage
 from ..storage._by_leaf import ByLeaf
 from ..storage.mixed import class_names, codes_of, form_of, places, stored_velocity, with_stored
+from ..storage.noise import stamp_of_step
 from ..storage.protocol import EncodeContext, encode_context, new_state
 from ..storage.slopes import marked, unmarked
 from .initial import encode_initial
@@ -113,7 +114,7 @@ def recompress_field(
     storages: ByLeaf,
     old: CompressedField,
     tree: PyTree,
-    stamp: jax.Array | None,
+    step: Count | None,
     number: int,
     *,
     gradients: PyTree,
@@ -126,7 +127,7 @@ def recompress_field(
       storages: How its leaves are kept.
       old: The field before this step.
       tree: Its new values.
-      stamp: `stamp_of_step`, if a storage reads it.
+      step: The number of the step, if a storage reads it.
       number: As for `compress_field`.
       gradients: What the optimizer was given, for a storage that looks at what enters.
       share: About how much of these enters, if nothing else is done to them.
@@ -134,6 +135,7 @@ def recompress_field(
     """
     _check_classes(storages, old)
     entering = leaves_at(jax.tree.structure(unboxed(old.plain)), gradients)
+    stamp = None if step is None else stamp_of_step(step)
 
     def recompress(place: Place, leaf: CompressedField, new: Entry) -> CompressedField:
         path, i = place
