@@ -7,7 +7,7 @@ import optax
 from . import _checks
 from ._tree import map_numbered
 from ._typing import Count
-from .storage.noise import stamp_of
+from .storage.noise import stamp_of_step
 from .storage.protocol import check_whole
 from .storage.rounding import is_narrow, rounded_at
 
@@ -62,8 +62,9 @@ def apply_updates(
         raise ValueError("rounding='stochastic' needs step, the number of this update: its noise depends on it")
     if jnp.ndim(step) or not jnp.issubdtype(jnp.result_type(step), jnp.integer):
         raise TypeError(f"step must be an integer or an integer scalar array, got {step!r}")
+    stamp = stamp_of_step(step)
     return map_numbered(
-        lambda place, u, p: _stochastic(u, p, stamp_of(_WEIGHTS, seed, step, leaf=place[1])),
+        lambda place, u, p: _stochastic(u, p, stamp, (_WEIGHTS, seed, place[1])),
         updates,
         params,
         is_leaf=_is_none,
@@ -81,10 +82,10 @@ def _nearest(update: jax.Array | None, param: jax.Array) -> jax.Array:
     return new
 
 
-def _stochastic(update: jax.Array | None, param: jax.Array, stamp: jax.Array) -> jax.Array:
+def _stochastic(update: jax.Array | None, param: jax.Array, stamp: jax.Array, numbers: tuple[int, ...]) -> jax.Array:
     if update is None or not is_narrow(param.dtype):
         return _nearest(update, param)
     wide = param.astype(jnp.float32) + update.astype(jnp.float32)
     check_whole("rounding='stochastic'", wide, "round outside of it")
-    new: jax.Array = rounded_at(wide, stamp, param.dtype)
+    new: jax.Array = rounded_at(wide, stamp, numbers, param.dtype)
     return new

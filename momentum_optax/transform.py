@@ -22,6 +22,7 @@ from .state.mismatch import ANYTHING, AnyVelocity, check_leaf, check_state
 from .storage import Storage, resolve
 from .storage._by_leaf import AnyStorage, ByLeaf, chooser_of
 from .storage.mixed import Layout, codes_of, form_of, stored_velocity, with_stored
+from .storage.noise import stamp_of_step
 from .storage.protocol import arithmetic_dtype, checked_leaf, encode_context, in_dtype, is_signed, new_state
 
 # The name of an extra argument of `update`: a tree like the gradients, that they were computed from.
@@ -204,7 +205,8 @@ class _Runner:
         step = content(state.step)
         now = None if self.reads_age else self.resolved(step, None)
         raw = self.raw_gradients(state, extra.get(RAW))
-        one_leaf = functools.partial(self.update_leaf, now, step, raw=raw)
+        stamp = stamp_of_step(step) if step is not None and self.storages.reads_step else None
+        one_leaf = functools.partial(self.update_leaf, now, step, raw=raw, stamp=stamp)
         treedef = jax.tree.structure(self.state_of(form_of(state.velocity), lambda dtype: 0))
         out, new = update_leaves(one_leaf, updates, state._replace(step=None, lookahead=None), treedef)
         if state.lookahead is not None:
@@ -237,6 +239,7 @@ class _Runner:
         old: MomentumState,
         *,
         raw: list[PyTree],
+        stamp: jax.Array | None,
     ) -> tuple[jax.Array, MomentumState]:
         """Update and new state of a leaf; `now` is None where the coefficients depend on its age."""
         path, i = place
@@ -258,7 +261,7 @@ class _Runner:
         if gain is not None:
             u, gain = debiased(now, u, gain)
         age = None if old.age is None else _next_age(old.age)
-        context = encode_context(storage, wide, (step, i), now.scales)
+        context = encode_context(storage, wide, (stamp, i), now.scales)
         if share is not None:
             entering = g if not raw or raw[i] is None else jnp.asarray(raw[i])
             context = context._replace(entering=(entering, share, True))

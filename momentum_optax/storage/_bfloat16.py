@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from .. import _checks
 from .._export import serializable
 from .._typing import Leaf, Number
-from .noise import stamp_of
 from .protocol import EncodeContext, arithmetic_dtype, check_axis_names, times
 from .rounding import rounded_at
 
@@ -42,6 +41,7 @@ class Bfloat16:
     bytes_per_parameter: ClassVar[float] = 2.0
     step_size: ClassVar[float] = 2.0**-7
     nonnegative: ClassVar[bool] = True
+    reads_numbers: ClassVar[bool] = True
 
     @property
     def reads_step(self) -> bool:
@@ -58,10 +58,11 @@ class Bfloat16:
         self, velocities: tuple[jax.Array, ...], previous: Bfloat16Velocity, context: EncodeContext
     ) -> Bfloat16Velocity:
         """The velocities in the dtypes of `previous`."""
+        stamp = context.stamp if self.reads_step else None
         return Bfloat16Velocity(
             tuple(
-                rounded_at(new, stamp_of(*context.noise_of(self.seed), k), jnp.bfloat16)
-                if self.reads_step and old.dtype == jnp.bfloat16
+                rounded_at(new, stamp, (self.seed, *context.numbers, k), jnp.bfloat16)
+                if stamp is not None and old.dtype == jnp.bfloat16
                 else new.astype(old.dtype)
                 for k, (new, old) in enumerate(zip(velocities, previous.values, strict=True))
             )

@@ -57,7 +57,8 @@ class EncodeContext(NamedTuple):
     """The inputs of `encode` besides the velocities.
 
     Attributes:
-      stamp: uint32 that stands for the step and the leaf; None unless the storage `reads_step`.
+      stamp: uint32 that stands for the step and the leaf, or for the step alone where the storage `reads_numbers`;
+        None unless it `reads_step`.
       relative_scales: K numbers or scalar arrays: about how large each velocity is relative to the others.
       entering: An array of the leaf's shape, a number that is not negative, and whether this is sure: in this step the
         velocities, each over its relative scale, become about as large as the array times the number, or larger. None
@@ -65,6 +66,7 @@ class EncodeContext(NamedTuple):
       is_divided: Whether the optimizer divides the velocity elementwise by its size, as Adam does its first moment.
         Then a value must not be rounded to far above itself, at the price of a mean that is too small.
       is_alone: Whether no other part of the optimizer's state is kept in few bits.
+      numbers: Those of the leaf, for a storage that `reads_numbers`.
     """
 
     stamp: jax.Array | None
@@ -72,6 +74,7 @@ class EncodeContext(NamedTuple):
     entering: tuple[jax.Array, Number, Condition] | None = None
     is_divided: bool = False
     is_alone: bool = True
+    numbers: tuple[int, ...] = ()
 
     def noise_of(self, seed: int) -> tuple[Count, Count]:
         """The numbers that the noise of this leaf depends on, for a storage that reads the step."""
@@ -88,8 +91,9 @@ class Storage(Protocol):
 
     It may have two methods for a new state, the result of `init`. `numbered(parts, leaf, *numbers)` gives it the noise
     of the leaf of these numbers, which `init` does not know, as data; `reads_stamp = False` then says that `encode`
-    needs no stamp. `fitted(parts, velocities, relative_scales)` gives it the scales of the first velocities. With
-    `reads_entering = True` it is told of what enters in a step, see `EncodeContext`.
+    needs no stamp. With `reads_numbers = True` it is told of the step and of the leaf apart. `fitted(parts,
+    velocities, relative_scales)` gives it the scales of the first velocities. With `reads_entering = True` it is
+    told of what enters in a step, see `EncodeContext`.
     """
 
     @property
@@ -187,7 +191,9 @@ def is_signed(storage: Storage) -> bool:
 def encode_context(
     storage: Storage, leaf: jax.Array, numbers: tuple[Count | None, ...], relative_scales: tuple[Number, ...]
 ) -> EncodeContext:
-    """The `EncodeContext` in which `leaf` is written; `numbers` stand for the step and the leaf.
+    """The `EncodeContext` in which `leaf` is written.
+
+    `numbers` are the `stamp_of_step`, which all leaves share, and those of the leaf.
 
     Raises:
       ValueError: If the noise would depend on the mesh, since `leaf` is or may be one shard of an array under
@@ -199,6 +205,8 @@ def encode_context(
         check_whole(type(storage).__name__, leaf, "give the storage axis_names=()")
     if not getattr(storage, "reads_stamp", True):
         return EncodeContext(None, relative_scales)
+    if getattr(storage, "reads_numbers", False):
+        return EncodeContext(cast(jax.Array, numbers[0]), relative_scales, numbers=cast(tuple[int, ...], numbers[1:]))
     *before, last = cast(tuple[Count, ...], numbers)
     stamp = stamp_of(*before, leaf=last) if isinstance(last, int) else stamp_of(*before, last)
     return EncodeContext(stamp, relative_scales)

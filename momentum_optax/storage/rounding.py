@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._typing import DType
-from .noise import random_bits
+from .noise import column_numbers, element_bits
 from .slopes import straight_through
 
 
@@ -16,11 +16,17 @@ def is_narrow(dtype: DType) -> bool:
     return bool(jnp.issubdtype(dtype, jnp.floating)) and jnp.finfo(dtype).bits < 32
 
 
+def rounded_at(x: jax.Array, stamp: jax.Array, numbers: tuple[int, ...], dtype: DType) -> jax.Array:
+    """`stochastic_round` with the noise of `stamp_of_step` for the leaf of these numbers."""
+    columns = column_numbers(x.shape[-1] if x.shape else 1, *numbers)
+    rounded: jax.Array = _rounded(x, stamp, columns, dtype)
+    return rounded
+
+
 # Traced once for all leaves of a shape.
-@partial(jax.jit, static_argnums=2)
-def rounded_at(x: jax.Array, stamp: jax.Array, dtype: DType) -> jax.Array:
-    """`stochastic_round` with the noise of `stamp`."""
-    return stochastic_round(x, random_bits(x.shape, stamp), dtype)
+@partial(jax.jit, static_argnums=3)
+def _rounded(x: jax.Array, stamp: jax.Array, columns: jax.Array | np.ndarray, dtype: DType) -> jax.Array:
+    return stochastic_round(x, element_bits(x.shape, stamp, columns), dtype)
 
 
 def stochastic_round(x: jax.Array, bits: jax.Array, dtype: DType) -> jax.Array:
@@ -34,7 +40,7 @@ def stochastic_round(x: jax.Array, bits: jax.Array, dtype: DType) -> jax.Array:
     Args:
       x: Real array; it is read in float32.
       bits: Uniform random uint32 of the shape of `x`.
-      dtype: bfloat16, float16 or another one that `is_narrow`.
+      dtype: bfloat16 or float16.
 
     Returns:
       An array of that dtype.
@@ -49,8 +55,8 @@ def stochastic_round(x: jax.Array, bits: jax.Array, dtype: DType) -> jax.Array:
     pattern = jax.lax.bitcast_convert_type(x, jnp.uint32)
     # Noise below the last bit that is kept, then a cut. Done in the bits of a float32, before the cast: XLA's TPU
     # backend keeps that in one fusion.
-    noisy = jax.lax.bitcast_convert_type((pattern + (bits >> (32 - cut))) & kept, jnp.float32)
-    down = jax.lax.bitcast_convert_type(pattern & kept, jnp.float32)
+    noise = jax.lax.shift_right_logical(bits, np.uint32(32 - cut))
+    noisy = jax.lax.bitcast_convert_type(jax.lax.bitwise_and(jax.lax.add(pattern, noise), kept), jnp.float32)
     least, unit = float(form.smallest_normal), float(form.smallest_subnormal)
     if least > jnp.finfo(jnp.float32).smallest_normal:
         # Below it values are subnormal and lie one unit apart.
@@ -59,8 +65,8 @@ def stochastic_round(x: jax.Array, bits: jax.Array, dtype: DType) -> jax.Array:
         whole = jnp.floor(size)
         units = (whole + (uniform < size - whole)) * np.float32(unit)
         noisy = jnp.where(jnp.abs(x) < np.float32(least), jnp.copysign(units, x), noisy)
-    # Noise could turn the bits of NaN into anything, and the largest value into infinity.
-    largest = np.float32(form.max)
-    finite = jax.lax.select(jnp.abs(noisy) <= largest, noisy, down)
-    kept_value = jax.lax.select(jnp.isfinite(x), finite, x)
+    # Noise could turn the bits of NaN into anything, and the largest value into infinity. A quarter of a unit in the
+    # last place below what lies between them, the cast rounds down.
+    below = jax.lax.mul(x, np.float32(1 - 2.0 ** -(form.nmant + 2)))
+    kept_value = jax.lax.select(jax.lax.lt(jax.lax.abs(x), np.float32(form.max)), noisy, below)
     return straight_through(x, kept_value.astype(dtype))

@@ -15,6 +15,7 @@ from ..state.mismatch import StateMismatchError, check_leaf
 from ..storage import Storage
 from ..storage._by_leaf import ByLeaf
 from ..storage.mixed import class_names, codes_of, form_of, places, stored_velocity, with_stored
+from ..storage.noise import stamp_of_step
 from ..storage.protocol import EncodeContext, encode_context, new_state
 from ..storage.slopes import marked, unmarked
 from .initial import encode_initial
@@ -148,6 +149,7 @@ def recompress_field(
     """
     _check_classes(storages, old)
     entering = leaves_at(jax.tree.structure(unboxed(old.plain)), gradients)
+    stamp = None if step is None else stamp_of_step(step)
 
     def recompress(place: Place, leaf: CompressedField, new: Entry) -> CompressedField:
         path, i = place
@@ -157,7 +159,7 @@ def recompress_field(
             return leaf._replace(plain=in_dtype_of(leaf.plain, new))
         storage = storages.at(path, new)
         check_leaf(path_name(path), stored_velocity(leaf.parts), storage.state_type)
-        write, g = encode_context(storage, new, (step, number, i), (1.0,)), entering[i]
+        write, g = encode_context(storage, new, (stamp, number, i), (1.0,)), entering[i]
         write = write._replace(is_divided=use.is_divided, is_alone=use.is_alone)
         if g is not None and jnp.shape(g) == new.shape:
             write = write._replace(entering=(jnp.asarray(g), use.share, False))

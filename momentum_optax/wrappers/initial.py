@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from .._typing import Count, Number, PyTree
 from ..storage import Storage
+from ..storage.noise import stamp_of_step
 from ..storage.protocol import encode_context, new_state
 
 # A storage learns its scale from what it wrote before: it writes again at most `_SETTLING` times until the largest
@@ -38,7 +39,9 @@ def encode_initial(storage: Storage, velocities: tuple[jax.Array, ...], *numbers
     copies = tuple(jnp.array(v, copy=True) for v in velocities)
 
     def write(i: Count, parts: PyTree) -> PyTree:
-        return storage.encode(copies, parts, encode_context(storage, copies[0], (-1 - i, *numbers), gains))
+        return storage.encode(
+            copies, parts, encode_context(storage, copies[0], (stamp_of_step(-1 - i), *numbers), gains)
+        )
 
     parts = write(0, fresh)
     if fitted is None:

@@ -9,7 +9,8 @@ import optax
 import pytest
 
 import momentum_optax as mo
-from momentum_optax.storage.noise import random_bits, stamp_of
+from momentum_optax.storage import noise
+from momentum_optax.storage.noise import column_numbers, element_bits, random_bits, stamp_of, stamp_of_step
 
 MASK = 2**32 - 1
 
@@ -57,6 +58,91 @@ def test_an_element_is_known_by_its_position(shape):
     position = np.arange(int(np.prod(shape)), dtype=np.uint32).reshape(shape)
     expected = [hashed((int(i) * 0x9E3779B9 + 11 - 0x9E3779B9) % 2**32) for i in position.ravel()]
     assert random_bits(shape, jnp.uint32(11)).ravel().tolist() == expected
+
+
+def number_of(step):
+    """What stands for a step, in Python's integers."""
+    return hashed(step ^ 0x243F6A88) ^ hashed(step ^ 0x85A308D3)
+
+
+def odd_hash(index, salt):
+    return hashed(index * 0x9E3779B9 + salt - 0x9E3779B9) | 1
+
+
+@pytest.mark.parametrize("step", [0, 7, -1, 2**31 - 1])
+def test_a_step_has_one_number_whether_it_is_known_or_not(step):
+    assert int(stamp_of_step(step)) == number_of(step) == int(stamp_of_step(jnp.int32(step)))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (5,), (2, 1, 3), (4, 1), (0, 3), (3, 0)])
+def test_the_bits_of_an_element_are_the_product_of_its_numbers_constants_or_not(shape, monkeypatch):
+    columns = 1 if not shape else shape[-1]
+    rows = int(np.prod(shape[:-1]))
+    expected = [
+        number_of(9) * odd_hash(j, hashed(3, 5)) * (odd_hash(i, 0x2545F491) if len(shape) > 1 else 1) & MASK
+        for i in range(rows)
+        for j in range(columns)
+    ]
+    for is_constant in (True, False):
+        monkeypatch.setattr(noise, "_is_constant", lambda shape, is_constant=is_constant: is_constant)
+        column_numbers.cache_clear()
+        bits = element_bits(shape, stamp_of_step(9), column_numbers(columns, 3, 5))
+        assert bits.shape == shape
+        assert bits.dtype == jnp.uint32
+        assert bits.ravel().tolist() == expected
+    column_numbers.cache_clear()
+
+
+STEPS, LEAVES, ROWS, COLUMNS = 32, 4, 32, 64
+
+
+def flaws(bits):
+    """What is wrong with bits of (step, leaf, row, column), each beyond what chance gives once in 10^6."""
+    top = np.asarray(bits >> 16, np.int64)
+    noise = (top + 0.5) / 2**16 - 0.5
+    found = []
+    for axis, name in enumerate(("step", "leaf", "row", "column")):
+        for lag in (1, 2, 3):
+            moved = np.moveaxis(noise, axis, 0)
+            # The mean of products of independent uniform numbers has a standard deviation of 1/12 over the root.
+            products = moved[lag:] * moved[:-lag]
+            if abs(products.mean()) * 12 * np.sqrt(products.size) > 5:
+                found.append(name)
+    for name, part in (("upper", top >> 8), ("lower", top & 255)):
+        counts = np.bincount(part.ravel(), minlength=256)
+        chi2 = ((counts - top.size / 256) ** 2).sum() / (top.size / 256)
+        # Of 255 degrees of freedom: mean 255, standard deviation 22.6, and a tail that is longer than a normal one's.
+        if abs(chi2 - 255) > 6 * np.sqrt(2 * 255):
+            found.append(name)
+    # Powers of white noise are exponential: the largest of n exceeds x with a probability of n exp(-x).
+    power = np.abs(np.fft.fft2(noise)) ** 2 * 12 / (ROWS * COLUMNS)
+    if power.max() > np.log(1e6 * power.size):
+        found.append("spectrum")
+    return set(found)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_noise_is_white_over_steps_leaves_rows_and_columns(seed):
+    columns = np.stack([column_numbers(COLUMNS, seed, leaf, 0) for leaf in range(LEAVES)])
+    one_leaf = jax.vmap(lambda stamp, numbers: element_bits((ROWS, COLUMNS), stamp, numbers), (None, 0))
+    all_steps = jax.jit(jax.vmap(lambda step: one_leaf(stamp_of_step(step), columns)))
+    assert not flaws(np.asarray(all_steps(jnp.arange(STEPS))))
+
+
+def test_what_is_not_hashed_is_found_not_to_be_white():
+    shape = (STEPS, LEAVES, ROWS, COLUMNS)
+    step, _, row, column = (x.astype(np.uint32) for x in np.indices(shape))
+    rng = np.random.default_rng(0)
+    white = rng.integers(2**32, size=shape, dtype=np.uint32)
+    assert not flaws(white)
+    assert "column" in flaws(((row * COLUMNS + column) * np.uint32(0x9E3779B9)) + white[:, :, :1, :1])
+    assert "column" in flaws(white[..., :1] * (2 * column + 1))
+    assert "row" in flaws(white[:, :, :1] * (2 * row + 1))
+    assert "leaf" in flaws(np.broadcast_to(white[:, :1], shape))
+    assert "step" in flaws(np.broadcast_to(white[:1], shape))
+    assert "step" in flaws((2 * step + 1) * white[:1])
+    assert {"upper", "spectrum"} <= flaws(white >> 1)
+    assert "lower" in flaws(white & np.uint32(2**32 - 2**17))
 
 
 def kernels(tx, count):

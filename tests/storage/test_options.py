@@ -10,6 +10,7 @@ import pytest
 from conformance import SQUARES, STORAGES, normal, storages_with
 
 import momentum_optax as mo
+from momentum_optax.storage.noise import stamp_of_step
 from momentum_optax.storage.protocol import encode_context
 
 EVERY = [*STORAGES, *SQUARES]
@@ -45,7 +46,7 @@ def written(name, **options):
 
     @jax.jit
     def write(parts, step):
-        return storage.encode((v,), parts, encode_context(storage, v, (step, 0), (1.0,)))
+        return storage.encode((v,), parts, encode_context(storage, v, (stamp_of_step(step), 0), (1.0,)))
 
     return np.asarray(storage.state_type.decode(write(write(storage.init(v, 1), 0), 1))[0])
 
