@@ -7,7 +7,7 @@ the boxes of what they were given, so that boxed and bare gradients and states g
 
 import contextlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn, TypeAlias, TypeVar, cast
 
 import jax
@@ -341,6 +341,16 @@ def plain(tree: PyTree) -> PyTree:
 def reboxed(bare: PyTree, like: PyTree) -> PyTree:
     """The arrays of a bare tree in the boxes of `like`, a tree of the same leaves."""
     return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(bare))
+
+
+def entries(tree: PyTree) -> list[Entry]:
+    """The leaves, those that are left out among them, without boxes."""
+    return list(flatten(tree, absent)[0])
+
+
+def with_entries(like: PyTree, new: Iterable[Entry]) -> PyTree:
+    """`like` with others in place of its `entries`, in its boxes."""
+    return flatten(like, absent)[1].unflatten(new)
 
 
 def boxes_of(tree: PyTree) -> list[PyTree]:

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from .. import _checks
+from .._boxes import content
 from .._tree import is_named_tuple
 from .._typing import PyTree
 from ..storage.mixed import class_names, order_of
@@ -102,6 +103,7 @@ def find_mismatch(state: PyTree, expected: PyTree) -> Mismatch | None:
     Returns:
       A `Mismatch`, whose two clauses together have fewer than 300 characters.
     """
+    state = content(state)  # Optax masks what is in a box
     if is_named_tuple(expected):
         return _named_mismatch(state, expected)
     if isinstance(expected, tuple | list):
