@@ -273,13 +273,18 @@ def paired(updates: optax.Updates, params: optax.Params) -> list[tuple[KeyPath, 
     """Path, gradient or None, and parameter of each leaf, from trees in boxes or not.
 
     Raises:
-      ValueError: If the gradients have another structure than the parameters, with the paths that differ.
+      ValueError: If the gradients have another structure than the parameters, with the paths that differ, or a gradient
+        has another shape.
     """
     bare, like = unboxed(updates), unboxed(params)
     pairs, treedef = flatten_with_path(like)
     gradients = _matched(bare, treedef)
     if gradients is None:
         raise_mismatch(like, bare, "in params")
+    for (path, p), g in zip(pairs, gradients, strict=True):
+        # They would be broadcast.
+        if g is not None and jnp.shape(g) != jnp.shape(p):
+            raise ValueError(f"the gradient for {path_name(path)} must have shape {jnp.shape(p)}, got {jnp.shape(g)}")
     return [(path, g, p) for (path, p), g in zip(pairs, gradients, strict=True)]
 
 
