@@ -154,7 +154,7 @@ class _Runner:
         self.looks_ahead = any(not is_zero(c) for c in rule.lookahead)
         known = storages.known
         self.reads_entering = known is None or any(getattr(x, "reads_entering", False) for x in known)
-        self.counts_steps = rule.reads_step or storages.reads_step or any(map(callable, rule.lookahead))
+        self.counts_steps = rule.reads_step or storages.reads_step
         form = AnyVelocity((ANYTHING,) * rule.order)
         if known is not None:
             form = Layout.of(known, rule.order).form

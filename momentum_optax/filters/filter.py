@@ -90,13 +90,14 @@ class Filter:
 
     @property
     def is_constant(self) -> bool:
-        """Whether every coefficient is a plain number."""
-        return all(_checks.is_number(c) for c in self.coefficients())
+        """Whether every coefficient is a plain number, those of `lookahead` included."""
+        return all(_checks.is_number(c) for c in (*self.coefficients(), *self.lookahead))
 
     @property
     def reads_step(self) -> bool:
-        """Whether a coefficient depends on the step."""
-        return any(c.reads_step if isinstance(c, PerLeafSchedule) else callable(c) for c in self.coefficients())
+        """Whether a coefficient depends on the step, one of `lookahead` perhaps."""
+        each = (*self.coefficients(), *self.lookahead)
+        return any(c.reads_step if isinstance(c, PerLeafSchedule) else callable(c) for c in each)
 
     @property
     def period(self) -> int | None:
