@@ -251,10 +251,16 @@ class Filter:
         return self.response(impulse)[start:]
 
     def dc_gain(self) -> float:
-        """The limit of the update for a constant gradient of 1, C (I - A)^-1 B + D; infinite for a pole at 1."""
-        A, B, C, D = self.matrices()
+        """The limit of the update for a constant gradient of 1, C (I - A)^-1 B + D.
+
+        Infinite for a pole at 1 or outside the unit circle. With other poles on the circle it is what the update swings
+        about.
+        """
+        A, B, C, D = self.pruned().matrices()
+        if algebra.grows(A):
+            return float("inf")
         try:
-            return float(C @ np.linalg.solve(np.eye(self.order) - A, B) + D)
+            return float(C @ np.linalg.solve(np.eye(len(B)) - A, B) + D)
         except np.linalg.LinAlgError:
             return float("inf")
 
