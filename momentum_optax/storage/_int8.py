@@ -107,8 +107,8 @@ def int8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | N
     32nd of what enters, or the sum of both, so that a step needs no second look at its data. The first step of a leaf,
     a spike of all of a row and a row that wakes up are within 0.05 in norm. What this does not see, such as a single
     element, is rounded for a step between levels of 1, 2, 32, 512, ... scales, and clipped beyond 3.4e7 times its row's
-    scale. A first step of which that part is zero throughout is rounded as coarsely, between 1e-9 and 1e5; smaller
-    values are stored as zero or 1e-9, larger ones clipped. Under
+    scale. A first step of which that part is zero throughout is rounded as coarsely, between 3e-8 and 5e6; smaller
+    values are stored as zero or 3e-8, larger ones clipped. Under
     `compress`, which does not know what enters a field, that part of the gradients gives the first scale alone: a 16th
     of them, or all in a field named "trace". A row that has grown has room there to grow by as much again, up to 1.5
     times; a spike is rounded coarsely for a step.
