@@ -51,11 +51,6 @@ def find_all(tree: PyTree, *kinds: type[State]) -> list[tuple[KeyPath, State]]:
 # Any tree, node by node and leaf by leaf.
 
 
-def is_named_tuple(x: object) -> bool:
-    """Whether `x` is a NamedTuple, as the states of transformations are."""
-    return isinstance(x, tuple) and hasattr(x, "_fields")
-
-
 def children(node: PyTree) -> list[tuple[KeyPath, PyTree]]:
     """The nodes right below, with the keys that lead there; none below a leaf."""
     return [] if jax.tree_util.all_leaves([node]) else flatten_with_path(node, lambda x: x is not node)[0]
