@@ -309,6 +309,18 @@ class Filter:
         return new
 
 
+class BeforeSign(Filter):
+    """A rule whose update only the sign is taken of, so that storages round velocities relative to themselves.
+
+    What is made of it, by `scale` for instance, is a rule like others.
+    """
+
+
+def before_sign(rule: Filter) -> BeforeSign:
+    """The same rule, followed by a sign."""
+    return BeforeSign(rule.A, rule.B, rule.C, rule.D, rule.lookahead)
+
+
 def _float_at(coefficient: Coefficient, step: int) -> float:
     return float(value_at(coefficient, step))
 

@@ -87,8 +87,9 @@ class Int8(Compressed[Int8Velocity]):
 def int8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | None = None) -> Int8:
     r"""Velocities in one byte per parameter and velocity, plus 12 bytes per row (`storage.ROW_SIZE`).
 
-    The rounding has no bias, at any size, but under `compress`. It serves velocities that are added to the weights, as
-    in SGD and Nesterov, and those that are divided by their size first, as in Adam:
+    The rounding has no bias, at any size, but under `compress` and before a sign, as in `lion` and `signum`: there a
+    value goes to zero rather than far above itself. It serves velocities that are added to the weights, as in SGD and
+    Nesterov, and those that are divided by their size first, as in Adam:
 
     * relative to the row: on white noise the relative error of a stored velocity, in rows of 512, is below 0.03 for
       decay 0.9 and 0.08 for 0.99; it grows with the memory, and slowly with the row;
