@@ -7,6 +7,7 @@ import numbers
 import reprlib
 import sys
 import warnings
+from types import FrameType
 from typing import TypeGuard
 
 import numpy as np
@@ -112,10 +113,18 @@ def flag(name: str, value: object) -> None:
 
 
 def static(name: str, value: object) -> str:
-    """The hint in an error for an array in place of a value that must be known when a program is compiled."""
-    if not hasattr(value, "dtype") or is_number(value):
+    """The hint in an error for an array from Optax in place of a value that a program is compiled for."""
+    if not hasattr(value, "dtype") or is_number(value) or not _is_called_by_optax():
         return ""
     return f"; an array cannot stand for it: name it in optax.inject_hyperparams(..., static_args={name!r})"
+
+
+def _is_called_by_optax() -> bool:
+    """Whether Optax gave the arguments that are checked now, as `optax.inject_hyperparams` does."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame and frame.f_globals.get("__name__", "").partition(".")[0] != "optax":
+        frame = frame.f_back
+    return frame is not None
 
 
 def transformation(name: str, value: object) -> None:
@@ -132,6 +141,11 @@ def state(name: str, value: object) -> None:
     """
     if is_transformation(value) or callable(value) or is_number(value) or isinstance(value, str) or _is_rule(value):
         raise TypeError(f"{name} must be an optimizer's state, what its init or update returns, got {shown(value)}")
+
+
+def is_named_tuple(x: object) -> bool:
+    """Whether `x` is a NamedTuple, as the states of transformations are."""
+    return isinstance(x, tuple) and hasattr(x, "_fields")
 
 
 def warn(message: str) -> None:
@@ -164,7 +178,7 @@ def shown(value: object) -> str:
         return f"{name} itself: call it, {name}(...)"
     if isinstance(value, type):
         return f"the class {value.__name__}"
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
+    if is_named_tuple(value):
         return "a transformation" if is_transformation(value) else f"{type(value).__name__}(...)"
     return _SHORT.repr(value)
 
@@ -196,7 +210,7 @@ class _Short(reprlib.Repr):
         shape = getattr(x, "shape", None)
         if isinstance(shape, tuple) and shape and hasattr(x, "dtype"):
             return f"{x.dtype}[{','.join(map(str, shape))}]"
-        if isinstance(x, tuple) and hasattr(x, "_fields"):
+        if is_named_tuple(x):
             return f"{type(x).__name__}(...)"
         return super().repr_instance(x, level)
 

@@ -7,7 +7,7 @@ the boxes of what they were given, so that boxed and bare gradients and states g
 
 import contextlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn, TypeAlias, TypeVar, cast
 
 import jax
@@ -49,11 +49,6 @@ def find_all(tree: PyTree, *kinds: type[State]) -> list[tuple[KeyPath, State]]:
 
 
 # Any tree, node by node and leaf by leaf.
-
-
-def is_named_tuple(x: object) -> bool:
-    """Whether `x` is a NamedTuple, as the states of transformations are."""
-    return isinstance(x, tuple) and hasattr(x, "_fields")
 
 
 def children(node: PyTree) -> list[tuple[KeyPath, PyTree]]:
@@ -273,13 +268,18 @@ def paired(updates: optax.Updates, params: optax.Params) -> list[tuple[KeyPath, 
     """Path, gradient or None, and parameter of each leaf, from trees in boxes or not.
 
     Raises:
-      ValueError: If the gradients have another structure than the parameters, with the paths that differ.
+      ValueError: If the gradients have another structure than the parameters, with the paths that differ, or a gradient
+        has another shape.
     """
     bare, like = unboxed(updates), unboxed(params)
     pairs, treedef = flatten_with_path(like)
     gradients = _matched(bare, treedef)
     if gradients is None:
         raise_mismatch(like, bare, "in params")
+    for (path, p), g in zip(pairs, gradients, strict=True):
+        # They would be broadcast.
+        if g is not None and jnp.shape(g) != jnp.shape(p):
+            raise ValueError(f"the gradient for {path_name(path)} must have shape {jnp.shape(p)}, got {jnp.shape(g)}")
     return [(path, g, p) for (path, p), g in zip(pairs, gradients, strict=True)]
 
 
@@ -341,6 +341,16 @@ def plain(tree: PyTree) -> PyTree:
 def reboxed(bare: PyTree, like: PyTree) -> PyTree:
     """The arrays of a bare tree in the boxes of `like`, a tree of the same leaves."""
     return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(bare))
+
+
+def entries(tree: PyTree) -> list[Entry]:
+    """The leaves, those that are left out among them, without boxes."""
+    return list(flatten(tree, absent)[0])
+
+
+def with_entries(like: PyTree, new: Iterable[Entry]) -> PyTree:
+    """`like` with others in place of its `entries`, in its boxes."""
+    return flatten(like, absent)[1].unflatten(new)
 
 
 def boxes_of(tree: PyTree) -> list[PyTree]:

@@ -14,7 +14,7 @@ from ._boxes import content
 from ._export import serializable
 from ._tree import Place, init_leaves, leaves_at, path_name, reboxed, unboxed, update_leaves
 from ._typing import Count, DType, KeyPath, Leaf, PyTree, jitted
-from .filters import Filter, post_write_form
+from .filters import BeforeSign, Filter, post_write_form
 from .filters.coefficients import PerLeafSchedule, is_zero, value_at
 from .filters.fingerprints import note
 from .filters.step import Arrays, ResolvedRule, Scales, advance, debiased, largest_input, relative_scales
@@ -104,6 +104,7 @@ def scale_by_momentum(
     if not isinstance(rule, Filter):
         raise TypeError(f"rule must be a Filter such as heavy_ball(0.9), got {_checks.shown(rule)}")
     _checks.flag("debias", debias)
+    is_divided = isinstance(rule, BeforeSign)
     rule, storages = rule.pruned(), chooser_of(resolve(storage))
     if any(isinstance(c, PerLeafSchedule) for c in rule.lookahead):
         raise ValueError(
@@ -114,11 +115,11 @@ def scale_by_momentum(
         _check_storage(rule, known)
     if debias:
         _check_debiasable(rule)
-    return filter_transformation(rule, storages, debias, lambda now, step, age: relative_scales(now))
+    return filter_transformation(rule, storages, debias, lambda now, step, age: relative_scales(now), is_divided)
 
 
 def filter_transformation(
-    rule: Filter, storages: ByLeaf, debias: bool, scales_at: ScalesAt
+    rule: Filter, storages: ByLeaf, debias: bool, scales_at: ScalesAt, is_divided: bool = False
 ) -> optax.GradientTransformationExtraArgs:
     """`scale_by_momentum` of checked arguments.
 
@@ -128,8 +129,9 @@ def filter_transformation(
       debias: As in `scale_by_momentum`.
       scales_at: `scales_at(now, step, age)` is about how large each velocity becomes, relative to the others; `now` is
         the rule with its coefficients at that step and age.
+      is_divided: Whether updates are divided elementwise by their size, see `EncodeContext`, or their sign is taken.
     """
-    runner = _Runner(rule, storages, debias, scales_at)
+    runner = _Runner(rule, storages, debias, scales_at, is_divided)
     return optax.GradientTransformationExtraArgs(runner.init, runner.update)
 
 
@@ -146,8 +148,8 @@ class _Runner:
       expected: A state of the structure that `check_state` wants.
     """
 
-    def __init__(self, rule: Filter, storages: ByLeaf, debias: bool, scales_at: ScalesAt) -> None:
-        self.rule, self.debias, self.scales_at = rule, debias, scales_at
+    def __init__(self, rule: Filter, storages: ByLeaf, debias: bool, scales_at: ScalesAt, is_divided: bool) -> None:
+        self.rule, self.debias, self.scales_at, self.is_divided = rule, debias, scales_at, is_divided
         self.storages = storages = storages.of_order(rule.order)
         self.is_constant = rule.is_constant
         self.post_write = post_write_form(rule)
@@ -155,7 +157,7 @@ class _Runner:
         self.looks_ahead = any(not is_zero(c) for c in rule.lookahead)
         known = storages.known
         self.reads_entering = known is None or any(getattr(x, "reads_entering", False) for x in known)
-        self.counts_steps = rule.reads_step or storages.reads_step or any(map(callable, rule.lookahead))
+        self.counts_steps = rule.reads_step or storages.reads_step
         form = AnyVelocity((ANYTHING,) * rule.order)
         if known is not None:
             form = Layout.of(known, rule.order).form
@@ -261,7 +263,7 @@ class _Runner:
         if gain is not None:
             u, gain = debiased(now, u, gain)
         age = None if old.age is None else _next_age(old.age)
-        context = encode_context(storage, wide, (stamp, i), now.scales)
+        context = encode_context(storage, wide, (stamp, i), now.scales)._replace(is_divided=self.is_divided)
         if share is not None:
             entering = g if not raw or raw[i] is None else jnp.asarray(raw[i])
             context = context._replace(entering=(entering, share, True))

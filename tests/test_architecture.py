@@ -53,6 +53,7 @@ ALLOWED = {
     "matrices": {"_checks", "_paths", "_tree", "_tree_arguments", "distributed.specs", "state.mismatch", "storage"},
     "optimizers": {
         *(
+            "_boxes",
             "_checks",
             "_tree",
             "_tree_arguments",
@@ -76,7 +77,7 @@ ALLOWED = {
     "state.evaluation": {
         *("_checks", "_paths", "_tree", "filters", "state.displacement", "storage", "transform", "wrappers")
     },
-    "state.mismatch": {"_checks", "_tree", "storage"},
+    "state.mismatch": {"_boxes", "_checks", "_tree", "storage"},
     "state.velocity": {"_checks", "_tree", "storage", "transform"},
     "storage": {"_checks", "_paths", "_tree"},
     "transform": {"_boxes", "_checks", "_tree", "filters", "state.mismatch", "storage"},

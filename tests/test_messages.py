@@ -365,3 +365,17 @@ def test_other_things_with_states_take_float64_and_complex128_of_numpy_too():
     state = outer.init(DOUBLE)
     assert outer.exchange(DOUBLE, state, axis_name=None).anchor["w"].dtype == jnp.float32
     assert mo.convert(mo.sgd(0.1, 0.9).init(DOUBLE), "int8")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda half: mo.analysis.memory(mo.ema(0.9), half),
+        lambda half: mo.tuning.optimal_heavy_ball(half, 0.1),
+        lambda half: mo.ema(0.9).impulse_response(half),
+        lambda half: mo.schedule_free(weight_power=half),
+    ],
+)
+def test_static_arguments_are_spoken_of_only_where_optax_injects(call):
+    with pytest.raises(TypeError, match=r"got Array\(0\.5, dtype=float32\)$"):
+        call(jnp.float32(0.5))

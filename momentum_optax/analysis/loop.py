@@ -142,10 +142,9 @@ def error_curve(
     v = np.zeros((rule.order, *eta.shape), curvature.dtype)
     out = np.empty((int(n) + 1, *eta.shape), curvature.dtype)
     out[0] = theta
-    same = all(map(_checks.is_number, (*rule.coefficients(), *rule.lookahead)))
     now = rule
     for t in range(int(n)):
-        if t == 0 or not same:
+        if t == 0 or not rule.is_constant:
             now = at_step(rule, t)
             A, B, C, D = now.matrices()
         g = curvature * theta

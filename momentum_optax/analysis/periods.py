@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ..filters import Filter
+from ..filters.algebra import grows
 from .settling import is_contraction, largest, lyapunov
 
 # Learning rates of the first, coarse search, relative to the size of an update; finer ones per step of a period.
@@ -87,12 +88,14 @@ def steady(matrices: Sequence[np.ndarray], inputs: Sequence[np.ndarray]) -> np.n
     """The periodic solution of $x_{t+1} = M_t x_t + b_t$, before each step of a period; shape (k, d).
 
     Raises:
-      numpy.linalg.LinAlgError: If there is none: a Floquet multiplier is 1.
+      numpy.linalg.LinAlgError: If nothing settles there: a Floquet multiplier is 1 or outside the unit circle.
     """
     x = np.zeros_like(inputs[0])
     monodromy = np.eye(len(x))
     for M, b in zip(matrices, inputs, strict=True):
         x, monodromy = M @ x + b, M @ monodromy
+    if grows(monodromy):
+        raise np.linalg.LinAlgError("a multiplier is outside the unit circle")
     found = [np.linalg.solve(np.eye(len(x)) - monodromy, x)]
     for M, b in zip(matrices[:-1], inputs[:-1], strict=True):
         found.append(M @ found[-1] + b)

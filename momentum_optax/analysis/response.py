@@ -99,7 +99,8 @@ def dc_gain(rule: Filter, *, step: int | None = None) -> float:
       step: See `frequency_response`.
 
     Returns:
-      A float; infinite for a pole at 1.
+      A float; infinite for a pole at 1 or outside the unit circle. With other poles on the circle it is what the update
+      swings about.
 
     Raises:
       TypeError: If an argument has the wrong type.
@@ -227,7 +228,7 @@ def mean_lag(rule: Filter, *, step: int | None = None) -> float:
       step: See `frequency_response`.
 
     Returns:
-      A float, in steps; infinite for a pole at 1, NaN if the gain is 0.
+      A float, in steps; infinite where the gain is, NaN where it is 0.
 
     Raises:
       TypeError: If an argument has the wrong type.

@@ -9,6 +9,7 @@ import optax
 from .. import _checks
 from .._export import serializable
 from .._typing import Number, PyTree
+from ..filters import before_sign
 from ..filters.coefficients import Scalar, lift, value_at
 from ..optimizers.arguments import Mask, descent, weight_decay_of
 from ..optimizers.gradient_dtype import keeping_state_dtypes
@@ -104,7 +105,7 @@ def mars_lion(
     return descent(
         learning_rate,
         mars_correction(decay, gamma, scope),
-        scale_by_momentum(ema(decay), storage=storage),
+        scale_by_momentum(before_sign(ema(decay)), storage=storage),
         optax.scale_by_sign(),
         weight_decay_of(weight_decay, mask),
     )

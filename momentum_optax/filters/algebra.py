@@ -25,6 +25,11 @@ def is_minimal(impulse: np.ndarray, order: int) -> bool:
     return bool(np.linalg.matrix_rank(hankel, rtol=1e-10) == order) if order else True
 
 
+def grows(A: np.ndarray) -> bool:
+    """Whether an eigenvalue is outside the unit circle, by more than its rounding."""
+    return bool(np.abs(np.linalg.eigvals(A)).max(initial=0.0) > 1 + 1e-9)
+
+
 def characteristic_polynomial(A: np.ndarray) -> np.ndarray:
     """Coefficients of det(zI - A), highest power first, by Faddeev and LeVerrier.
 

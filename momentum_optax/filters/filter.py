@@ -90,13 +90,14 @@ class Filter:
 
     @property
     def is_constant(self) -> bool:
-        """Whether every coefficient is a plain number."""
-        return all(_checks.is_number(c) for c in self.coefficients())
+        """Whether every coefficient is a plain number, those of `lookahead` included."""
+        return all(_checks.is_number(c) for c in (*self.coefficients(), *self.lookahead))
 
     @property
     def reads_step(self) -> bool:
-        """Whether a coefficient depends on the step."""
-        return any(c.reads_step if isinstance(c, PerLeafSchedule) else callable(c) for c in self.coefficients())
+        """Whether a coefficient depends on the step, one of `lookahead` perhaps."""
+        each = (*self.coefficients(), *self.lookahead)
+        return any(c.reads_step if isinstance(c, PerLeafSchedule) else callable(c) for c in each)
 
     @property
     def period(self) -> int | None:
@@ -250,10 +251,16 @@ class Filter:
         return self.response(impulse)[start:]
 
     def dc_gain(self) -> float:
-        """The limit of the update for a constant gradient of 1, C (I - A)^-1 B + D; infinite for a pole at 1."""
-        A, B, C, D = self.matrices()
+        """The limit of the update for a constant gradient of 1, C (I - A)^-1 B + D.
+
+        Infinite for a pole at 1 or outside the unit circle. With other poles on the circle it is what the update swings
+        about.
+        """
+        A, B, C, D = self.pruned().matrices()
+        if algebra.grows(A):
+            return float("inf")
         try:
-            return float(C @ np.linalg.solve(np.eye(self.order) - A, B) + D)
+            return float(C @ np.linalg.solve(np.eye(len(B)) - A, B) + D)
         except np.linalg.LinAlgError:
             return float("inf")
 
@@ -300,6 +307,18 @@ class Filter:
             object.__setattr__(new, name, tuple(once[id(c)] for c in getattr(self, name)))
         object.__setattr__(new, "D", once[id(self.D)])
         return new
+
+
+class BeforeSign(Filter):
+    """A rule whose update only the sign is taken of, so that storages round velocities relative to themselves.
+
+    What is made of it, by `scale` for instance, is a rule like others.
+    """
+
+
+def before_sign(rule: Filter) -> BeforeSign:
+    """The same rule, followed by a sign."""
+    return BeforeSign(rule.A, rule.B, rule.C, rule.D, rule.lookahead)
 
 
 def _float_at(coefficient: Coefficient, step: int) -> float:

@@ -20,7 +20,7 @@ def post_write_form(rule: "Filter") -> tuple[float, tuple[float, ...], float] | 
     takes more, or d is the difference of larger numbers, or A is ill conditioned; where a coefficient is not a number,
     also unless the update is known to be a new velocity.
     """
-    if not rule.is_constant:
+    if not _has_numbers(rule):
         row = _row_of_update(rule)
         return None if row is None else (1.0, row, 0.0)
     if rule.order == 0:
@@ -50,13 +50,18 @@ def velocity_only_readout(rule: "Filter") -> tuple[float, ...] | None:
     row = _row_of_update(rule)
     if row is not None:
         return row
-    if not rule.is_constant or rule.order == 0:
+    if not _has_numbers(rule) or rule.order == 0:
         return None
     A, B, C, D = rule.matrices()
     system, target = np.column_stack([A, B]).T, np.array([*C, D])
     p = np.linalg.lstsq(system, target, rcond=None)[0]
     fits = np.all(abs(system @ p - target) <= 1e-12 * max(1.0, abs(target).max()))
     return tuple(_snap(float(x)) for x in p) if fits else None
+
+
+def _has_numbers(rule: "Filter") -> bool:
+    """Whether the coefficients of the update are numbers, whatever the look-ahead is."""
+    return all(map(_checks.is_number, rule.coefficients()))
 
 
 def _row_of_update(rule: "Filter") -> tuple[float, ...] | None:

@@ -5,7 +5,7 @@ import dataclasses
 import optax
 
 from .. import _checks
-from ..filters import Filter
+from ..filters import Filter, before_sign
 from ..filters.coefficients import Scalar, is_zero, lift
 from ..optimizers.arguments import add_decayed_weights
 from ..optimizers.gradient_dtype import in_gradient_dtype
@@ -63,6 +63,8 @@ class Description:
         """The chain."""
         inside = self.rate_inside and self.rule is not None
         rule = self.displacement() if inside else self.rule
+        if self.sign and rule is not None:
+            rule = before_sign(rule)
         decay = self.decoupled
         if inside and self.learning_rate is not None:
             decay = lift(lambda r, w: -r * w, self.learning_rate, decay)

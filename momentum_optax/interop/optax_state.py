@@ -13,7 +13,7 @@ import optax
 
 from .. import _checks
 from .._paths import slash_path
-from .._tree import absent, children, find_all, is_named_tuple, reboxed, unboxed
+from .._tree import absent, children, find_all, reboxed, unboxed
 from .._typing import KeyPath, PyTree, TreeDef
 from ..filters import Filter
 from ..state.mismatch import OPTAX_VELOCITIES, is_optax_velocity
@@ -200,7 +200,7 @@ def _their_velocities(states: Iterable[VelocityState], optax_state: optax.OptSta
 
 def _class_names(node: PyTree) -> set[str]:
     """The names of the NamedTuples with fields in a state."""
-    own = {type(node).__name__} if is_named_tuple(node) and node._fields else set()
+    own = {type(node).__name__} if _checks.is_named_tuple(node) and node._fields else set()
     return own.union(*(_class_names(child) for _, child in children(node)))
 
 

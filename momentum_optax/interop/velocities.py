@@ -10,7 +10,7 @@ import optax
 
 from .. import _checks
 from .._paths import slash_path
-from .._tree import absent, find_all, is_named_tuple, map_children, reboxed, unboxed
+from .._tree import absent, find_all, map_children, reboxed, unboxed
 from .._typing import KeyPath, PyTree
 from ..state.velocity import velocity
 from ..storage._float32 import Float32Velocity
@@ -161,7 +161,7 @@ def counted(opt_state: optax.OptState, steps: int | None) -> optax.OptState:
 
     def visited(node: PyTree, path: KeyPath) -> PyTree:
         ours = type(node).__module__.partition(".")[0] == __name__.partition(".")[0]
-        names = (_OUR_COUNTERS if ours else _COUNTERS) if is_named_tuple(node) else ()
+        names = (_OUR_COUNTERS if ours else _COUNTERS) if _checks.is_named_tuple(node) else ()
 
         def child(key: KeyPath, x: PyTree) -> PyTree:
             here = (*path, *key)

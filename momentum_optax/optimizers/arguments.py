@@ -108,10 +108,7 @@ def add_decayed_weights(weight_decay: Scalar, mask: Mask | None = None) -> optax
     ) -> tuple[optax.Updates, optax.OptState]:
         if params is None:
             raise ValueError("weight_decay needs the parameters: update(gradients, state, params), got None")
-        for path, g, p in _tree.paired(updates, params):
-            if g is not None and jnp.shape(g) != jnp.shape(p):
-                name = _tree.path_name(path)
-                raise ValueError(f"the gradient for {name} must have shape {jnp.shape(p)}, got {jnp.shape(g)}")
+        _tree.paired(updates, params)
         decayed, state = decay_of(params).update(_tree.unboxed(updates), state, _tree.unboxed(params))
         return _tree.reboxed(decayed, updates), state
 

@@ -1,9 +1,12 @@
 """`partition_matrices`: one optimizer for matrices and another for the other parameters."""
 
+import functools
+
 import jax
 import optax
 
 from .. import _checks, _tree
+from .._boxes import content
 from .._typing import Leaf, PyTree
 from ..matrices.dimensions import WeightDimensionNumbers, axes_of_leaves
 from ..state.mismatch import StateMismatchError
@@ -40,19 +43,8 @@ def partition_matrices(
     """
     _checks.transformation("others", others)
 
-    def labels(tree: PyTree) -> PyTree:
-        bare = _tree.unboxed(tree)
-        axes = iter(axes_of_leaves(weight_dimension_numbers, _without_missing(bare)))
-
-        def label(leaf: Leaf | _Missing) -> str:
-            if isinstance(leaf, _Missing):
-                return leaf.label
-            return OTHERS if next(axes) is None else MATRICES
-
-        return _tree.map_together(lambda leaves: [label(x) for x in leaves], tree)
-
     parts = {MATRICES: _given_none(matrices), OTHERS: _given_none(_told_of_none(others))}
-    tx = optax.partition(parts, labels)
+    tx = optax.partition(parts, functools.partial(_labels, weight_dimension_numbers))
 
     def init(params: optax.Params) -> optax.OptState:
         check_leaves(_tree.unboxed(params))
@@ -66,12 +58,27 @@ def partition_matrices(
             _check_gradients(updates, velocity)
         if params is not None:
             _tree.paired(updates, params)
+        # Optax's partition takes apart trees in the same boxes only.
+        here, there = updates, params
         if velocity is not None:
-            updates = _with_missing(updates, velocity)
-        new: tuple[optax.Updates, optax.OptState] = tx.update(updates, state, params, **extra)
-        return new
+            here = _with_missing(updates, velocity)
+            there = None if params is None else _in_boxes_of(velocity, params)
+        out, new = tx.update(here, state, there, **extra)
+        return _in_boxes_of(updates, out), new
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _labels(weight_dimension_numbers: WeightDimensionNumbers, tree: PyTree) -> PyTree:
+    """Whose each leaf of the gradients or the parameters is."""
+    axes = iter(axes_of_leaves(weight_dimension_numbers, _without_missing(_tree.unboxed(tree))))
+
+    def label(leaf: Leaf | _Missing) -> str:
+        if isinstance(leaf, _Missing):
+            return leaf.label
+        return OTHERS if next(axes) is None else MATRICES
+
+    return _tree.map_together(lambda leaves: [label(x) for x in leaves], tree)
 
 
 def _velocity(state: optax.OptState) -> PyTree:
@@ -91,7 +98,7 @@ def _velocity(state: optax.OptState) -> PyTree:
 def _check_gradients(updates: optax.Updates, velocity: PyTree) -> None:
     """Raise, with the path, unless the gradients have the structure of a velocity in which some may be masked."""
     got, expected = (
-        jax.tree.map(lambda x: 0 if _is_masked(x) else x, _tree.unboxed(tree), is_leaf=_is_masked)
+        _tree.unboxed(jax.tree.map(lambda x: 0 if _is_masked(x) else x, tree, is_leaf=_is_masked))
         for tree in (updates, velocity)
     )
     _tree.update_leaves(lambda place, g, old: (g, old), got, expected, _tree.LEAF)
@@ -101,21 +108,24 @@ def _is_masked(x: object) -> bool:
     return isinstance(x, optax.MaskedNode)
 
 
-def _with_missing(updates: optax.Updates, velocity: PyTree) -> optax.Updates:
-    """The gradients with `_Missing` for each None of a parameter; the velocity tells whose it is."""
-    if all(x is not None for x in jax.tree.leaves(updates, is_leaf=lambda x: x is None)):
-        return updates
+def _in_boxes_of(like: PyTree, tree: PyTree) -> PyTree:
+    """`tree` in the boxes of `like`, which may be masked in part."""
+    return _tree.with_entries(like, _tree.entries(tree))
 
-    def mark(velocity: PyTree, gradient: PyTree) -> PyTree:
+
+def _with_missing(updates: optax.Updates, velocity: PyTree) -> optax.Updates:
+    """The gradients in the boxes of the velocity, `_Missing` for each None of a parameter: the velocity says whose."""
+
+    def mark(gradient: PyTree, velocity: PyTree) -> PyTree:
         if gradient is not None or velocity is None:
             return gradient
-        return _Missing(OTHERS if _tree.empty(velocity) else MATRICES)
+        return _Missing(OTHERS if _tree.absent(velocity) else MATRICES)
 
-    return jax.tree.map(mark, velocity, updates, is_leaf=lambda x: _tree.absent(x) or _tree.is_box(x))
+    return _tree.with_entries(velocity, map(mark, _tree.entries(updates), _tree.entries(velocity)))
 
 
 def _without_missing(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: None if isinstance(x, _Missing) else x, tree)
+    return jax.tree.map(lambda x: None if isinstance(content(x), _Missing) else x, tree, is_leaf=_tree.is_box)
 
 
 def _given_none(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -125,8 +135,8 @@ def _given_none(tx: optax.GradientTransformation) -> optax.GradientTransformatio
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra: PyTree
     ) -> tuple[optax.Updates, optax.OptState]:
-        new: tuple[optax.Updates, optax.OptState] = run(_without_missing(updates), state, params, **extra)
-        return new
+        out, new = run(_without_missing(updates), state, params, **extra)
+        return _in_boxes_of(updates, out), new
 
     return optax.GradientTransformationExtraArgs(tx.init, update)
 

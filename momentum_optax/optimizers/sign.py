@@ -4,6 +4,7 @@ import optax
 
 from .. import _checks
 from .._typing import DType
+from ..filters import before_sign
 from ..filters.coefficients import Scalar
 from ..rules.mixes import lion_mix
 from ..rules.sums_and_averages import ema
@@ -86,7 +87,7 @@ def signum(
     _checks.within("beta", beta, "[0, 1)")
     return descent(
         learning_rate,
-        scale_by_momentum(ema(beta), storage=storage_of(storage, "accumulator_dtype", accumulator_dtype)),
+        scale_by_momentum(before_sign(ema(beta)), storage=storage_of(storage, "accumulator_dtype", accumulator_dtype)),
         optax.scale_by_sign(),
         weight_decay_of(weight_decay, mask),
     )

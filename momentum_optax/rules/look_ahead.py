@@ -148,13 +148,17 @@ def schedule_free(beta: Scalar = 0.9, *, warmup_steps: int = 0, weight_power: fl
     _checks.integer("warmup_steps", warmup_steps, 0)
     _checks.number("weight_power", weight_power, "[0, inf)")
     T = int(warmup_steps)
-    weights = [((t + 1) / T) ** weight_power for t in range(T)]
-    sums = list(itertools.accumulate(weights)) or [0.0]
-    kept = [1 - w / total for w, total in zip(weights, sums, strict=False)] or [0.0]
+
+    def with_next(total: float, t: int) -> float:
+        return 1 + total * math.pow(t / (t + 1), weight_power)
+
+    # The sums of the weights so far, each over the last of them: the weights themselves may be too small for a float.
+    sums = list(itertools.accumulate(range(1, T), with_next, initial=1.0))
+    kept = [1 - 1 / total for total in sums]
 
     def keep(step: "Count") -> Any:
         # 1.0: an integer divided by an integer is float32 in JAX, whatever the leaf.
-        late = 1 - 1.0 / (sums[-1] + 1 + (step - T) * (step >= T))
+        late = 1 - 1.0 / ((sums[-1] if T else 0.0) + 1 + (step - T) * (step >= T))
         return late if T == 0 else (step >= T) * late + (step < T) * table_lookup(kept, step)
 
     return primal_averaging(keep, beta)

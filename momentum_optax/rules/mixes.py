@@ -3,7 +3,7 @@
 __all__ = ["grokfast", "lion_mix", "mars_mix", "muon_mix"]
 
 from .. import _checks
-from ..filters import Filter
+from ..filters import BeforeSign, Filter
 from ..filters.coefficients import Scalar, lift, on_first_step, shifted
 from .arguments import checked_decay
 from .sums_and_averages import quasi_hyperbolic
@@ -13,7 +13,7 @@ def lion_mix(b1: Scalar = 0.9, b2: Scalar = 0.99) -> Filter:
     r"""Lion's update before the sign: $u = \beta_1 v + (1 - \beta_1) g$, $v' = \beta_2 v + (1 - \beta_2) g$.
 
     Lion's direction is `optax.chain(scale_by_momentum(lion_mix()), optax.scale_by_sign())`. Normal form:
-    (1, b2, b1/b2).
+    (1, b2, b1/b2). Since only signs count, int8 rounds none of its velocities to far above itself, see `storage.int8`.
 
     Args:
       b1: beta_1 in [0, 1), the mix.
@@ -27,7 +27,7 @@ def lion_mix(b1: Scalar = 0.9, b2: Scalar = 0.99) -> Filter:
     """
     checked_decay("b1", b1)
     checked_decay("b2", b2)
-    return Filter(A=b2, B=lift(lambda b: 1 - b, b2), C=b1, D=lift(lambda b: 1 - b, b1))
+    return BeforeSign(A=b2, B=lift(lambda b: 1 - b, b2), C=b1, D=lift(lambda b: 1 - b, b1))
 
 
 def muon_mix(decay: Scalar = 0.95) -> Filter:

@@ -39,6 +39,6 @@ def displaced(
         far = weighted_sum(tuple(weights), v)
         dtype = jnp.result_type(p)
         wide = jnp.asarray(p, arithmetic_dtype(dtype, far.dtype))
-        return (wide + jnp.asarray(rate, jnp.finfo(far.dtype).dtype) * far).astype(dtype)
+        return (wide + jnp.asarray(rate, far.dtype) * far).astype(dtype)
 
     return map_onto(move, params, velocities)

@@ -10,7 +10,8 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from .._tree import is_named_tuple, map_children
+from .._checks import is_named_tuple
+from .._tree import map_children
 from .._typing import Count, Leaf, PyTree
 from ..storage.mixed import class_names, order_of
 from ..transform import MomentumState

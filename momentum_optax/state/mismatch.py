@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from .. import _checks
-from .._tree import is_named_tuple
+from .._boxes import content
 from .._typing import PyTree
 from ..storage.mixed import class_names, order_of
 
@@ -102,7 +102,8 @@ def find_mismatch(state: PyTree, expected: PyTree) -> Mismatch | None:
     Returns:
       A `Mismatch`, whose two clauses together have fewer than 300 characters.
     """
-    if is_named_tuple(expected):
+    state = content(state)  # Optax masks what is in a box
+    if _checks.is_named_tuple(expected):
         return _named_mismatch(state, expected)
     if isinstance(expected, tuple | list):
         return _chain_mismatch(state, expected)
@@ -125,7 +126,7 @@ def explained(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra: object
     ) -> tuple[optax.Updates, optax.OptState]:
         like = updates if params is None else params
-        if is_named_tuple(state) or isinstance(state, Mapping):
+        if _checks.is_named_tuple(state) or isinstance(state, Mapping):
             # A chain would take its fields for the states of its members.
             check(state, like)
         try:
@@ -169,7 +170,7 @@ def _first(pairs: Iterable[tuple[PyTree, PyTree]]) -> Mismatch | None:
 
 def _chain_mismatch(state: PyTree, expected: "tuple[PyTree, ...] | list[PyTree]") -> Mismatch | None:
     """The first difference from a chain of states."""
-    if not isinstance(state, tuple | list) or is_named_tuple(state) or len(state) != len(expected):
+    if not isinstance(state, tuple | list) or _checks.is_named_tuple(state) or len(state) != len(expected):
         return Mismatch(f"the state must be a chain of {len(expected)} states, got {_kind(state)}", _remedy(state))
     return _first(zip(state, expected, strict=True))
 
@@ -258,14 +259,14 @@ def _has(state: PyTree, test: Callable[[PyTree], bool]) -> bool:
 
 def _is_count(x: object) -> bool:
     """Whether `x` is a tuple that says nothing but its length."""
-    return isinstance(x, tuple) and not is_named_tuple(x) and all(entry is ANYTHING for entry in x)
+    return isinstance(x, tuple) and not _checks.is_named_tuple(x) and all(entry is ANYTHING for entry in x)
 
 
 def _is_momentum(x: PyTree) -> bool:
     # By its fields: the class is in `transform`, which checks its states here.
-    return is_named_tuple(x) and x._fields == ("velocity", "step", "age", "gain", "lookahead")
+    return _checks.is_named_tuple(x) and x._fields == ("velocity", "step", "age", "gain", "lookahead")
 
 
 def _kind(state: PyTree) -> str:
     kind = _checks.with_article(type(state).__name__)
-    return f"{kind} of {len(state)}" if isinstance(state, tuple | list) and not is_named_tuple(state) else kind
+    return f"{kind} of {len(state)}" if isinstance(state, tuple | list) and not _checks.is_named_tuple(state) else kind

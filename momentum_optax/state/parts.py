@@ -5,7 +5,8 @@ from collections import defaultdict
 import jax
 import jax.numpy as jnp
 
-from .._tree import children, is_named_tuple
+from .._checks import is_named_tuple
+from .._tree import children
 from .._typing import PyTree
 from ..transform import MomentumState
 from ..wrappers.fields import is_compressed

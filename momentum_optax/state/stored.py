@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import jax
 
-from .._tree import is_named_tuple, map_children
+from .._checks import is_named_tuple
+from .._tree import map_children
 from .._typing import KeyPath, PyTree
 from ..transform import MomentumState
 from ..wrappers.compress import CompressedState

@@ -83,9 +83,8 @@ def bfloat16(rounding: str = "stochastic", seed: int = 0, *, axis_names: tuple[s
       rounding: "stochastic" or "nearest".
       seed: Of the noise, a whole number in [0, 2^32). The noise is a function of (seed, step, leaf, velocity, element):
         a replay with the same compiled step is the run, bit for bit. Models under `vmap` share it.
-      axis_names: Under `shard_map` and `pmap`, the mesh axes along which a leaf is split. None: whatever JAX knows, an
-        error where it is split, or where JAX does not know (`check_vma=False`, `pmap`). (): none, every device has
-        whole leaves, though perhaps its own.
+      axis_names: None, or () to say that under `shard_map` or `pmap`, where JAX may not know, every device has whole
+        leaves.
 
     Raises:
       ValueError: If `rounding` is neither of these, `seed` is out of range, or `axis_names` names an axis.

@@ -87,8 +87,9 @@ class Int8(Compressed[Int8Velocity]):
 def int8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | None = None) -> Int8:
     r"""Velocities in one byte per parameter and velocity, plus 12 bytes per row (`storage.ROW_SIZE`).
 
-    The rounding has no bias, at any size, but under `compress`. It serves velocities that are added to the weights, as
-    in SGD and Nesterov, and those that are divided by their size first, as in Adam:
+    The rounding has no bias, at any size, but under `compress` and before a sign, as in `lion` and `signum`: there a
+    value goes to zero rather than far above itself. It serves velocities that are added to the weights, as in SGD and
+    Nesterov, and those that are divided by their size first, as in Adam:
 
     * relative to the row: on white noise the relative error of a stored velocity, in rows of 512, is below 0.03 for
       decay 0.9 and 0.08 for 0.99; it grows with the memory, and slowly with the row;
@@ -105,14 +106,13 @@ def int8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | N
 
     A row's scale is 1.3 times its largest value of the step before or, where that is more, that value and nine tenths
     of the largest in a 32nd of what enters, or 2.5 times the latter less the scale otherwise, so that a step needs no
-    second look at its data.
-    The first step of a leaf, a spike of all of a row and a row that wakes up are within 0.05 in norm. What this does
-    not see, such as a single element, is rounded for a step between levels of 1, 1.2, 19, 305, ... scales, and clipped
-    beyond 2.0e7 times its row's scale. A first step of which that part is zero throughout is rounded as coarsely,
-    between 1e-9 and 1e5; smaller values are stored as zero or 1e-9, larger ones clipped. Under `compress`, which does
-    not know what enters a field, that part of the gradients gives the first scale alone: a 16th of them, or all in a
-    field named "trace". A row that has grown has room there to grow by as much again, up to 1.6 times; a spike is
-    rounded coarsely for a step.
+    second look at its data. The first step of a leaf, a spike of all of a row and a row that wakes up are within 0.05
+    in norm. What this does not see, such as a single element, is rounded for a step between levels of 1, 1.2, 19, 305,
+    ... scales, and clipped beyond 2.0e7 times its row's scale. A first step of which that part is zero throughout is
+    rounded as coarsely, between 3e-8 and 3e6; smaller values are stored as zero or 3e-8, larger ones clipped. Under
+    `compress`, which does not know what enters a field, that part of the gradients gives the first scale alone: a 16th
+    of them, or all in a field named "trace". A row that has grown has room there to grow by as much again, up to 1.6
+    times; a spike is rounded coarsely for a step.
 
     Scales lie between 2^-100 and 2^102: values far outside are coarser. A NaN or infinite velocity is stored as zero:
     its element starts anew.
@@ -122,9 +122,8 @@ def int8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | N
         writes, leaf, velocity, element).
       min_size: Leaves with fewer elements, counted over all devices, are kept in full, as are complex ones; a whole
         number from 1.
-      axis_names: Under `shard_map` and `pmap`, the mesh axes along which a leaf is split. None: whatever JAX knows, an
-        error where it is split, or where JAX does not know (`check_vma=False`, `pmap`). (): none, every device has
-        whole leaves, though perhaps its own.
+      axis_names: None, or () to say that under `shard_map` or `pmap`, where JAX may not know, every device has whole
+        leaves.
 
     Raises:
       ValueError: If a number is out of range.

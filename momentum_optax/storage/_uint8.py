@@ -126,9 +126,8 @@ def uint8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | 
       seed: Of the noise, a whole number in [0, 2^32). The noise is a function of (seed, step, leaf, velocity, element).
       min_size: Leaves with fewer elements, counted over all devices, are kept in full, as are complex ones; a whole
         number from 1.
-      axis_names: Under `shard_map` and `pmap`, the mesh axes along which a leaf is split. None: whatever JAX knows, an
-        error where it is split, or where JAX does not know (`check_vma=False`, `pmap`). (): none, every device has
-        whole leaves, though perhaps its own.
+      axis_names: None, or () to say that under `shard_map` or `pmap`, where JAX may not know, every device has whole
+        leaves.
 
     Raises:
       ValueError: If a number is out of range.

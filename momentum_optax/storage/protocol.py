@@ -63,8 +63,9 @@ class EncodeContext(NamedTuple):
       entering: An array of the leaf's shape, a number that is not negative, and whether this is sure: in this step the
         velocities, each over its relative scale, become about as large as the array times the number, or larger. None
         if nothing is known.
-      is_divided: Whether the optimizer divides the velocity elementwise by its size, as Adam does its first moment.
-        Then a value must not be rounded to far above itself, at the price of a mean that is too small.
+      is_divided: Whether the optimizer divides the velocity elementwise by its size, as Adam does its first moment, or
+        takes only signs, as Lion does. Then a value must not be rounded to far above itself, at the price of a mean
+        that is too small.
       is_alone: Whether no other part of the optimizer's state is kept in few bits.
       numbers: Those of the leaf, for a storage that `reads_numbers`.
     """

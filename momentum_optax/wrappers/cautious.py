@@ -9,8 +9,8 @@ import optax
 
 from .. import _checks
 from .._export import serializable
-from .._tree import absent, as_array, path_name, reboxed, unboxed
-from .._typing import Entry, KeyPath, PyTree
+from .._tree import absent, as_array, empty, map_together, paired, path_name, reboxed, unboxed
+from .._typing import Entry, KeyPath, Leaf, PyTree
 from ..filters.coefficients import Scalar, value_at
 from ..state.mismatch import ANYTHING, check_state
 from ..storage.protocol import arithmetic_dtype
@@ -127,7 +127,8 @@ def add_cautious_weight_decay(weight_decay: Scalar, agreement: str) -> optax.Gra
 
     Raises:
       TypeError: If `weight_decay` is not a coefficient; at `update` if a leaf is complex.
-      ValueError: If a number is out of range or there is no such agreement; at `update` without `params`.
+      ValueError: If a number is out of range or there is no such agreement; at `update` without `params`, or if the
+        updates do not fit them, with the path of a leaf.
 
     Reference:
       Chen et al., "Cautious weight decay", 2025, arXiv:2510.12402, and the code of dion and HeavyBall.
@@ -149,17 +150,20 @@ def add_cautious_weight_decay(weight_decay: Scalar, agreement: str) -> optax.Gra
         check_state(state, CautiousDecayState(ANYTHING if callable(weight_decay) else None))
         rate = value_at(weight_decay, state.step)
 
-        def decayed(path: KeyPath, u: Entry, p: Entry) -> Entry:
-            if absent(u):
-                return u
+        def decayed(path: KeyPath, u: Leaf, p: Leaf) -> jax.Array:
             u, p = jnp.asarray(u), jnp.asarray(p)
             _check_real(path, u)
             dtype = arithmetic_dtype(u.dtype, p.dtype)
             decay = jnp.asarray(rate, dtype) * p.astype(dtype)
             return (u.astype(dtype) + jnp.where(agrees(u, p), decay, 0)).astype(u.dtype)
 
-        out = jax.tree_util.tree_map_with_path(decayed, unboxed(updates), unboxed(params), is_leaf=absent)
-        step = None if state.step is None else optax.safe_increment(state.step)
-        return reboxed(out, updates), CautiousDecayState(step)
+        rows = paired(_without_masks(updates), _without_masks(params))
+        out = map_together(lambda _: [decayed(path, u, p) for path, u, p in rows if u is not None], updates)
+        return out, CautiousDecayState(None if state.step is None else optax.safe_increment(state.step))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _without_masks(tree: PyTree) -> PyTree:
+    """The tree with None for what Optax masks."""
+    return jax.tree.map(lambda x: None if empty(x) else x, tree, is_leaf=empty)

@@ -9,7 +9,7 @@ import optax
 
 from .. import _checks
 from .._export import serializable
-from .._tree import LEAF, Place, absent, children, find_all, is_named_tuple, map_children, map_numbered, unboxed
+from .._tree import LEAF, Place, absent, children, find_all, map_children, map_numbered, unboxed
 from .._typing import KeyPath, PyTree
 from ..state.mismatch import ANYTHING, check_state
 from ..storage import resolve
@@ -168,7 +168,7 @@ def _map_fields(function: Callable[[Candidate], PyTree], node: Candidate, params
         raise ValueError("tx must not be compressed already: give select a mapping for fields in several storages")
     if _is_like(node.tree, params):
         return function(node)
-    owner = type(node.tree).__name__ if is_named_tuple(node.tree) else node.owner
+    owner = type(node.tree).__name__ if _checks.is_named_tuple(node.tree) else node.owner
     orthogonalized = _orthogonalized(node.tree)
 
     def map_child(key: KeyPath, child: PyTree) -> PyTree:
@@ -180,7 +180,7 @@ def _map_fields(function: Callable[[Candidate], PyTree], node: Candidate, params
 
 def _orthogonalized(node: PyTree) -> list[KeyPath]:
     """The keys of the members of a chain's state that an `orthogonalize` follows."""
-    if not isinstance(node, tuple) or is_named_tuple(node):
+    if not isinstance(node, tuple) or _checks.is_named_tuple(node):
         return []
     members = children(node)
     last = max((i for i, (_, x) in enumerate(members) if find_all(x, OrthogonalizeState)), default=0)

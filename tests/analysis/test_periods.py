@@ -183,6 +183,17 @@ def test_a_constant_rule_said_to_repeat_has_the_numbers_of_the_constant_one():
             np.testing.assert_allclose(function(rule), function(constant), rtol=1e-9)
 
 
+def test_a_look_ahead_alone_may_have_a_period():
+    ahead = (0.0, 0.5, 2.0)
+    rule = mo.Filter(0.9, 1.0, 0.9, 1.0, Periodic(lambda t: ahead[t % 3], 3))
+    assert analysis.dc_gain(rule) == pytest.approx(10)
+    got = analysis.variance_over_a_period(rule, 0.1, 1.0, point="evaluated")
+    each = [mo.Filter(0.9, 1.0, 0.9, 1.0, x) for x in ahead]
+    after = [analysis.stationary_variance(one, 0.1, 1.0, point="evaluated") for one in each]
+    # Entry 0 is after the last step of a period.
+    np.testing.assert_allclose(got, np.roll(after, 1), rtol=1e-9)
+
+
 def alternating(first, second):
     """A heavy ball of decays that alternate."""
     return mo.heavy_ball(Periodic(lambda t: first + (second - first) * (t % 2), 2))

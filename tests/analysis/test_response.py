@@ -11,6 +11,7 @@ from conformance import RULES, every_rule
 
 import momentum_optax as mo
 from momentum_optax import analysis, rules
+from momentum_optax.filters.coefficients import Periodic
 
 
 @pytest.mark.parametrize("decay", [0.3, 0.9, 0.99, 0.9999])
@@ -132,6 +133,24 @@ def test_poles_come_slowest_first_and_without_those_that_do_nothing():
     np.testing.assert_allclose(sorted(got, key=np.imag), 0.9 * np.exp([-0.4j, 0.4j]), rtol=1e-12)
     assert analysis.half_life(rules.heavy_ball(0.0)) == 0
     assert analysis.half_life(mo.Filter(1.0, 1.0, 1.0, 0.0)) == np.inf
+
+
+@pytest.mark.parametrize("pole", [1.25, -1.25, 1.0])
+def test_what_grows_has_neither_gain_nor_lag(pole):
+    rule = mo.Filter(pole, 1.0, pole, 1.0)
+    # The rule whose update grows, one that reads no such velocity, and one that does so over a period.
+    assert rule.dc_gain() == analysis.dc_gain(rule) == analysis.mean_lag(rule) == np.inf
+    unread = mo.Filter(((pole, 0.0), (0.0, 0.5)), (1.0, 1.0), (0.0, 1.0), 0.0)
+    assert unread.dc_gain() == pytest.approx(2)
+    now_and_then = mo.heavy_ball(Periodic(lambda t: pole if t % 2 else 1.0, 2))
+    assert analysis.dc_gain(now_and_then) == analysis.mean_lag(now_and_then) == np.inf
+    with pytest.raises(ValueError, match="finite gain other than 0 at zero frequency, got inf"):
+        analysis.bandwidth(rule)
+
+
+def test_the_gain_of_what_swings_for_ever_is_its_middle():
+    rule = mo.Filter(-1.0, 1.0, 1.0, 0.0)
+    assert rule.dc_gain() == pytest.approx(np.mean(rule.response(np.ones(100))))
 
 
 def test_what_has_no_end_is_infinite():

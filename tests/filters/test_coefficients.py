@@ -27,6 +27,14 @@ def test_a_leaf_has_its_own_first_step():
     assert damped.at(5, age=1).D == pytest.approx(0.5)
 
 
+def test_a_scheduled_look_ahead_makes_a_rule_neither_constant_nor_free_of_the_step():
+    rule = mo.Filter(0.9, 1.0, 0.9, 1.0, lookahead=lambda t: 0.9 * t)
+    assert not rule.is_constant
+    assert rule.reads_step
+    assert rule.period is None
+    assert rule.at(3).is_constant
+
+
 def test_what_is_made_of_a_first_step_that_follows_a_schedule_follows_it_too():
     rule = mo.heavy_ball(0.9, dampening=lambda t: 0.5 / (t + 1), first_step="gradient")
     other = rule.change_basis(2.0).scale(1.0)  # makes every coefficient anew

@@ -21,6 +21,7 @@ from tests.filters.simulation import simulate
         (mo.aggregated((0.0, 0.9, 0.99)).pruned(), (1 / 3, (1.0, 1.0), 1.0)),
         (mo.lion_mix(), (1.0, (0.9 / 0.99,), 0.1 - 0.01 * 0.9 / 0.99)),  # nothing is saved, nor lost
         (mo.primal_averaging(0.9, 0.7), (1.0, (0.07 / 0.9,), 0.3)),
+        (mo.Filter(0.9, 1.0, 0.9, 1.0, lookahead=lambda t: t), (1.0, (1.0,), 0.0)),  # which the update does not read
         (mo.Filter(1e-6, 1.0, 0.5, 1.0), None),  # the difference of large numbers
         (mo.heavy_ball(1e-6), (1.0, (1.0,), 0.0)),
         (mo.optimistic().at(1), None),  # the new velocity does not contain the old one

@@ -126,7 +126,7 @@ def test_a_decay_needs_gradients_and_parameters_of_one_tree(name):
     assert_refused(ValueError, match, tx.update, ONES, state, short)
 
 
-@pytest.mark.parametrize("name", ["sgd", "sgd with momentum", "lion"])
+@pytest.mark.parametrize("name", ["sgd", "sgd with momentum", "lion", "muon"])
 def test_a_decay_goes_with_boxes_around_gradients_or_parameters_or_neither(name):
     boxed = {"w": nn.Partitioned(ONES["w"], ("x", None)), "b": ONES["b"]}
     masks = (None, lambda p: jax.tree.map(lambda x: x.shape[0] > 2, p))

@@ -1,5 +1,8 @@
 """Muon on every kind of tree, and what it says of gradients and states that do not fit."""
 
+import itertools
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,6 +52,29 @@ def test_updates_of_every_tree_are_finite(make):
     for gradients in (ODD, jax.tree.map(jnp.zeros_like, ODD)):
         updates, _ = jax.jit(tx.update)(gradients, jax.jit(tx.init)(ODD), ODD)
         assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(updates))
+
+
+@pytest.mark.parametrize("gradients", [PARAMS, PARAMS | {"w": None}], ids=["all", "none of a matrix"])
+def test_boxes_may_be_around_the_state_the_gradients_or_the_parameters_alone(gradients):
+    def in_boxes(tree):
+        return jax.tree.map(lambda x: nn.Partitioned(x, ("x",) + (None,) * (x.ndim - 1)), tree)
+
+    tx = mo.muon(0.1, weight_decay=0.1)
+    expected = jax.eval_shape(tx.update, gradients, jax.eval_shape(tx.init, PARAMS), PARAMS)
+    for each in itertools.product((lambda tree: tree, in_boxes), repeat=3):
+        made_for, given, params = (wrap(tree) for wrap, tree in zip(each, (PARAMS, gradients, PARAMS), strict=True))
+        state = jax.eval_shape(tx.init, made_for)
+        updates, new = jax.eval_shape(tx.update, given, state, params)
+        assert jax.tree.structure(updates) == jax.tree.structure(given)
+        assert jax.tree.structure(new) == jax.tree.structure(state)
+        assert nn.meta.unbox((updates, new)) == expected
+
+
+def test_none_for_another_parameter_in_a_box_is_named():
+    boxed = {key: nn.Partitioned(x, ("x",) * x.ndim) for key, x in PARAMS.items()}
+    tx = mo.muon(0.1)
+    with pytest.raises(ValueError, match=r"others takes no gradient of None, got one for params\['b'\]: give zeros"):
+        jax.eval_shape(tx.update, boxed | {"b": None}, jax.eval_shape(tx.init, boxed), boxed)
 
 
 WRONG = {

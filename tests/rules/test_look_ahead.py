@@ -37,6 +37,17 @@ def test_behind_a_warm_up_schedule_free_is_that_of_optax(warmup, power, x64):
     assert abs(np.asarray(x) - START).max() > 0.1
 
 
+@pytest.mark.parametrize("power", [0, 3.5, 120, 1e4])
+def test_the_weights_of_schedule_free_may_be_too_small_for_a_float(power):
+    steps = 50
+    rule = rules.schedule_free(0.9, warmup_steps=steps, weight_power=power)
+    for t in range(2 * steps):
+        logs = power * np.log(np.minimum(np.arange(1, t + 2), steps))
+        share = 1 / np.sum(np.exp(logs - logs[-1]))
+        # The rule is `primal_averaging` that keeps the rest.
+        assert float(rule.at(t).A[0][0]) == pytest.approx(1 - share, rel=1e-12, abs=1e-12)
+
+
 def thetas(steps):
     """OGM's, from 1."""
     theta = [1.0]

@@ -106,6 +106,17 @@ def test_a_rule_behind_the_rate_takes_minus_one_or_says_so_itself():
     assert_bit_equal(mo.eval_params(state, params), mo.eval_params(state, params, -1))
 
 
+def test_the_point_of_complex_parameters_needs_no_promotion():
+    params = {"z": jnp.array([1 + 2j, 3j], jnp.complex64)}
+    with jax.numpy_dtype_promotion("strict"):
+        tx = nesterov()
+        state = tx.update(params, tx.init(params))[1]
+        for rate in (RATE, jnp.float32(RATE)):
+            # The velocity is the decayed gradient.
+            expected = params["z"] * np.complex64(1 + RATE * NESTEROV.B[0])
+            check_close(mo.eval_params(state, params, rate), {"z": expected})
+
+
 @pytest.mark.parametrize("counted", ["by the schedule", pytest.param("by the rule", marks=pytest.mark.slow)])
 def test_a_schedule_is_read_at_the_last_step(counted, x64):
     like = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), LIKE)

@@ -87,6 +87,32 @@ def test_what_is_divided_is_never_read_as_more_than_half_as_large_again():
         assert np.all(abs(kept.mean(0)[where] - 1) < 4.5 * spread + 1e-3)
 
 
+EIGHT = mo.storage.int8(min_size=1)
+SIGNS = {
+    "lion": lambda: mo.lion(1.0, weight_decay=None, storage=EIGHT),
+    "signum": lambda: mo.signum(1.0, 0.99, storage=EIGHT),
+    "mars_lion": lambda: mo.contrib.mars_lion(1.0, storage=EIGHT),
+    "a chain with Lion's rule": lambda: optax.chain(
+        mo.scale_by_momentum(mo.lion_mix(), storage=EIGHT), optax.scale_by_sign()
+    ),
+    "Signum of another library": lambda: mo.interop.signum(1.0, 0.99, storage=EIGHT),
+}
+
+
+@pytest.mark.parametrize("name", SIGNS)
+def test_velocities_before_a_sign_are_rounded_as_those_that_are_divided(name):
+    # A hundred millionth of their row's scale: a level above zero is fifty times as much.
+    gradients = jnp.asarray(np.resize([1.0, 1e-8], (8, 512)), jnp.float32)
+    tx = optax.with_extra_args_support(SIGNS[name]())
+    state = tx.update(gradients, tx.init(gradients), gradients, previous_gradient=gradients)[1]
+    (kept,) = mo.velocity(state)
+    assert np.all(kept[:, ::2])
+    assert not np.any(kept[:, 1::2])
+    # Which is right on average, and what sums of steps need.
+    summed = mo.scale_by_momentum(mo.ema(0.99), storage=EIGHT)
+    assert np.any(mo.velocity(summed.update(gradients, summed.init(gradients))[1])[0][:, 1::2])
+
+
 def test_a_first_moment_that_fills_has_room_to_grow():
     signal = jnp.asarray(RNG.normal(size=(8, 512)), jnp.float32)
     tx = mo.compress(optax.scale_by_adam(B1, B2), {"mu": mo.storage.int8(min_size=1)})

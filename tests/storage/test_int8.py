@@ -1,5 +1,7 @@
 """One byte per velocity: without bias, without a stall, and with a stated outcome for every hard case."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -220,6 +222,17 @@ def test_what_the_window_does_not_see_is_rounded_coarsely_and_never_lost():
     for _ in range(3):
         again = EIGHT.encode((value,), again, mo.storage.EncodeContext(None, (1.0,)))
     assert np.linalg.norm(decoded(again) - np.asarray(value)) < 0.1 * np.linalg.norm(value)
+
+
+def test_a_first_step_of_which_nothing_is_seen_keeps_what_the_docstring_says():
+    # One element in each row, beside the window.
+    sizes = 10.0 ** jnp.array([-20.0, -10, -8, -6, 0, 6, 10, 30])
+    value = jnp.zeros(SHAPE).at[:, 31].set(sizes)
+    kept = over_stamps(value, 2000)[:, :, 31]
+    least, largest = map(float, re.search(r"rounded as coarsely, between (\S+) and (\S+);", TEXT).groups())
+    assert f"stored as zero or {least:.0e}".replace("e-0", "e-") in TEXT
+    assert kept[kept > 0].min() == pytest.approx(least, rel=0.1)
+    assert kept.max() == pytest.approx(largest, rel=0.1)
 
 
 def test_rows_of_very_different_sizes_are_equally_exact():

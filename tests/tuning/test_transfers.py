@@ -226,6 +226,7 @@ ERRORS = [
     ({"keep": "variance"}, ValueError, "keep must be one of 'trajectory', .* got 'variance'"),
     ({"base": "norm"}, ValueError, "one of 'half_life_tokens', 'bound', 'bound_fixed_decay' for base 'norm'"),
     ({"rule": mo.nesterov(mo.schedules.fista())}, ValueError, "rule must have constant coefficients"),
+    ({"rule": mo.Filter(0.9, 1.0, 0.9, 1.0, lambda t: 1.0)}, ValueError, "rule must have constant coefficients"),
     ({"rule": mo.heavy_ball(1.0)}, ValueError, r"rule must have poles in \(0, 1\)"),
     (
         {"rule": mo.ema(0.7), "base": "adam", "keep": "square_root_rate"},

@@ -1,5 +1,6 @@
 """Cautious updates and weight decay against the published code in NumPy."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,6 +119,36 @@ def test_cautious_weight_decay_is_that_of_the_published_code(agreement):
     assert jax.tree.leaves(constant.init(signal)) == []
     none, _ = constant.update({"a": None, "b": optax.MaskedNode()}, constant.init(signal), signal)
     assert none == {"a": None, "b": optax.MaskedNode()}
+
+
+@pytest.mark.parametrize(
+    ("updates", "params", "match"),
+    [
+        ({"a": 1}, {"a": 1, "b": 1}, r"the gradients lack params\['b'\], present in params"),
+        ({"a": 1, "b": 1}, {"a": 1}, r"the gradients have params\['b'\], absent in params"),
+        ({"a": 1, "b": 1}, {"a": 1, "b": None}, r"a gradient for params\['b'\], which was None in params"),
+        ({"a": 1, "b": 1}, {"a": 1, "b": optax.MaskedNode()}, r"for params\['b'\], which was None in params"),
+        ({"a": 1}, {"a": {"c": 1}}, r"the gradients lack params\['a'\]\['c'\], present in params"),
+        ({"a": 1}, {"a": np.ones((3, 2))}, r"for params\['a'\] must have shape \(3, 2\), got \(\)"),
+    ],
+)
+def test_a_cautious_weight_decay_names_the_leaf_that_does_not_fit(updates, params, match):
+    tx = mo.add_cautious_weight_decay(0.1, "product")
+    updates, params = (jax.tree.map(np.float32, tree) for tree in (updates, params))
+    with pytest.raises(ValueError, match=match):
+        tx.update(updates, tx.init(params), params)
+
+
+def test_a_cautious_weight_decay_keeps_what_is_masked_on_either_side_boxed_or_not():
+    tx = mo.add_cautious_weight_decay(0.5, "product")
+    masked = optax.MaskedNode()
+    updates = {"a": np.ones(2, np.float32), "b": None, "c": masked, "d": masked, "e": None}
+    params = {"a": np.full(2, 2, np.float32), "b": masked, "c": None, "d": np.ones(3), "e": np.ones(3)}
+    for wrap in (lambda x: x, lambda x: nn.Partitioned(x, (None,))):
+        given = {key: x if x is None else wrap(x) for key, x in updates.items()}
+        out, _ = tx.update(given, tx.init(params), params)
+        assert jax.tree.structure(out) == jax.tree.structure(given)
+        np.testing.assert_array_equal(nn.meta.unbox(out)["a"], [2, 2])
 
 
 @pytest.mark.one_in(3)

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..._tree import LEAF, Place, update_leaves
 from ..._typing import AxisName, Number, PyTree
-from ...storage.protocol import arithmetic_dtype
+from ...storage.protocol import arithmetic_dtype, times
 
 
 def total(x: jax.Array, axis_name: AxisName) -> jax.Array:
@@ -15,15 +15,15 @@ def total(x: jax.Array, axis_name: AxisName) -> jax.Array:
 
 
 def share_of(weight: Number, axis_name: AxisName) -> jax.Array:
-    """This worker's weight over the sum of all weights; 0 where they sum to 0."""
-    own = jnp.asarray(weight, jnp.result_type(weight, jnp.float32))
+    """This worker's weight over the sum of all weights, as wide as types go; 0 where they sum to 0."""
+    own = jnp.asarray(weight, float)
     whole = total(own, axis_name)
     return own / jnp.where(whole > 0, whole, 1)
 
 
 def exact_mean(progress: PyTree, share: jax.Array, axis_name: AxisName) -> PyTree:
     """The weighted mean of all workers' progress, summed in its own dtype."""
-    return jax.tree.map(lambda d: total(d * share.astype(d.dtype), axis_name), progress)
+    return jax.tree.map(lambda d: total(times(d, share), axis_name), progress)
 
 
 def byte_mean(progress: PyTree, residual: PyTree, share: jax.Array, axis_name: AxisName) -> tuple[PyTree, PyTree]:
@@ -34,13 +34,13 @@ def byte_mean(progress: PyTree, residual: PyTree, share: jax.Array, axis_name: A
 
     def exchanged(_: Place, d: jax.Array, r: jax.Array) -> tuple[jax.Array, jax.Array]:
         if jnp.iscomplexobj(d):
-            return total(d * share.astype(d.dtype), axis_name), r
+            return total(times(d, share), axis_name), r
         wanted = d + r
         codes, scale = _encoded(wanted)
         # Codes and scales are sent; each receiver decodes them.
         all_codes, all_scales = (_gathered(x, axis_name) for x in (codes, scale))
-        shares = _gathered(share, axis_name).reshape(-1, *(1,) * d.ndim)
-        mean = (all_codes.astype(jnp.float32) * (all_scales * shares).astype(jnp.float32)).sum(0).astype(d.dtype)
+        shares = _gathered(share.astype(jnp.float32), axis_name).reshape(-1, *(1,) * d.ndim)
+        mean = (all_codes.astype(jnp.float32) * (all_scales * shares)).sum(0).astype(d.dtype)
         sent = (codes.astype(jnp.float32) * scale).astype(d.dtype)
         # A missing worker has sent nothing.
         return mean, jnp.where(share > 0, wanted - sent, r)

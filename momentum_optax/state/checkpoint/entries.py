@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from ... import _checks
 from ..._paths import slash_path
-from ..._tree import children, is_named_tuple
+from ..._tree import children
 from ..._typing import JSON, KeyPath, Leaf, PyTree
 from .checksums import checksum, dtype_name, has_checksum
 
@@ -97,7 +97,7 @@ def _text(entry: Mapping[str, JSON]) -> str:
 
 def _nodes(node: PyTree, path: KeyPath = ()) -> Iterator[tuple[str, PyTree]]:
     """Paths with the leaves of a tree, and with the classes of its NamedTuples, in the order of the tree."""
-    if is_named_tuple(node):
+    if _checks.is_named_tuple(node):
         yield field_path(path), type(node)
     if jax.tree_util.all_leaves([node]):
         yield field_path(path), node

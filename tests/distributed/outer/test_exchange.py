@@ -56,6 +56,18 @@ def test_leaves_of_every_kind_are_averaged(exchange):
     assert new["none"] is None
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_a_third_is_as_exact_as_arithmetic_is(dtype, x64):
+    # Of one worker's value, seen in the mean over many values: a rounded third is off for all of them alike.
+    kind, start = outer.local_sgd(), jnp.zeros((3, 4096), dtype)
+    moved = jnp.asarray(np.random.default_rng(0).uniform(1, 2, 4096) * np.eye(3)[0][:, None], dtype)
+    go = jax.jit(jax.vmap(functools.partial(kind.sync, axis_name="workers"), axis_name="workers"))
+    new, _ = go(moved, jax.vmap(kind.init)(start))
+    assert np.mean(np.float64(new[0]) / np.float64(moved[0])) * 3 == pytest.approx(
+        1, abs=1e-4 if dtype == "bfloat16" else 1e-12
+    )
+
+
 def test_a_whole_number_among_the_parameters_is_named():
     # A mean of whole numbers is none: in their dtype it would be 0.
     with pytest.raises(TypeError, match=r"params\['n'\] must have a dtype of bfloat16, .*, got int32"):
