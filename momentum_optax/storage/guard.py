@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._typing import Condition, Number
-from .companding import SCALE, level
+from .companding import SCALE
 from .noise import wrapped
 from .rows import row_axes
 
@@ -99,18 +99,18 @@ def _smallest(
     return jax.lax.bitcast_convert_type(jnp.min(bits, axes), jnp.float32)
 
 
-def next_reach(inverse: jax.Array, most: jax.Array, reach: jax.Array, is_sure: Condition) -> jax.Array:
-    """The `reach` for the next write, from the largest size of a code in each row; unchanged in a row of zeros.
+def next_reach(inverse: jax.Array, largest: jax.Array, reach: jax.Array, is_sure: Condition) -> jax.Array:
+    """The `reach` for the next write, from the largest value of each row over the unit; unchanged where it is 0.
 
     Where it is not sure what enters, a row that has grown has room to grow by as much again, up to `_GROWTH` times, and
     a new row by that: a memory doubles at its second step.
     """
     is_silent = (jax.lax.bitcast_convert_type(inverse, jnp.int32) & 1) > 0
     fall = jnp.where(is_silent, _SILENT, _FALL) * SCALE
-    largest = level(most.astype(jnp.int32)) * _MARGIN
-    grown = jnp.where(reach > 0, jnp.clip(largest * np.float32(1 / SCALE), 1, _GROWTH), _GROWTH)
-    largest = largest * jnp.where(is_sure, np.float32(1), grown)
-    return jnp.where(most > 0, jnp.maximum(largest, fall) / jnp.abs(inverse), reach)
+    most = largest * _MARGIN
+    grown = jnp.where(reach > 0, jnp.clip(most * np.float32(1 / SCALE), 1, _GROWTH), _GROWTH)
+    most = most * jnp.where(is_sure, np.float32(1), grown)
+    return jnp.where(largest > 0, jnp.maximum(most, fall) / jnp.abs(inverse), reach)
 
 
 def _pieces(
