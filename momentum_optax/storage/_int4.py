@@ -135,5 +135,42 @@ class Int4(InOnePass[Int4Velocity]):
 
 
 def int4(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | None = None) -> Int4:
-    r"""Velocities in four bits per parameter and velocity, plus 12 bytes per row (`storage.ROW_SIZE`)."""
+    r"""Velocities in four bits per parameter and velocity, plus 12 bytes per row (`storage.ROW_SIZE`).
+
+    For memories of about ten steps, decay 0.9, that are added to the weights: SGD, Nesterov. The rounding has no bias.
+    On white noise one rounding is within 0.2 in norm, and as those of a whole memory add up the relative error of a
+    stored velocity is 0.4; it was 0.6 to 0.8 for whole networks, whose final losses were about those of float32. Not for
+    Adam, whose direction is lost (a cosine of 0.2) and whose steps become thousands of times as long; nor for Lion,
+    whose decay is 0.99; and Muon refuses it. The error on white noise is 0.7 at decay 0.95, and at 0.99 the noise feeds
+    itself, outgrows the velocity and training suffers; take `int8`. A decay above 0.95 that is a number gets a warning.
+    Half a byte is what TPUs and GPUs store; XLA's CPU backend keeps a whole one for each code.
+
+    Scales are those of `int8`, so that the first step of a leaf, a spike of all of a row and a row that wakes up are as
+    exact as any other step. Fifteen codes have no room for what lies apart:
+
+    * a single element that has grown keeps its mean up to 2.3 times its row's scale, three times the row's largest
+      value of the step before, and is clipped beyond. Above 0.6 scales it is read as up to four times what it is, at
+      random. The next scale follows what is read, up to 8 times the last one;
+    * a first step of which the part that `int8` looks at is zero throughout is written at a scale of about 0.1, which
+      then rises as fast, or falls by a tenth a step once that part is not zero;
+    * an element of less than 1 % of its row's largest is mostly noise, without bias.
+
+    A NaN or infinite velocity is stored as zero: its element starts anew.
+
+    Args:
+      seed: Of the noise, a whole number in [0, 2^32). The noise is a function of (seed, number of
+        writes, leaf, velocity, element).
+      min_size: Leaves with fewer elements, counted over all devices, are kept in full, as are complex ones; a whole
+        number from 1.
+      axis_names: Under `shard_map` and `pmap`, the mesh axes along which a leaf is split. None: whatever JAX knows, an
+        error where it is split, or where JAX does not know (`check_vma=False`, `pmap`). (): none, every device has
+        whole leaves, though perhaps its own.
+
+    Raises:
+      ValueError: If a number is out of range, or `axis_names` names an axis.
+      TypeError: If `seed` or `min_size` is not a whole number.
+
+    Reference:
+      Four-bit states: Li, Chen and Zhu, NeurIPS 2023, arXiv:2309.01507. Subtractive dither: see `int8`.
+    """
     return Int4.checked(seed, min_size, axis_names)
