@@ -2,11 +2,11 @@ r"""Velocities in four bits, in the form of `int8`: square roots up to a bound, 
 
 With the bound as 1, a code c from -6 to 6 stands for $c |c| / 36$, rounded and read with noise as in `companding`.
 
-The code 7 stands for no one value. With u in [0, 1) the size of the noise, which decoding repeats, it is read as $1 +
-2^{\lfloor 6 u \rfloor} / 4$, from 1.25 to 9. A value x > 1 becomes 7 if u is below t(x), and 6 if not, where
-$\int_0^t 2^{\lfloor 6 u \rfloor} du = 4 (x - 1)$, so that the mean of what is read is x. In the bits of a float t is a
-line: it is $(e + m) / 6$ where $1 + 24 (x - 1)$ is $2^e (1 + m)$. What is a little beyond the bound thus becomes
-something a little beyond it, and what is far beyond keeps its mean up to where t is 1, at 3.6.
+The code 7 stands for no one value. Each row draws an octave k from 0 to 5 at every write, and there it is read as $1 +
+2^k / 4$, from 1.25 to 9. With u in [0, 1) the size of an element's noise, a value x > 1 becomes 7 if k + u is below
+t(x), and 6 if not, where $\int_0^t 2^{\lfloor s \rfloor} ds = 24 (x - 1)$: then the mean of what is read is x. In the
+bits of a float t is a line: it is e + m where $1 + 24 (x - 1)$ is $2^e (1 + m)$. What is a little beyond the bound thus
+becomes something a little beyond it, and what is far beyond keeps its mean up to where t is 6, at 3.6.
 
 What is read of a code 6 is 1 on average still, since the sign of the noise decides nothing here.
 """
@@ -34,8 +34,8 @@ _FIRST, _OCTAVES = -2, 6
 _STEEP = _OCTAVES / 2.0**_FIRST
 
 
-# The bits of 1.0, and where the exponent of a float begins.
-_ONE, _EXPONENT = 127 << 23, 23
+# Where the exponent of a float begins.
+_EXPONENT = 23
 
 
 @serializable
@@ -76,50 +76,58 @@ def _bits(x: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(x, jnp.int32)
 
 
-def _place(noise: jax.Array) -> jax.Array:
-    """6 u, in units in which an octave of the bits of a float is 1."""
-    # Of a negative number one less than its size, so that all of them lie in [0, 2^31).
-    size = noise ^ (noise >> 31)
-    return ((size >> 3) * np.int32(_OCTAVES)) >> np.int32(28 - _EXPONENT)
+def _octave(row: jax.Array) -> jax.Array:
+    """From 0 to 5, at random for each row and write, from the number of the row."""
+    return jax.lax.bitcast_convert_type((row >> 8) * np.uint32(_OCTAVES) >> 24, jnp.int32)
 
 
-def _beyond(octave: jax.Array) -> jax.Array:
-    """What the last code stands for in an octave of 6 u, in bounds."""
-    return _float((octave + np.int32(127 + _FIRST)) << _EXPONENT) + 1
+def _beyond(row: jax.Array) -> jax.Array:
+    """What the last code of each row stands for, in bounds."""
+    return _float((_octave(row) + np.int32(127 + _FIRST)) << _EXPONENT) + 1
 
 
-def _encode(v: jax.Array, inverse: jax.Array, noise: jax.Array, phase: jax.Array | None) -> jax.Array:
+def _encode(
+    v: jax.Array, inverse: jax.Array, noise: jax.Array, phase: jax.Array | None, row: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     del phase
     r = jnp.abs(v * inverse) * np.float32(1 / _BOUND)
-    n = noise.astype(jnp.float32) * np.float32(2.0**-32)
     # Half way to the next code where the noise is zero. A little less, so that a zero stays one.
-    y = jnp.sqrt(jnp.minimum(r, 1)) * np.float32(_ROOTS) - n + np.float32(0.5 - 2.0**-25)
-    is_beyond = _place(noise) + np.int32(_ONE) < _bits(r * np.float32(_STEEP) - np.float32(_STEEP - 1))
-    code = jnp.minimum(y.astype(jnp.int32), _ROOTS) + is_beyond.astype(jnp.int32)
+    half = np.float32(0.5 - 2.0**-25) - noise.astype(jnp.float32) * np.float32(2.0**-32)
+    root = (jnp.sqrt(jnp.minimum(r, 1)) * np.float32(_ROOTS) + half).astype(jnp.int32)
+    # The size of the noise within the octave. Of a negative number one less, so that it is below 1.
+    place = ((noise ^ (noise >> 31)) >> np.int32(31 - _EXPONENT)) + ((_octave(row) + np.int32(127)) << _EXPONENT)
+    is_beyond = place < _bits(r * np.float32(_STEEP) - np.float32(_STEEP - 1))
+    code = jnp.minimum(root, _ROOTS) + is_beyond.astype(jnp.int32)
     # Not finite: the element starts anew. The comparison is false for NaN.
     code = jnp.where(jnp.abs(v) <= np.finfo(np.float32).max, code, 0)
     sign = _bits(v) >> 31
-    return ((code ^ sign) - sign).astype(jnp.int4)
+    codes = ((code ^ sign) - sign).astype(jnp.int4)
+    size = jax.lax.platform_dependent(
+        codes, is_beyond, r > 0, cpu=_size, default=lambda codes, *_: codes.astype(jnp.int8)
+    )
+    return codes, size
 
 
-def _decode(codes: jax.Array, unit: jax.Array, noise: jax.Array) -> jax.Array:
+def _size(codes: jax.Array, is_beyond: jax.Array, is_nonzero: jax.Array) -> jax.Array:
+    """As much of the codes as `_level` reads, in one byte: for more XLA's CPU backend writes roots to memory."""
+    del codes
+    return jnp.where(is_beyond, np.int8(_ROOTS + 1), is_nonzero.astype(jnp.int8))
+
+
+def _decode(codes: jax.Array, unit: jax.Array, noise: jax.Array, row: jax.Array) -> jax.Array:
     code = codes.astype(jnp.int32).astype(jnp.float32)
     size = jnp.abs(code)
-    beyond = _beyond(_place(noise) >> _EXPONENT) * np.float32(_ROOTS**2 / (_ROOTS + 1))
-    return unit * (code * jnp.where(size > _ROOTS, beyond, size + noise.astype(jnp.float32) * np.float32(2.0**-31)))
+    root = size + noise.astype(jnp.float32) * np.float32(2.0**-31)
+    beyond = _beyond(row) * np.float32(_ROOTS**2 / (_ROOTS + 1))
+    return unit * (code * jnp.where(size > _ROOTS, beyond, root))
 
 
-def _size(codes: jax.Array, noise: jax.Array) -> jax.Array:
-    size = jnp.abs(codes.astype(jnp.int32))
-    return jnp.where(size > _ROOTS, size + (_place(noise) >> _EXPONENT), size)
+def _level(most: jax.Array, row: jax.Array) -> jax.Array:
+    # The scale of `guard` falls no faster than from the bound, whatever lies below it.
+    return jnp.where(most > _ROOTS, _beyond(row), jnp.minimum(most, 1)) * _BOUND
 
 
-def _level(most: jax.Array) -> jax.Array:
-    beyond = _beyond(most.astype(jnp.int32) - (_ROOTS + 1))
-    return jnp.where(most > _ROOTS, beyond, most * most * np.float32(1 / _ROOTS**2)) * _BOUND
-
-
-_CODE = Code(_encode, _decode, _size, _level, unit=float(_BOUND) / _ROOTS**2, share=_SHARE)
+_CODE = Code(_encode, _decode, _level, unit=float(_BOUND) / _ROOTS**2, share=_SHARE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,8 +147,8 @@ def int4(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | N
 
     For memories of about ten steps, decay 0.9, that are added to the weights: SGD, Nesterov. The rounding has no bias.
     On white noise one rounding is within 0.2 in norm, and as those of a whole memory add up the relative error of a
-    stored velocity is 0.4; it was 0.6 to 0.8 for whole networks, whose final losses were about those of float32. Not for
-    Adam, whose direction is lost (a cosine of 0.2) and whose steps become thousands of times as long; nor for Lion,
+    stored velocity is 0.4; it was 0.6 to 0.8 for whole networks, whose final losses were about those of float32. Not
+    for Adam, whose direction is lost (a cosine of 0.2) and whose steps become thousands of times as long; nor for Lion,
     whose decay is 0.99; and Muon refuses it. The error on white noise is 0.7 at decay 0.95, and at 0.99 the noise feeds
     itself, outgrows the velocity and training suffers; take `int8`. A decay above 0.95 that is a number gets a warning.
     Half a byte is what TPUs and GPUs store; XLA's CPU backend keeps a whole one for each code.

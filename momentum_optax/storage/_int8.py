@@ -29,32 +29,26 @@ class Code(NamedTuple):
     """A code of velocities at the scale of their row, which comes as `inverse`, see `guard.inverse_scales`.
 
     Attributes:
-      encode: The codes of values, from these, `inverse`, noise and phase, as in `companding`.
-      decode: The values of codes, from these, their units and the noise of `encode`.
-      size: Whole numbers from 0 to 127 that grow with what is read, from codes and their noise.
-      level: What is read, times `inverse`, from the largest `size` of each row; 0 for 0.
+      encode: The codes of values, and the same as int8; from values, `inverse`, noise and phase as in `companding`, and
+        the numbers of rows that the noise follows from.
+      decode: The values of codes, from these, their units, and the noise and the numbers of `encode`.
+      level: What is read, times `inverse`, from the largest size of a code in each row and the numbers; 0 for 0.
       unit: The unit times `inverse`.
       share: The largest value that square roots stand for, in scales.
     """
 
-    encode: Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
-    decode: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-    size: Callable[[jax.Array, jax.Array], jax.Array]
-    level: Callable[[jax.Array], jax.Array]
+    encode: Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array], tuple[jax.Array, jax.Array]]
+    decode: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+    level: Callable[[jax.Array, jax.Array], jax.Array]
     unit: float = 1.0
     share: float = 1.0
 
 
-def _size(code: jax.Array, noise: jax.Array) -> jax.Array:
-    del noise
-    return code
-
-
-def _level(most: jax.Array) -> jax.Array:
-    return jnp.where(most > 0, level(most.astype(jnp.int32)), np.float32(0))
-
-
-_CODE = Code(encode, decode, _size, _level)
+_CODE = Code(
+    encode=lambda v, inverse, noise, phase, row: (encode(v, inverse, noise, phase),) * 2,
+    decode=lambda codes, unit, noise, row: decode(codes, unit, noise),
+    level=lambda most, row: jnp.where(most > 0, level(most.astype(jnp.int32)), np.float32(0)),
+)
 
 
 @serializable
@@ -185,7 +179,7 @@ def decoded(
 ) -> tuple[jax.Array, ...]:
     """The velocities of one leaf."""
     return tuple(
-        code.decode(c, unmarked(scale), element_noise(noise, c, k))
+        code.decode(c, unmarked(scale), element_noise(noise, c, k), noise)
         for k, (c, scale) in enumerate(zip(codes, scales, strict=True))
     )
 
@@ -205,19 +199,20 @@ def _encoded(
     alike = tuple(_over(v.astype(jnp.float32), factor) for v, factor in zip(velocities, factors, strict=True))
     entering = (_largest_of(alike), 1.0, True) if entering is None else entering
     inverse = inverse_scales(*entering, reach)
-    noises = [element_noise(noise, v, k, 1) for k, v in enumerate(alike)]
-    codes = tuple(
-        code.encode(v, inverse, n, element_phase(noise, v, k) if is_divided else None)
-        for k, (v, n) in enumerate(zip(alike, noises, strict=True))
-    )
-    most = row_largest(tuple(code.size(c, n) for c, n in zip(codes, noises, strict=True)))
+    row = noise * np.uint32(GROWTH)
+    written = [
+        code.encode(v, inverse, element_noise(noise, v, k, 1), element_phase(noise, v, k) if is_divided else None, row)
+        for k, v in enumerate(alike)
+    ]
+    codes, same = zip(*written, strict=True)
+    most = row_largest(same)
     # Never true: the small parts follow from the codes. XLA knows them to be read no more then, and writes over them.
     is_last = most > np.float32(127)
     inverse = jnp.where(is_last, np.float32(1), inverse)
     unit = np.float32(code.unit) / jnp.abs(inverse)
     scale = tuple(marked(_times(unit, factor), v) for v, factor in zip(velocities, factors, strict=True))
-    noise = jnp.where(is_last, np.uint32(1), noise * np.uint32(GROWTH))
-    return codes, scale, (next_reach(inverse, code.level(most), reach, entering[2]),), (noise,)
+    reach = next_reach(inverse, code.level(most, row), reach, entering[2])
+    return codes, scale, (reach,), (jnp.where(is_last, np.uint32(1), row),)
 
 
 @jitted

@@ -109,8 +109,9 @@ def test_a_zero_stays_one_under_any_noise():
     ends = np.int64(2**31 - 1) - np.arange(4096)
     noise = jnp.asarray(np.concatenate([ends, -1 - ends, np.arange(-50, 50)]).astype(np.int32))[None]
     for size in (1.0, 1e-20, 1e20):
-        codes = _int4._encode(jnp.zeros(noise.shape), jnp.full((1, 1), size, jnp.float32), noise, None)
-        np.testing.assert_array_equal(_int4._decode(codes, jnp.ones((1, 1)), noise), 0)
+        inverse, row = jnp.full((1, 1), size, jnp.float32), jnp.ones((1, 1), jnp.uint32)
+        codes, _ = _int4._encode(jnp.zeros(noise.shape), inverse, noise, None, row)
+        np.testing.assert_array_equal(_int4._decode(codes, jnp.ones((1, 1)), noise, row), 0)
 
 
 @pytest.mark.slow
@@ -120,7 +121,7 @@ def test_the_error_at_decay_09_is_the_stated_one_and_the_limit_is_real():
     for decay in (0.9, 0.95, 0.99):
         exact, kept = (x[200:] for x in both(mo.heavy_ball(decay), signal))
         found[decay] = np.sqrt(((kept - exact) ** 2).mean() / (exact**2).mean())
-    assert "0.4 on white noise" in TEXT
+    assert "relative error of a stored velocity is 0.4" in TEXT
     assert "0.7 at decay 0.95" in TEXT
     assert 0.35 < found[0.9] < 0.45
     assert 0.6 < found[0.95] < 0.8
@@ -133,8 +134,8 @@ def test_the_first_step_is_as_exact_as_any_other_at_any_size(size):
     error = errors(*both(mo.heavy_ball(0.5), normal(30, *SHAPE, seed=2) * jnp.float32(size)))
     assert "within 0.2 in norm" in TEXT
     assert 0.1 < error[0] < 0.2
-    # The roundings of all steps before halve from step to step: a third more in norm.
-    assert np.all(error < 0.25)
+    # The roundings of the steps before halve from step to step, which makes 1.15 times one in norm.
+    assert error[5:].mean() < 1.15 * 0.2
 
 
 @pytest.mark.slow
@@ -142,8 +143,9 @@ def test_a_spike_and_a_row_that_wakes_up_are_kept_and_forgotten():
     spiked = normal(260, *SHAPE, seed=4).at[40].multiply(1e6)
     error = errors(*both(mo.heavy_ball(0.9), spiked))
     assert error[40] < 0.2
-    # The noise of each step adds up over the memory, as without a spike.
-    assert np.all(error[41:] < 0.6)
+    # What is left of it decays as its noise does, of which each step adds as much again in proportion.
+    assert np.all(error[40:140] < 0.25 * np.sqrt(np.arange(1, 101)))
+    assert np.all(error[240:] < 0.5)
     silent = normal(1040, 4, 512, seed=10).at[1:1000, 1].set(0.0)
     exact, kept = (x[1000:, 1] for x in both(mo.heavy_ball(0.5), silent))
     error = errors(exact, kept, 1)
