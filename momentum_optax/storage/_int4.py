@@ -2,13 +2,14 @@ r"""Velocities in four bits, in the form of `int8`: square roots up to a bound, 
 
 With the bound as 1, a code c from -6 to 6 stands for $c |c| / 36$, rounded and read with noise as in `companding`.
 
-The code 7 stands for no one value. Each row draws an octave k from 0 to 5 at every write, and there it is read as $1 +
-2^k / 4$, from 1.25 to 9. With u in [0, 1) the size of an element's noise, a value x > 1 becomes 7 if k + u is below
-t(x), and 6 if not, where $\int_0^t 2^{\lfloor s \rfloor} ds = 24 (x - 1)$: then the mean of what is read is x. In the
-bits of a float t is a line: it is e + m where $1 + 24 (x - 1)$ is $2^e (1 + m)$. What is a little beyond the bound thus
-becomes something a little beyond it, and what is far beyond keeps its mean up to where t is 6, at 3.6.
+The code 7 stands for no one value. Each row draws an octave k from 0 to 7 at every write, and there it is read as $1 +
+2^k / 8$, from 1.125 to 17. With u in [0, 1) the size of an element's noise, a value x > 1 becomes 7 if k + u is below
+t(x), and 6 if not, where $\int_0^t 2^{\lfloor s \rfloor} ds = 64 (x - 1)$: then the mean of what is read is x. In the
+bits of a float t is a line: it is e + m where $1 + 64 (x - 1)$ is $2^e (1 + m)$. What is a little beyond the bound thus
+becomes something a little beyond it, and what is far beyond keeps its mean up to where t is 8, at 5.
 
-What is read of a code 6 is 1 on average still, since the sign of the noise decides nothing here.
+What is read of a code 6 is 1 on average still, since the sign of the noise decides nothing here. Octaves belong to rows
+so that a row's largest code tells its largest value.
 """
 
 import dataclasses
@@ -29,13 +30,13 @@ _SHARE, _ROOTS = 0.64, 6
 _BOUND = np.float32(_SHARE) * SCALE
 
 
-# What is beyond is read as 1 + 2^`_FIRST`, or twice that beyond 1, and so on, `_OCTAVES` times.
-_FIRST, _OCTAVES = -2, 6
-_STEEP = _OCTAVES / 2.0**_FIRST
+# What is beyond is read as 1 + 2^`_FIRST`, or that with twice the power, and so on, in so many octaves.
+_FIRST, _OCTAVES = -3, 8
+_STEEP = np.float32(_OCTAVES / 2.0**_FIRST)
 
 
-# Where the exponent of a float begins.
-_EXPONENT = 23
+# Where the exponent of a float begins, and the bits of 1.
+_EXPONENT, _ONE = 23, np.int32(127 << 23)
 
 
 @serializable
@@ -77,13 +78,8 @@ def _bits(x: jax.Array) -> jax.Array:
 
 
 def _octave(row: jax.Array) -> jax.Array:
-    """From 0 to 5, at random for each row and write, from the number of the row."""
-    return jax.lax.bitcast_convert_type((row >> 8) * np.uint32(_OCTAVES) >> 24, jnp.int32)
-
-
-def _beyond(row: jax.Array) -> jax.Array:
-    """What the last code of each row stands for, in bounds."""
-    return _float((_octave(row) + np.int32(127 + _FIRST)) << _EXPONENT) + 1
+    """The octave of each row, from its number: where the exponent of a float is."""
+    return jax.lax.bitcast_convert_type((row >> (29 - _EXPONENT)) & np.uint32((_OCTAVES - 1) << _EXPONENT), jnp.int32)
 
 
 def _encode(
@@ -94,22 +90,24 @@ def _encode(
     # Half way to the next code where the noise is zero. A little less, so that a zero stays one.
     half = np.float32(0.5 - 2.0**-25) - noise.astype(jnp.float32) * np.float32(2.0**-32)
     root = (jnp.sqrt(jnp.minimum(r, 1)) * np.float32(_ROOTS) + half).astype(jnp.int32)
-    # The size of the noise within the octave. Of a negative number one less, so that it is below 1.
-    place = ((noise ^ (noise >> 31)) >> np.int32(31 - _EXPONENT)) + ((_octave(row) + np.int32(127)) << _EXPONENT)
-    is_beyond = place < _bits(r * np.float32(_STEEP) - np.float32(_STEEP - 1))
+    # Of a negative number one less than its size, so that an octave holds them all.
+    size = noise ^ (noise >> 31)
+    place = (size >> (31 - _EXPONENT)) + _ONE + _octave(row)
+    is_beyond = place < _bits(r * _STEEP - (_STEEP - 1))
     code = jnp.minimum(root, _ROOTS) + is_beyond.astype(jnp.int32)
     # Not finite: the element starts anew. The comparison is false for NaN.
     code = jnp.where(jnp.abs(v) <= np.finfo(np.float32).max, code, 0)
     sign = _bits(v) >> 31
     codes = ((code ^ sign) - sign).astype(jnp.int4)
-    size = jax.lax.platform_dependent(
-        codes, is_beyond, r > 0, cpu=_size, default=lambda codes, *_: codes.astype(jnp.int8)
-    )
-    return codes, size
+    return codes, jax.lax.platform_dependent(codes, is_beyond, r > 0, cpu=_size_on_cpu, default=_size)
 
 
-def _size(codes: jax.Array, is_beyond: jax.Array, is_nonzero: jax.Array) -> jax.Array:
-    """As much of the codes as `_level` reads, in one byte: for more XLA's CPU backend writes roots to memory."""
+def _size(codes: jax.Array, *_: jax.Array) -> jax.Array:
+    return codes.astype(jnp.int8)
+
+
+def _size_on_cpu(codes: jax.Array, is_beyond: jax.Array, is_nonzero: jax.Array) -> jax.Array:
+    """As much as `_level` needs: XLA's CPU backend would compute the codes twice, and write their roots to memory."""
     del codes
     return jnp.where(is_beyond, np.int8(_ROOTS + 1), is_nonzero.astype(jnp.int8))
 
@@ -117,14 +115,17 @@ def _size(codes: jax.Array, is_beyond: jax.Array, is_nonzero: jax.Array) -> jax.
 def _decode(codes: jax.Array, unit: jax.Array, noise: jax.Array, row: jax.Array) -> jax.Array:
     code = codes.astype(jnp.int32).astype(jnp.float32)
     size = jnp.abs(code)
-    root = size + noise.astype(jnp.float32) * np.float32(2.0**-31)
-    beyond = _beyond(row) * np.float32(_ROOTS**2 / (_ROOTS + 1))
-    return unit * (code * jnp.where(size > _ROOTS, beyond, root))
+    is_beyond = size > _ROOTS
+    # Both over the code 7. Of the octave nothing is computed for a whole row: XLA's GPU backend makes that a kernel.
+    bound = np.float32(_ROOTS**2 / (_ROOTS + 1))
+    beyond = _float(jnp.where(is_beyond, _octave(row), 0) + np.float32(bound * 2.0**_FIRST).view(np.int32)) + bound
+    return unit * (code * jnp.where(is_beyond, beyond, size + noise.astype(jnp.float32) * np.float32(2.0**-31)))
 
 
 def _level(most: jax.Array, row: jax.Array) -> jax.Array:
-    # The scale of `guard` falls no faster than from the bound, whatever lies below it.
-    return jnp.where(most > _ROOTS, _beyond(row), jnp.minimum(most, 1)) * _BOUND
+    beyond = _float(_octave(row) + np.float32(2.0**_FIRST).view(np.int32)) + 1
+    # Whatever lies below the bound: the scale of `guard` falls no faster than from there.
+    return jnp.where(most > _ROOTS, beyond, jnp.minimum(most, 1)) * _BOUND
 
 
 _CODE = Code(_encode, _decode, _level, unit=float(_BOUND) / _ROOTS**2, share=_SHARE)
@@ -154,13 +155,14 @@ def int4(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | N
     Half a byte is what TPUs and GPUs store; XLA's CPU backend keeps a whole one for each code.
 
     Scales are those of `int8`, so that the first step of a leaf, a spike of all of a row and a row that wakes up are as
-    exact as any other step. Fifteen codes have no room for what lies apart:
+    exact as any other step; fifty steps later most of what is left of a spike is noise. Fifteen codes have no room for
+    what lies apart:
 
-    * a single element that has grown keeps its mean up to 2.3 times its row's scale, three times the row's largest
-      value of the step before, and is clipped beyond. Above 0.6 scales it is read as up to four times what it is, at
-      random. The next scale follows what is read, up to 8 times the last one;
+    * a single element that has grown keeps its mean up to 3.2 times its row's scale, about four times the row's largest
+      value of the step before, and is clipped beyond. Above 0.64 scales it is read as up to eight times what it exceeds
+      that by, at random, and the next scale follows what is read;
     * a first step of which the part that `int8` looks at is zero throughout is written at a scale of about 0.1, which
-      then rises as fast, or falls by a tenth a step once that part is not zero;
+      then rises about threefold a step, or falls by a tenth once that part is not zero;
     * an element of less than 1 % of its row's largest is mostly noise, without bias.
 
     A NaN or infinite velocity is stored as zero: its element starts anew.

@@ -64,20 +64,20 @@ def normal(*shape, seed=0):
 
 
 def deviation_beyond(x):
-    """Of what is read of a value of more than one bound, by summing over the size u of the noise."""
-    u = (np.arange(60_000) + 0.5) / 60_000
-    beyond = 1 + 2.0 ** np.floor(6 * u) / 4
+    """Of what is read of a value of more than one bound, by summing over the octave and the size of the noise."""
+    u = 8 * (np.arange(80_000) + 0.5) / 80_000
+    beyond = 1 + 2.0 ** np.floor(u) / 8
     # The u below which the last code must be chosen for the mean to be the value.
     last = np.searchsorted(np.cumsum(beyond - 1) / len(u), x - 1)
     is_last = np.arange(len(u)) < last[:, None]
-    # Of 6, read with a noise of u / 2 of either sign, the mean is 1 whatever u is.
-    squares = np.where(is_last, beyond**2, 1 + u**2 / 36).mean(1)
+    # Of 6, read with a noise of half the rest of u, of either sign, the mean is 1 whatever u is.
+    squares = np.where(is_last, beyond**2, 1 + (u % 1) ** 2 / 36).mean(1)
     return np.sqrt(squares - np.where(is_last, beyond, 1).mean(1) ** 2)
 
 
 @pytest.mark.parametrize("decade", [0, *(pytest.param(x, marks=pytest.mark.slow) for x in (-24, 24))])
 def test_the_mean_over_the_noise_is_the_value(decade):
-    shares = np.concatenate([10.0 ** np.linspace(-6, 0, 400), np.linspace(1.001, 3.6, 112)])
+    shares = np.concatenate([10.0 ** np.linspace(-6, 0, 400), np.linspace(1.001, 4.9, 112)])
     exact = np.where(np.arange(512) % 2, -1, 1) * shares
     kept = over_stamps(jnp.asarray(exact[None] * 10.0**decade, jnp.float32), 10_000, 10.0**decade)[:, 0] / 10.0**decade
     y = 6 * np.sqrt(np.minimum(shares, 1))
@@ -90,10 +90,11 @@ def test_the_mean_over_the_noise_is_the_value(decade):
 
 
 def test_the_last_code_ends_where_its_text_says():
-    kept = over_stamps(jnp.full((1, 512), -1e6), 400, 1.0)
-    assert "2.3 times its row's scale" in TEXT
-    np.testing.assert_allclose(kept.mean() * BOUND, -2.32, rtol=0.02)
-    assert set(np.unique(kept.round(5))) == {-1.25, -1.5, -2.0, -3.0, -5.0, -9.0}
+    kept = over_stamps(jnp.full((1, 512), -1e6), 4000, 1.0)
+    assert "3.2 times its row's scale" in TEXT
+    # Eight levels, from 1.125 to 17.
+    np.testing.assert_allclose(kept.mean() * BOUND, -3.19, rtol=0.06)
+    np.testing.assert_allclose(np.unique(kept.round(4))[::-1], -(1 + 2.0 ** np.arange(8) / 8))
 
 
 def test_zeros_stay_zeros_and_signs_stay_signs():
@@ -141,11 +142,14 @@ def test_the_first_step_is_as_exact_as_any_other_at_any_size(size):
 @pytest.mark.slow
 def test_a_spike_and_a_row_that_wakes_up_are_kept_and_forgotten():
     spiked = normal(260, *SHAPE, seed=4).at[40].multiply(1e6)
-    error = errors(*both(mo.heavy_ball(0.9), spiked))
+    exact, kept = both(mo.heavy_ball(0.9), spiked)
+    error = errors(exact, kept)
     assert error[40] < 0.2
-    # What is left of it decays as its noise does, of which each step adds as much again in proportion.
-    assert np.all(error[40:140] < 0.25 * np.sqrt(np.arange(1, 101)))
-    assert np.all(error[240:] < 0.5)
+    # The noise of its roundings adds up as it decays, and decays with it.
+    assert np.all(np.linalg.norm((kept - exact)[41:], axis=(1, 2)) < 0.3 * np.linalg.norm(exact[40]))
+    assert "most of what is left of a spike is noise" in TEXT
+    assert error[100:150].min() > 1
+    assert np.all(error[220:] < 0.5)
     silent = normal(1040, 4, 512, seed=10).at[1:1000, 1].set(0.0)
     exact, kept = (x[1000:, 1] for x in both(mo.heavy_ball(0.5), silent))
     error = errors(exact, kept, 1)
@@ -158,7 +162,7 @@ def test_a_lone_spike_is_cut_and_a_lasting_rise_is_kept_at_once():
     spiked = signal.at[40, 3, 100].multiply(1e6)
     exact, kept = both(mo.heavy_ball(0.5), spiked)
     # The scale is at least 1.35 times the largest before, and no more than that plus what entered.
-    assert 0 < abs(kept[40, 3, 100]) <= 9 * BOUND * 4 * abs(exact[39, 3]).max()
+    assert 0 < abs(kept[40, 3, 100]) <= 17 * BOUND * 4 * abs(exact[39, 3]).max()
     others = np.arange(8) != 3
     _, clean = both(mo.heavy_ball(0.5), signal)
     np.testing.assert_array_equal(kept[40:, others], clean[40:, others])
@@ -166,11 +170,11 @@ def test_a_lone_spike_is_cut_and_a_lasting_rise_is_kept_at_once():
     assert np.all(errors(*both(mo.heavy_ball(0.5), rise)) < 0.25)
 
 
-def test_what_the_window_does_not_see_is_within_reach_three_writes_later():
+def test_what_the_window_does_not_see_is_within_reach_a_few_writes_later():
     # Nothing but the last element of each piece that the window has the first one of.
     value = jnp.zeros((64, 512)).at[:, 31::32].set(0.7)
     parts = write(value, jnp.uint32(3))
-    for _ in range(3):
+    for _ in range(12):
         assert not decoded(parts)[np.asarray(value) == 0].any()
         parts = FOUR.encode((value,), parts, mo.storage.EncodeContext(None, (1.0,)))
     assert np.linalg.norm(decoded(parts) - np.asarray(value)) < 0.3 * np.linalg.norm(value)
