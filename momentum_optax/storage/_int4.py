@@ -24,6 +24,7 @@ from .._typing import DType, Number
 from ._int8 import Code, InOnePass, decoded
 from .companding import SCALE
 from .compressed import is_compressed, rescaled
+from .rows import GROWTH
 
 # The bound in scales; the codes up to `_ROOTS` are square roots, and the next one stands for what is beyond.
 _SHARE, _ROOTS = 0.64, 6
@@ -77,8 +78,12 @@ def _bits(x: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(x, jnp.int32)
 
 
-def _octave(row: jax.Array) -> jax.Array:
-    """The octave of each row, from its number: where the exponent of a float is."""
+def _octave(row: jax.Array, is_beyond: jax.Array | bool, power: int) -> jax.Array:
+    """The octave of each row, from its number `power` writes before, where a float's exponent is; 0 if not beyond.
+
+    XLA's GPU backend would make a kernel of what is computed for rows alone.
+    """
+    row = jnp.where(is_beyond, row, 0) * np.uint32(GROWTH**power)
     return jax.lax.bitcast_convert_type((row >> (29 - _EXPONENT)) & np.uint32((_OCTAVES - 1) << _EXPONENT), jnp.int32)
 
 
@@ -92,7 +97,7 @@ def _encode(
     root = (jnp.sqrt(jnp.minimum(r, 1)) * np.float32(_ROOTS) + half).astype(jnp.int32)
     # Of a negative number one less than its size, so that an octave holds them all.
     size = noise ^ (noise >> 31)
-    place = (size >> (31 - _EXPONENT)) + _ONE + _octave(row)
+    place = (size >> (31 - _EXPONENT)) + _ONE + _octave(row, r > 1, 1)
     is_beyond = place < _bits(r * _STEEP - (_STEEP - 1))
     code = jnp.minimum(root, _ROOTS) + is_beyond.astype(jnp.int32)
     # Not finite: the element starts anew. The comparison is false for NaN.
@@ -116,14 +121,14 @@ def _decode(codes: jax.Array, unit: jax.Array, noise: jax.Array, row: jax.Array)
     code = codes.astype(jnp.int32).astype(jnp.float32)
     size = jnp.abs(code)
     is_beyond = size > _ROOTS
-    # Both over the code 7. Of the octave nothing is computed for a whole row: XLA's GPU backend makes that a kernel.
+    # Both over the code 7.
     bound = np.float32(_ROOTS**2 / (_ROOTS + 1))
-    beyond = _float(jnp.where(is_beyond, _octave(row), 0) + np.float32(bound * 2.0**_FIRST).view(np.int32)) + bound
+    beyond = _float(_octave(row, is_beyond, 0) + np.float32(bound * 2.0**_FIRST).view(np.int32)) + bound
     return unit * (code * jnp.where(is_beyond, beyond, size + noise.astype(jnp.float32) * np.float32(2.0**-31)))
 
 
 def _level(most: jax.Array, row: jax.Array) -> jax.Array:
-    beyond = _float(_octave(row) + np.float32(2.0**_FIRST).view(np.int32)) + 1
+    beyond = _float(_octave(row, True, 1) + np.float32(2.0**_FIRST).view(np.int32)) + 1
     # Whatever lies below the bound: the scale of `guard` falls no faster than from there.
     return jnp.where(most > _ROOTS, beyond, jnp.minimum(most, 1)) * _BOUND
 

@@ -25,14 +25,16 @@ from .rows import GROWTH, element_noise, element_phase, row_axes, row_largest
 from .slopes import marked, unmarked
 
 
-class Code(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Code:
     """A code of velocities at the scale of their row, which comes as `inverse`, see `guard.inverse_scales`.
 
     Attributes:
       encode: The codes of values, and the same as int8; from values, `inverse`, noise and phase as in `companding`, and
-        the numbers of rows that the noise follows from.
-      decode: The values of codes, from these, their units, and the noise and the numbers of `encode`.
-      level: What is read, times `inverse`, from the largest size of a code in each row and the numbers; 0 for 0.
+        the state's `noise` before the write.
+      decode: The values of codes, from these, their units, the noise of `encode` and the state's `noise`.
+      level: What is read, times `inverse`, from the largest size of a code in each row and the state's `noise` before
+        the write; 0 for 0.
       unit: The unit times `inverse`.
       share: The largest value that square roots stand for, in scales.
     """
@@ -199,9 +201,10 @@ def _encoded(
     alike = tuple(_over(v.astype(jnp.float32), factor) for v, factor in zip(velocities, factors, strict=True))
     entering = (_largest_of(alike), 1.0, True) if entering is None else entering
     inverse = inverse_scales(*entering, reach)
-    row = noise * np.uint32(GROWTH)
     written = [
-        code.encode(v, inverse, element_noise(noise, v, k, 1), element_phase(noise, v, k) if is_divided else None, row)
+        code.encode(
+            v, inverse, element_noise(noise, v, k, 1), element_phase(noise, v, k) if is_divided else None, noise
+        )
         for k, v in enumerate(alike)
     ]
     codes, same = zip(*written, strict=True)
@@ -211,8 +214,8 @@ def _encoded(
     inverse = jnp.where(is_last, np.float32(1), inverse)
     unit = np.float32(code.unit) / jnp.abs(inverse)
     scale = tuple(marked(_times(unit, factor), v) for v, factor in zip(velocities, factors, strict=True))
-    reach = next_reach(inverse, code.level(most, row), reach, entering[2])
-    return codes, scale, (reach,), (jnp.where(is_last, np.uint32(1), row),)
+    reach = next_reach(inverse, code.level(most, noise), reach, entering[2])
+    return codes, scale, (reach,), (jnp.where(is_last, np.uint32(1), noise * np.uint32(GROWTH)),)
 
 
 @jitted
