@@ -214,12 +214,15 @@ def test_writes_rows_velocities_and_leaves_are_rounded_apart():
 
 
 def test_a_converted_float32_velocity_keeps_its_first_step():
-    signal = normal(4, *SHAPE, seed=8)
+    # With a single element that decides about the scale of its row.
+    signal = normal(4, *SHAPE, seed=8).at[0, 3, 100].set(50.0)
     plain, four = (mo.scale_by_momentum(mo.heavy_ball(0.9), storage=s) for s in ("float32", FOUR))
     _, state = plain.update(signal[0], plain.init(signal[0]))
     exact = mo.velocity(state)[0]
     state = mo.convert(state, FOUR)
     assert np.linalg.norm(mo.velocity(state)[0] - exact) < 0.2 * np.linalg.norm(exact)
+    # Half a code of six, squared.
+    assert abs(mo.velocity(state)[0][3, 100] / 50 - 1) <= 1 / 6
     _, state = four.update(signal[1], state)
     exact = 0.9 * exact + signal[1]
     assert np.linalg.norm(mo.velocity(state)[0] - exact) < 0.3 * np.linalg.norm(exact)
