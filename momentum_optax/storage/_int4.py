@@ -1,11 +1,15 @@
-r"""Velocities in four bits: square roots as in `int8`, for codes up to K = 6, and one code beyond for 4 scales.
+r"""Velocities in four bits, in the form of `int8`: square roots up to a bound, and one code for all that is beyond.
 
-Values between one scale and four are rounded to either at random. Whether up or not is decided by the size of the noise
-and not by its sign, so that what is read of a code K is one scale on average still.
+With the bound as 1, a code c from -6 to 6 stands for $c |c| / 36$, rounded and read with noise as in `companding`.
 
-Fifteen codes cannot hold both values and where they lie. While a leaf has no scale its codes hold the latter alone: the
-exponents of its velocities in strides of 36 octaves, which begin elsewhere in every row, so that together the rows tell
-how large the largest is.
+The code 7 stands for no one value. Each row draws an octave k from 0 to 7 at every write, and there it is read as $1 +
+2^k / 8$, from 1.125 to 17. With u in [0, 1) the size of an element's noise, a value x > 1 becomes 7 if k + u is below
+t(x), and 6 if not, where $\int_0^t 2^{\lfloor s \rfloor} ds = 64 (x - 1)$: then the mean of what is read is x. In the
+bits of a float t is a line: it is e + m where $1 + 64 (x - 1)$ is $2^e (1 + m)$. What is a little beyond the bound thus
+becomes something a little beyond it, and what is far beyond keeps its mean up to where t is 8, at 5.
+
+What is read of a code 6 is 1 on average still, since the sign of the noise decides nothing here. Octaves belong to rows
+so that a row's largest code tells its largest value.
 """
 
 import dataclasses
@@ -16,28 +20,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._export import serializable
-from .._typing import Count, DType, Number, jitted
-from .compressed import Compressed, Part, is_compressed, rescaled
-from .noise import stamp_of
-from .protocol import EncodeContext
-from .rows import next_margin, row_hashes, row_largest, row_noise
-from .slopes import marked, unmarked
+from .._typing import DType, Number
+from ._int8 import Code, InOnePass, decoded
+from .companding import SCALE
+from .compressed import is_compressed, rescaled
+from .guard import MARGIN
+from .rows import GROWTH
 
-# Codes up to K are square roots; the last one stands for `_BEYOND` scales.
-_BODY, _LAST, _BEYOND = 6, 7, 4.0
-
-
-# While a leaf has no scale: octaves per code.
-_STRIDE = 36
-
-
-# The scale is `margin` times the largest recent value. That value falls by the factor `_FORGET` a step, to no less than
-# `_FLOOR` of the leaf's largest.
-_FORGET, _MARGIN, _OUTGROWN, _FLOOR = 0.9, 2.0, 0.05, 2.0**-8
+# The bound in scales; the codes up to `_ROOTS` are square roots, and the next one stands for what is beyond.
+_SHARE, _ROOTS = 0.64, 6
+_BOUND = np.float32(_SHARE) * SCALE
+# What a row without anything beyond is taken to reach.
+_STAY = np.float32(0.9) / MARGIN * SCALE
 
 
-# Between these a scale and its inverse are floats.
-_SMALLEST, _GREATEST = 2.0**-110, 2.0**120
+# What is beyond is read as 1 + 2^`_FIRST`, or that with twice the power, and so on, in so many octaves.
+_FIRST, _OCTAVES = -3, 8
+_STEEP = np.float32(_OCTAVES / 2.0**_FIRST)
+
+
+# Where the exponent of a float begins, and the bits of 1.
+_EXPONENT, _ONE = 23, np.int32(127 << 23)
 
 
 @serializable
@@ -46,24 +49,23 @@ class Int4Velocity(NamedTuple):
 
     Attributes:
       codes: int4, of the leaf's shape; a leaf that is not compressed has its velocity here, in full. One per velocity.
-      gain: float32, one entry: what the scale is multiplied by for this velocity. One per velocity.
-      scale: float32, what the codes were written with; one entry per row. Zero while a leaf has none.
-      reach: float32, the largest recent value, falling slowly; one entry per row.
-      margin: float32, one entry: the factor from `reach` to the next scale.
-      stamp: uint32, one entry: the noise that the codes were written with.
+      scale: float32, what the code 1 stands for; one entry per row. One per velocity.
+      reach: float32, the least scale of the next write, one entry per row; 0 while it is not known.
+      noise: uint32, odd, what the noise of the codes follows from; one entry per row.
     """
 
     codes: tuple[jax.Array, ...]
-    gain: tuple[jax.Array, ...]
     scale: tuple[jax.Array, ...]
     reach: tuple[jax.Array, ...]
-    margin: tuple[jax.Array, ...]
-    stamp: tuple[jax.Array, ...]
+    noise: tuple[jax.Array, ...]
 
     @staticmethod
     def decode(state: "Int4Velocity") -> tuple[jax.Array, ...]:
         """The velocities, in float32 where they are compressed."""
-        return _decoded(state) if is_compressed(state.codes, jnp.int4) else state.codes
+        if not is_compressed(state.codes, jnp.int4):
+            return state.codes
+        velocities: tuple[jax.Array, ...] = decoded(_CODE, state.codes, state.scale, state.noise[0])
+        return velocities
 
     @staticmethod
     def rescale(state: "Int4Velocity", factor: Number) -> "Int4Velocity":
@@ -71,54 +73,111 @@ class Int4Velocity(NamedTuple):
         return rescaled(state, factor, jnp.int4)
 
 
+def _float(bits: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def _bits(x: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(x, jnp.int32)
+
+
+def _octave(row: jax.Array, is_beyond: jax.Array | bool, power: int) -> jax.Array:
+    """The octave of each row, from its number `power` writes before, where a float's exponent is; 0 if not beyond.
+
+    XLA's GPU backend would make a kernel of what is computed for rows alone.
+    """
+    row = jnp.where(is_beyond, row, 0) * np.uint32(GROWTH**power)
+    return jax.lax.bitcast_convert_type((row >> (29 - _EXPONENT)) & np.uint32((_OCTAVES - 1) << _EXPONENT), jnp.int32)
+
+
+def _encode(
+    v: jax.Array, inverse: jax.Array, noise: jax.Array, phase: jax.Array | None, row: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    del phase
+    r = jnp.abs(v * inverse) * np.float32(1 / _BOUND)
+    # Half way to the next code where the noise is zero. A little less, so that a zero stays one.
+    half = np.float32(0.5 - 2.0**-25) - noise.astype(jnp.float32) * np.float32(2.0**-32)
+    root = (jnp.sqrt(jnp.minimum(r, 1)) * np.float32(_ROOTS) + half).astype(jnp.int32)
+    # Of a negative number one less than its size, so that an octave holds them all.
+    size = noise ^ (noise >> 31)
+    place = (size >> (31 - _EXPONENT)) + _ONE + _octave(row, r > 1, 1)
+    is_beyond = place < _bits(r * _STEEP - (_STEEP - 1))
+    code = jnp.minimum(root, _ROOTS) + is_beyond.astype(jnp.int32)
+    # Not finite: the element starts anew. The comparison is false for NaN.
+    code = jnp.where(jnp.abs(v) <= np.finfo(np.float32).max, code, 0)
+    sign = _bits(v) >> 31
+    codes = ((code ^ sign) - sign).astype(jnp.int4)
+    return codes, jax.lax.platform_dependent(codes, is_beyond, r > 0, cpu=_size_on_cpu, default=_size)
+
+
+def _size(codes: jax.Array, *_: jax.Array) -> jax.Array:
+    return codes.astype(jnp.int8)
+
+
+def _size_on_cpu(codes: jax.Array, is_beyond: jax.Array, is_nonzero: jax.Array) -> jax.Array:
+    """As much as `_level` needs: XLA's CPU backend would compute the codes twice, and write their roots to memory."""
+    del codes
+    return jnp.where(is_beyond, np.int8(_ROOTS + 1), is_nonzero.astype(jnp.int8))
+
+
+def _decode(codes: jax.Array, unit: jax.Array, noise: jax.Array, row: jax.Array) -> jax.Array:
+    code = codes.astype(jnp.int32).astype(jnp.float32)
+    size = jnp.abs(code)
+    is_beyond = size > _ROOTS
+    # Both over the code 7.
+    bound = np.float32(_ROOTS**2 / (_ROOTS + 1))
+    beyond = _float(_octave(row, is_beyond, 0) + np.float32(bound * 2.0**_FIRST).view(np.int32)) + bound
+    return unit * (code * jnp.where(is_beyond, beyond, size + noise.astype(jnp.float32) * np.float32(2.0**-31)))
+
+
+def _level(most: jax.Array, row: jax.Array) -> jax.Array:
+    beyond = _float(_octave(row, True, 1) + np.float32(2.0**_FIRST).view(np.int32)) + 1
+    # Roots tell too little of how large a row is: where nothing lies beyond, the scale falls by a tenth.
+    return jnp.where(most > _ROOTS, beyond * _BOUND, jnp.minimum(most, 1) * _STAY)
+
+
+_CODE = Code(_encode, _decode, _level, unit=float(_BOUND) / _ROOTS**2, share=_SHARE)
+
+
 @dataclasses.dataclass(frozen=True)
-class Int4(Compressed[Int4Velocity]):
+class Int4(InOnePass[Int4Velocity]):
     """See `int4`."""
 
+    code: ClassVar[Code] = _CODE
     state_type: ClassVar[type[Int4Velocity]] = Int4Velocity
     code_dtype: ClassVar[DType] = jnp.int4
-    beside_codes: ClassVar[dict[str, Part]] = {
-        "gain": Part("leaf", jnp.float32, shared=False, initial=1),
-        "scale": Part("row", jnp.float32),
-        "reach": Part("row", jnp.float32),
-        "margin": Part("leaf", jnp.float32),
-        "stamp": Part("leaf", jnp.uint32),
-    }
     bytes_per_parameter: ClassVar[float] = 0.5
-    step_size: ClassVar[float] = 2.0 / _BODY
+    step_size: ClassVar[float] = 2.0 / _ROOTS
     largest_decay: ClassVar[float] = 0.95
-
-    def compress(
-        self, velocities: tuple[jax.Array, ...], previous: Int4Velocity, context: EncodeContext
-    ) -> Int4Velocity:
-        """The codes of the velocities, at a scale that follows from the steps before."""
-        before, noise = (previous.reach[0], previous.margin[0]), context.noise_of(self.seed)
-        return _encoded(velocities, context.relative_scales, before, noise)
 
 
 def int4(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | None = None) -> Int4:
-    r"""Velocities in four bits per parameter and velocity, plus 8 bytes per row (`storage.ROW_SIZE`).
+    r"""Velocities in four bits per parameter and velocity, plus 12 bytes per row (`storage.ROW_SIZE`).
 
-    For memories of about ten steps, decay 0.9, that are added to the weights: SGD, Nesterov. There the
-    relative error of a stored velocity is 0.4 on white noise and was 0.6 to 0.8 for whole networks, without bias; their
-    final losses were about those of float32. Not for Adam, whose direction is lost (a cosine of 0.2) and whose steps
-    become thousands of times as long; nor for Lion, whose decay is 0.99; and Muon refuses it. The
-    noise of each step adds up over the memory: at decay 0.95 it is about as large as the velocity, and at 0.99 it feeds
+    For memories of about ten steps, decay 0.9, that are added to the weights: SGD, Nesterov. The rounding has no bias.
+    On white noise one rounding is within 0.2 in norm, and as those of a whole memory add up the relative error of a
+    stored velocity is 0.4; it was 0.6 to 0.8 for whole networks, whose final losses were about those of float32. Not
+    for Adam, whose direction is lost (a cosine of 0.2) and whose steps become thousands of times as long; nor for Lion,
+    whose decay is 0.99; and Muon refuses it. The error on white noise is 0.7 at decay 0.95, and at 0.99 the noise feeds
     itself, outgrows the velocity and training suffers; take `int8`. A decay above 0.95 that is a number gets a warning.
     Half a byte is what TPUs and GPUs store; XLA's CPU backend keeps a whole one for each code.
 
-    Further losses, the heaviest first:
+    Scales are those of `int8`, so that the first step of a leaf, a spike of all of a row and a row that wakes up are as
+    exact as any other step; fifty steps later most of what is left of a spike is noise. Fifteen codes have no room for
+    what lies apart:
 
-    * the first step of a leaf tells its scale and nothing else: the velocity begins with the second gradient. (To keep
-      the first, take it in float32 and `convert` the state.) A leaf of less than ten rows may need a few steps more;
-    * an element of more than 4 times its row's scale is clipped to that limit. Scales follow by up to 8 times a
-      step, so that of a lone spike little is left, and a lasting rise is followed at once;
-    * a row far below its leaf's largest, less than 2^-12 of it, is mostly noise, without bias.
+    * a single element that has grown keeps its mean up to 3.2 times its row's scale, about four times the row's largest
+      value of the step before, and is clipped beyond. Above 0.64 scales it is read as up to eight times what it exceeds
+      that by, at random, and the next scale follows what is read;
+    * a first step of which the part that `int8` looks at is zero throughout is written at a scale of about 0.1, which
+      then rises about threefold a step, or falls by a tenth once that part is not zero;
+    * an element of less than 1 % of its row's largest is mostly noise, without bias.
 
     A NaN or infinite velocity is stored as zero: its element starts anew.
 
     Args:
-      seed: Of the noise, a whole number in [0, 2^32). The noise is a function of (seed, step, leaf, velocity, element).
+      seed: Of the noise, a whole number in [0, 2^32). The noise is a function of (seed, number of
+        writes, leaf, velocity, element).
       min_size: Leaves with fewer elements, counted over all devices, are kept in full, as are complex ones; a whole
         number from 1.
       axis_names: None, or () to say that under `shard_map` or `pmap`, where JAX may not know, every device has whole
@@ -132,86 +191,3 @@ def int4(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | N
       Four-bit states: Li, Chen and Zhu, NeurIPS 2023, arXiv:2309.01507. Subtractive dither: see `int8`.
     """
     return Int4.checked(seed, min_size, axis_names)
-
-
-@jitted
-def _decoded(state: Int4Velocity) -> tuple[jax.Array, ...]:
-    """The velocities of one leaf in four bits."""
-    (scale,), (stamp,) = state.scale, state.stamp
-    scale = unmarked(scale)
-    hashes = row_hashes(state.codes[0].shape)
-    return tuple(
-        _decode(codes, scale * gain, row_noise(hashes, stamp, k))
-        for k, (codes, gain) in enumerate(zip(state.codes, state.gain, strict=True))
-    )
-
-
-@jitted
-def _encoded(
-    velocities: tuple[jax.Array, ...],
-    scales: tuple[Number, ...],
-    before: tuple[jax.Array, jax.Array],
-    noise: tuple[Count, Count],
-) -> Int4Velocity:
-    """The velocities of one leaf in four bits, at a scale that follows from the steps before."""
-    reach, margin = before
-    most = jnp.max(reach, keepdims=True)
-    scale = jnp.clip(margin * jnp.maximum(reach, most * _FLOOR), _SMALLEST, _GREATEST)
-    scale = jnp.where(most > 0, scale, 0.0)
-    stamp = stamp_of(*noise).reshape((1,) * reach.ndim)
-    hashes = row_hashes(velocities[0].shape)
-    gain = tuple(jnp.full((1,) * reach.ndim, g, jnp.float32) for g in scales)
-    begin = (stamp_of(stamp, -1, hashes[0]) >> 8).astype(jnp.float32) * np.float32(_STRIDE * 2.0**-24)
-    codes = tuple(
-        _encode(v.astype(jnp.float32), scale * g, begin, row_noise(hashes, stamp, k))
-        for k, (v, g) in enumerate(zip(velocities, gain, strict=True))
-    )
-    largest = row_largest(codes)
-    level = scale * jnp.where(largest == _LAST, _BEYOND, largest * largest * np.float32(1 / _BODY**2))
-    known = most > 0
-    return Int4Velocity(
-        codes,
-        gain,
-        (marked(scale, *velocities),),
-        (jnp.where(known, jnp.maximum(level, _FORGET * reach), _found(largest, begin)),),
-        (jnp.where(known, next_margin(margin, level > scale, _OUTGROWN), np.float32(_MARGIN)),),
-        (stamp,),
-    )
-
-
-def _decode(codes: jax.Array, scale: jax.Array, noise: jax.Array) -> jax.Array:
-    unit: jax.Array = jax.lax.optimization_barrier(scale * np.float32(1 / _BODY**2))
-    code = codes.astype(jnp.float32)
-    size = jnp.abs(code)
-    return unit * jnp.where(size > _BODY, code * np.float32(_BEYOND * _BODY**2 / _LAST), size * (code + 2 * noise))
-
-
-def _encode(v: jax.Array, scale: jax.Array, begin: jax.Array, noise: jax.Array) -> jax.Array:
-    inverse: jax.Array = jax.lax.optimization_barrier(jnp.where(scale > 0, 1 / scale, 0.0))
-    size = jnp.abs(v)
-    scaled = size * inverse
-    up = 2 * jnp.abs(noise) * np.float32(_BEYOND - 1) < scaled - 1
-    whole = jnp.where(inverse > 0, jnp.where(up, np.float32(_LAST), np.float32(_BODY)), _stride(size, begin))
-    body = (scaled < 1) & (inverse > 0)
-    y = jnp.where(body, jnp.sqrt(scaled) * np.float32(_BODY), whole)
-    # Half way to the next code where that is not decided yet. A little less, so that a zero stays one.
-    shift = jnp.where(body, np.float32(0.5 - 2.0**-25) - noise, np.float32(0.5))
-    y = jnp.where(v < 0, -y, y) + shift
-    # Not finite: the element starts anew. The comparison is false for NaN.
-    y = jnp.where(size <= np.finfo(np.float32).max, y, 0.5)
-    return jnp.floor(y).astype(jnp.int32).astype(jnp.int4)
-
-
-def _stride(size: jax.Array, begin: jax.Array) -> jax.Array:
-    """In which stride of octaves the exponent lies, from 1; 0 for zero."""
-    octave = (jax.lax.bitcast_convert_type(size, jnp.int32) >> 23).astype(jnp.float32)
-    code = jnp.minimum(jnp.floor((octave + begin) * np.float32(1 / _STRIDE)), _LAST)
-    return jnp.where(octave > 0, code, 0.0)
-
-
-def _found(largest: jax.Array, begin: jax.Array) -> jax.Array:
-    """About the largest value of the leaf, for every row, from the highest stride of each."""
-    # Not exp2: the exponent alone, in the bits of a float.
-    octave = jnp.clip(largest * _STRIDE - begin + 1, 1, 254).astype(jnp.int32)
-    value = jnp.where(largest > 0, jax.lax.bitcast_convert_type(octave << 23, jnp.float32), 0.0)
-    return jnp.broadcast_to(jnp.max(value, keepdims=True), largest.shape)

@@ -8,6 +8,7 @@ and what becomes of the small parts.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -16,12 +17,40 @@ import numpy as np
 
 from .._export import serializable
 from .._typing import Condition, DType, Number, jitted
-from .companding import STEP_SIZE, decode, encode
-from .compressed import Compressed, Part, is_compressed, rescaled
+from .companding import STEP_SIZE, decode, encode, level
+from .compressed import Compressed, Part, S, is_compressed, rescaled
 from .guard import inverse_scales, next_reach
 from .protocol import EncodeContext
 from .rows import GROWTH, element_noise, element_phase, row_axes, row_largest
 from .slopes import marked, unmarked
+
+
+@dataclasses.dataclass(frozen=True)
+class Code:
+    """A code of velocities at the scale of their row, which comes as `inverse`, see `guard.inverse_scales`.
+
+    Attributes:
+      encode: The codes of values, and the same as int8; from values, `inverse`, noise and phase as in `companding`, and
+        the state's `noise` before the write.
+      decode: The values of codes, from these, their units, the noise of `encode` and the state's `noise`.
+      level: What is read, times `inverse`, from the largest size of a code in each row and the state's `noise` before
+        the write; 0 for 0.
+      unit: The unit times `inverse`.
+      share: The largest value that square roots stand for, in scales.
+    """
+
+    encode: Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array], tuple[jax.Array, jax.Array]]
+    decode: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+    level: Callable[[jax.Array, jax.Array], jax.Array]
+    unit: float = 1.0
+    share: float = 1.0
+
+
+_CODE = Code(
+    encode=lambda v, inverse, noise, phase, row: (encode(v, inverse, noise, phase),) * 2,
+    decode=lambda codes, unit, noise, row: decode(codes, unit, noise),
+    level=lambda most, row: jnp.where(most > 0, level(most.astype(jnp.int32)), np.float32(0)),
+)
 
 
 @serializable
@@ -45,7 +74,8 @@ class Int8Velocity(NamedTuple):
         """The velocities, in float32 where they are compressed."""
         if not is_compressed(state.codes, jnp.int8):
             return state.codes
-        return _decoded(state.codes, state.scale, state.noise[0])
+        velocities: tuple[jax.Array, ...] = decoded(_CODE, state.codes, state.scale, state.noise[0])
+        return velocities
 
     @staticmethod
     def rescale(state: "Int8Velocity", factor: Number) -> "Int8Velocity":
@@ -54,11 +84,10 @@ class Int8Velocity(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Int8(Compressed[Int8Velocity]):
-    """See `int8`."""
+class InOnePass(Compressed[S]):
+    """Velocities in a `code`, which a step writes without a second look at its data."""
 
-    state_type: ClassVar[type[Int8Velocity]] = Int8Velocity
-    code_dtype: ClassVar[DType] = jnp.int8
+    code: ClassVar[Code]
     beside_codes: ClassVar[dict[str, Part]] = {
         "scale": Part("row", jnp.float32, shared=False),
         "reach": Part("row", jnp.float32),
@@ -66,22 +95,32 @@ class Int8(Compressed[Int8Velocity]):
     }
     reads_stamp: ClassVar[bool] = False
     reads_entering: ClassVar[bool] = True
-    bytes_per_parameter: ClassVar[float] = 1.0
-    step_size: ClassVar[float] = STEP_SIZE
 
-    def compress(
-        self, velocities: tuple[jax.Array, ...], previous: Int8Velocity, context: EncodeContext
-    ) -> Int8Velocity:
+    def compress(self, velocities: tuple[jax.Array, ...], previous: S, context: EncodeContext) -> S:
         """The codes of the velocities, at a scale that follows from the last codes and from what enters."""
         # Relative to each other only: a single velocity has none.
         factors = context.relative_scales if len(velocities) > 1 else (None,)
         before = previous.reach[0], previous.noise[0]
-        written: Int8Velocity = _encoded(velocities, factors, context.entering, before, context.is_divided)
+        parts = _encoded(self.code, velocities, factors, context.entering, before, is_divided=context.is_divided)
+        written: S = self.state_type(*parts)
         return written
 
-    def fitted(self, parts: Int8Velocity, velocities: tuple[jax.Array, ...], gains: tuple[Number, ...]) -> Int8Velocity:
+    def fitted(self, parts: S, velocities: tuple[jax.Array, ...], gains: tuple[Number, ...]) -> S:
         """The parts of a new state with the scales that these velocities need."""
-        return parts._replace(reach=(largest(velocities, gains),)) if is_compressed(parts.codes, jnp.int8) else parts
+        if not is_compressed(parts.codes, self.code_dtype):
+            return parts
+        return parts._replace(reach=(largest(velocities, gains) * np.float32(1 / self.code.share),))
+
+
+@dataclasses.dataclass(frozen=True)
+class Int8(InOnePass[Int8Velocity]):
+    """See `int8`."""
+
+    code: ClassVar[Code] = _CODE
+    state_type: ClassVar[type[Int8Velocity]] = Int8Velocity
+    code_dtype: ClassVar[DType] = jnp.int8
+    bytes_per_parameter: ClassVar[float] = 1.0
+    step_size: ClassVar[float] = STEP_SIZE
 
 
 def int8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | None = None) -> Int8:
@@ -136,40 +175,47 @@ def int8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | N
     return Int8.checked(seed, min_size, axis_names)
 
 
-@jitted
-def _decoded(codes: tuple[jax.Array, ...], scales: tuple[jax.Array, ...], noise: jax.Array) -> tuple[jax.Array, ...]:
-    """The velocities of one leaf in bytes."""
+@functools.partial(jax.jit, static_argnums=0)
+def decoded(
+    code: Code, codes: tuple[jax.Array, ...], scales: tuple[jax.Array, ...], noise: jax.Array
+) -> tuple[jax.Array, ...]:
+    """The velocities of one leaf."""
     return tuple(
-        decode(c, unmarked(scale), element_noise(noise, c, k))
+        code.decode(c, unmarked(scale), element_noise(noise, c, k), noise)
         for k, (c, scale) in enumerate(zip(codes, scales, strict=True))
     )
 
 
-@functools.partial(jax.jit, static_argnums=4)
+@functools.partial(jax.jit, static_argnums=0, static_argnames="is_divided")
 def _encoded(
+    code: Code,
     velocities: tuple[jax.Array, ...],
     factors: tuple[Number | None, ...],
     entering: tuple[jax.Array, Number, Condition] | None,
     before: tuple[jax.Array, jax.Array],
+    *,
     is_divided: bool,
-) -> Int8Velocity:
-    """The velocities of one leaf in bytes, after `before`, the last reach and noise."""
+) -> tuple[tuple[jax.Array, ...], ...]:
+    """The codes of the velocities of one leaf and the parts beside them, after `before`, the last reach and noise."""
     reach, noise = before
     alike = tuple(_over(v.astype(jnp.float32), factor) for v, factor in zip(velocities, factors, strict=True))
     entering = (_largest_of(alike), 1.0, True) if entering is None else entering
     inverse = inverse_scales(*entering, reach)
-    codes = tuple(
-        encode(v, inverse, element_noise(noise, v, k, 1), element_phase(noise, v, k) if is_divided else None)
+    written = [
+        code.encode(
+            v, inverse, element_noise(noise, v, k, 1), element_phase(noise, v, k) if is_divided else None, noise
+        )
         for k, v in enumerate(alike)
-    )
-    most = row_largest(codes)
+    ]
+    codes, same = zip(*written, strict=True)
+    most = row_largest(same)
     # Never true: the small parts follow from the codes. XLA knows them to be read no more then, and writes over them.
     is_last = most > np.float32(127)
     inverse = jnp.where(is_last, np.float32(1), inverse)
-    unit = 1 / jnp.abs(inverse)
+    unit = np.float32(code.unit) / jnp.abs(inverse)
     scale = tuple(marked(_times(unit, factor), v) for v, factor in zip(velocities, factors, strict=True))
-    noise = jnp.where(is_last, np.uint32(1), noise * np.uint32(GROWTH))
-    return Int8Velocity(codes, scale, (next_reach(inverse, most, reach, entering[2]),), (noise,))
+    reach = next_reach(inverse, code.level(most, noise), reach, entering[2])
+    return codes, scale, (reach,), (jnp.where(is_last, np.uint32(1), noise * np.uint32(GROWTH)),)
 
 
 @jitted

@@ -39,7 +39,12 @@ class ScaledVelocity(CompressedVelocity, Protocol):
 
     @property
     def reach(self) -> tuple[jax.Array, ...]:
-        """The largest recent value of each row."""
+        """The least scale of the next write."""
+        ...
+
+    @property
+    def noise(self) -> tuple[jax.Array, ...]:
+        """What the noise of the codes follows from."""
         ...
 
 
@@ -54,13 +59,11 @@ class Part(NamedTuple):
       per: Whether there is one entry per row or a single one.
       dtype: Of the entries.
       shared: Whether all velocities of a leaf share one array, or each has one.
-      initial: 0, or 1 for a factor.
     """
 
     per: Literal["row", "leaf"]
     dtype: DType
     shared: bool = True
-    initial: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +100,7 @@ class Compressed(Generic[V]):
         shapes = code_shapes(leaf, self.min_size, self.code_dtype)
 
         def new(part: Part) -> jax.Array:
-            shape = shapes.row if part.per == "row" else shapes.one
-            return jnp.ones(shape, part.dtype) if part.initial else zeros_along(leaf, shape, part.dtype)
+            return zeros_along(leaf, shapes.row if part.per == "row" else shapes.one, part.dtype)
 
         count = {True: min(order, 1), False: order}
         beside = {name: tuple(new(part) for _ in range(count[part.shared])) for name, part in self.beside_codes.items()}

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._typing import Condition, Number
-from .companding import SCALE, level
+from .companding import SCALE
 from .noise import wrapped
 from .rows import row_axes
 
@@ -34,11 +34,11 @@ _PART, _MANY, _LONG = 128, 1024, 512
 _SUBLANES, _LANES = 8, 128
 
 
-# The scale is that of the last codes times `_MARGIN`, or their largest value and the window's times `_SUM` together, as
+# The scale is that of the last codes times `MARGIN`, or their largest value and the window's times `_SUM` together, as
 # while a memory fills, or the window's largest times `_ROOM` less the first of these, after a spike. The less room a
 # row has, the finer its levels are, and the first level beyond the scale is near. The scale falls by no more than
 # `_FALL` in a step, or `_SILENT` where the window is zero: a row that is silent may wake up.
-_ROOM, _SUM, _MARGIN, _FALL, _SILENT = 2.5, 0.9, np.float32(1.3), np.float32(0.5), np.float32(0.999)
+_ROOM, _SUM, MARGIN, _FALL, _SILENT = 2.5, 0.9, np.float32(1.3), np.float32(0.5), np.float32(0.999)
 _GROWTH = np.float32(1.6)
 
 
@@ -59,7 +59,7 @@ def inverse_scales(entering: jax.Array, factor: Number, is_sure: Condition, reac
       entering: Of the leaf's shape; what is about to be written is at least about `factor` times as large.
       factor: Not negative.
       is_sure: Whether that is known. If not it counts in rows without a scale alone.
-      reach: The largest values of the last codes times `_MARGIN`, one for each row; 0 where there is none.
+      reach: The largest values of the last codes times `MARGIN`, one for each row; 0 where there is none.
     """
     entering = jax.lax.stop_gradient(entering)
     axes = row_axes(entering.shape)
@@ -96,7 +96,7 @@ def _inverses(window: jax.Array, reach: jax.Array, factor: jax.Array, is_sure: j
     # The comparison is false for NaN, which must not hide the rest of its row.
     size = jnp.where(size <= np.finfo(np.float32).max, size * factor, 0)
     grown = jnp.maximum(
-        jnp.maximum(size - reach, reach), reach * np.float32(1 / _MARGIN) + size * np.float32(_SUM / _ROOM)
+        jnp.maximum(size - reach, reach), reach * np.float32(1 / MARGIN) + size * np.float32(_SUM / _ROOM)
     )
     scale = jnp.where(is_sure | (reach <= 0), grown, reach)
     inverse = SCALE / jnp.clip(scale, _SMALLEST, _GREATEST)
@@ -118,18 +118,18 @@ def _in_parts(bits: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return parts
 
 
-def next_reach(inverse: jax.Array, most: jax.Array, reach: jax.Array, is_sure: Condition) -> jax.Array:
-    """The `reach` for the next write, from the largest size of a code in each row; unchanged in a row of zeros.
+def next_reach(inverse: jax.Array, largest: jax.Array, reach: jax.Array, is_sure: Condition) -> jax.Array:
+    """The `reach` for the next write, from the largest value of each row over the unit; unchanged where it is 0.
 
     Where it is not sure what enters, a row that has grown has room to grow by as much again, up to `_GROWTH` times, and
     a new row by that: a memory doubles at its second step.
     """
     is_silent = (jax.lax.bitcast_convert_type(inverse, jnp.int32) & 1) > 0
     fall = jnp.where(is_silent, _SILENT, _FALL) * SCALE
-    largest = level(most.astype(jnp.int32)) * _MARGIN
-    grown = jnp.where(reach > 0, jnp.clip(largest * np.float32(1 / SCALE), 1, _GROWTH), _GROWTH)
-    largest = largest * jnp.where(is_sure, np.float32(1), grown)
-    return jnp.where(most > 0, jnp.maximum(largest, fall) / jnp.abs(inverse), reach)
+    most = largest * MARGIN
+    grown = jnp.where(reach > 0, jnp.clip(most * np.float32(1 / SCALE), 1, _GROWTH), _GROWTH)
+    most = most * jnp.where(is_sure, np.float32(1), grown)
+    return jnp.where(largest > 0, jnp.maximum(most, fall) / jnp.abs(inverse), reach)
 
 
 def _pieces(

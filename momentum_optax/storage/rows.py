@@ -15,8 +15,6 @@ from .protocol import arithmetic_dtype
 # A row is as many trailing axes of a leaf as hold at least this number of elements; they share a scale.
 ROW_SIZE = 512
 """The least number of elements that share a scale: trailing axes are joined until a row has as many."""
-# How far apart scales and the values that they were made for may be, and how fast that is learned.
-_LEAST, _MOST, _PUSH = 1.1, 4.0, 0.2
 
 
 class CodeShapes(NamedTuple):
@@ -93,13 +91,6 @@ def reaches(shape: tuple[int, ...], least: int, what: str) -> bool:
             f"symbolic sizes must be known to be above or below {what}, {least} elements, for a storage in few bits, "
             f"got {shape}: bound them, as in symbolic_shape('n,m', constraints=('n >= 8', 'm >= {ROW_SIZE}'))"
         ) from error
-
-
-def _inverse(size: int) -> jax.Array | np.float32:
-    """1 / size in float32; 1 for 0."""
-    if isinstance(size, int):
-        return np.float32(1 / max(size, 1))
-    return 1 / jnp.asarray(size).astype(jnp.float32)
 
 
 def _position(shape: tuple[int, ...], axes: tuple[int, ...]) -> jax.Array:
@@ -197,10 +188,3 @@ def row_largest(codes: tuple[jax.Array, ...]) -> jax.Array:
     for code in codes[1:]:
         most = jnp.maximum(most, jnp.abs(code.astype(jnp.float32)))
     return jnp.max(most, row_axes(most.shape), keepdims=True)
-
-
-def next_margin(margin: jax.Array, outgrown: jax.Array, target: float) -> jax.Array:
-    """More room where more than the `target` share of rows outgrew their scale, less where fewer did."""
-    # Counted in whole numbers: their sum is the same on every mesh.
-    share = jnp.sum(outgrown, dtype=jnp.int32, keepdims=True).astype(jnp.float32) * _inverse(outgrown.size)
-    return jnp.clip(margin * (1 + _PUSH * (share - np.float32(target))), _LEAST, _MOST)

@@ -83,7 +83,7 @@ def test_what_the_page_says_in_words_is_in_its_tables():
         ratio = plan.met("exact", params, groups) / plan.met("int8", params, groups)
         assert 0.99 * saved < ratio <= saved
     added = re.findall(r"^\| \w+ \| (\d+\.\d{3}) \| (\d+\.\d{3}) \|$", plan.outer_state_table(), re.M)
-    assert (min(float(x) for row in added for x in row), max(float(x) for row in added for x in row)) == (4.502, 12)
+    assert (min(float(x) for row in added for x in row), max(float(x) for row in added for x in row)) == (4.504, 12)
 
 
 # What is held.
@@ -94,9 +94,9 @@ def test_states_have_the_bytes_that_storages_declare():
     count = plan.MODELS["1B"].size
     for name in ("float32", "bfloat16", "int8", "int4"):
         declared = mo.storage.resolve(name).bytes_per_parameter * count
-        # Three numbers for each row in int8, two in int4: all but the embedding have 2048 or more elements, as it has.
+        # Three numbers for each row: all but the embedding have 2048 or more elements, as it has.
         rows = sum(x.size // x.shape[-1] for x in params.values())
-        beside = {"int8": 12, "int4": 8}.get(name, 0) * rows
+        beside = {"int8": 12, "int4": 12}.get(name, 0) * rows
         assert 0 <= plan.state_bytes(f"sgd, {name}", params) - declared - beside < 300
     assert plan.state_bytes("adamw", params) == 8 * count + 4
 

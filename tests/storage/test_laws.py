@@ -179,9 +179,8 @@ def test_after_a_change_of_sign_the_next_write_is_as_exact(name):
 def test_neighbouring_values_are_as_far_apart_as_stated(name):
     storage, values = make(name), jnp.linspace(0.9, 1.0, 4097)[None]
     before, write = stored(storage, values), context(STAMP, 1)
-    if name in SCALED:  # a scale of 1 exactly
-        one = (jnp.ones((1, 1)),)
-        before = before._replace(reach=one, **({"margin": one} if name == "int4" else {}))
+    if name in SCALED:  # a scale of 1 exactly, or square roots up to 1
+        before = before._replace(reach=(jnp.full((1, 1), 1 / storage.code.share),))
         write = write._replace(entering=(jnp.zeros_like(values), 0.0, True))
     (kept,) = storage.state_type.decode(storage.encode((values,), before, write))
     error = abs(np.asarray(kept, np.float64) - np.asarray(values)).max()
@@ -259,7 +258,7 @@ def assert_rounded_apart(kept, exact):
 def test_equal_velocities_of_a_leaf_are_rounded_apart(name):
     storage, v = make(name), normal(8, 512)
     parts = storage.init(v, 2)
-    for stamp in range(3):  # the first writes of int8 and int4 tell their scales
+    for stamp in range(3):
         parts = storage.encode((v, v), parts, context(jnp.uint32(stamp), 2))
     assert_rounded_apart(storage.state_type.decode(parts), v)
 

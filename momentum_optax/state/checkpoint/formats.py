@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from ..._typing import Leaf
-from . import one_byte
+from . import few_bits
 
 # Takes what `fields` returns, and returns the same for the next version.
 Migration: TypeAlias = Callable[[dict[str, Leaf]], Mapping[str, Leaf]]
@@ -42,8 +42,8 @@ def _is_value(x: object) -> bool:
 
 
 def _from_first(target: Mapping[str, Leaf], leaves: dict[str, Leaf]) -> Mapping[str, Leaf]:
-    """Format 2 has other velocities in one byte, and the look-ahead of a rule."""
-    return one_byte.upgraded(_with_lookahead(target, leaves))
+    """Format 2 has other velocities in int8 and int4, and the look-ahead of a rule."""
+    return few_bits.upgraded(_with_lookahead(target, leaves))
 
 
 UPGRADES: dict[int, Upgrade] = {1: _from_first}

@@ -125,6 +125,35 @@ def test_one_byte_velocities_of_the_first_format_become_todays(order, largest):
         assert np.all(error < 0.03)
 
 
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_four_bit_velocities_of_the_first_format_become_todays(scale):
+    # Squares of codes up to 6, and 4 for the next one, times a scale for each row and a gain; no scale before step 1.
+    c = np.random.default_rng(0).integers(-6, 7, (8, 512)).astype(np.int8)
+    c[:, ::64] = 7
+    scale, one = scale * np.float32(10.0 ** np.arange(-4, 4)).reshape(8, 1), np.ones((1, 1), np.float32)
+    small = {"scale": scale, "reach": scale, "margin": one, "stamp": np.full((1, 1), 7, np.uint32)}
+    # Parameters may have the name of a part.
+    w = "margin/0/w"
+    old = {f"velocity/{name}/0/{w}": x for name, x in small.items()}
+    for k in range(2):
+        old |= {f"velocity/codes/{k}/{w}": jnp.asarray(np.roll(c, k, 1)).astype(jnp.int4)}
+        old |= {f"velocity/gain/{k}/{w}": (1 + 9 * k) * one}
+    # And a leaf in full.
+    old |= {f"velocity/{name}/0/b": 0 * one for name in small} | {"velocity/stamp/0/b": np.zeros((1, 1), np.uint32)}
+    old |= {f"velocity/{name}/{k}/b": (k + 1) * one for name in ("codes", "gain") for k in range(2)}
+    target = mo.scale_by_momentum(mo.aggregated((0.5, 0.9)), storage="int4").init(
+        {"margin": [{"w": jnp.zeros((8, 512))}], "b": jnp.zeros((1, 1))}
+    )
+    state = from_fields({"step": target.step, **formats.UPGRADES[1]({}, old)}, target)
+    for k, read in enumerate(mo.velocity(state)):
+        code = np.float64(np.roll(c, k, 1))
+        exact = (1 + 9 * k) * scale * np.where(code == 7, 4, code * abs(code) / 36)
+        # Both roundings, of which the old one is read with a noise of up to half a code.
+        error = np.linalg.norm(read["margin"][0]["w"] - exact, axis=1)
+        assert np.all(error <= 0.25 * np.linalg.norm(exact, axis=1))
+        assert read["b"] == k + 1
+
+
 @pytest.mark.slow
 def test_another_optimizer_and_another_storage_become_ours_on_a_mesh(tmp_path):
     byte = mo.storage.int8(min_size=512)
