@@ -62,7 +62,7 @@ def partition_matrices(
         here, there = updates, params
         if velocity is not None:
             here = _with_missing(updates, velocity)
-            there = None if params is None else _in_boxes_of(velocity, params)
+            there = None if params is None else _in_boxes_of(here, params)
         out, new = tx.update(here, state, there, **extra)
         return _in_boxes_of(updates, out), new
 
@@ -114,14 +114,22 @@ def _in_boxes_of(like: PyTree, tree: PyTree) -> PyTree:
 
 
 def _with_missing(updates: optax.Updates, velocity: PyTree) -> optax.Updates:
-    """The gradients in the boxes of the velocity, `_Missing` for each None of a parameter: the velocity says whose."""
+    """The gradients with `_Missing` for each None of a parameter: the velocity says whose. Boxed if the velocity is."""
+    entries = _tree.entries(updates)
+    if all(x is not None for x in entries) and _is_boxed(updates) == _is_boxed(velocity):
+        # In their own boxes: NNX has none around what is masked in a velocity.
+        return updates
 
     def mark(gradient: PyTree, velocity: PyTree) -> PyTree:
         if gradient is not None or velocity is None:
             return gradient
         return _Missing(OTHERS if _tree.absent(velocity) else MATRICES)
 
-    return _tree.with_entries(velocity, map(mark, _tree.entries(updates), _tree.entries(velocity)))
+    return _tree.with_entries(velocity, map(mark, entries, _tree.entries(velocity)))
+
+
+def _is_boxed(tree: PyTree) -> bool:
+    return any(map(_tree.is_box, jax.tree.leaves(tree, is_leaf=_tree.is_box)))
 
 
 def _without_missing(tree: PyTree) -> PyTree:

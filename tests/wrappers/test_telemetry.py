@@ -54,4 +54,4 @@ def test_bytes_are_counted():
     assert got["bytes"] == expected
     assert got["bytes_per_parameter"] == expected / (8 * 512 + 4)
     nibbles = mo.monitor(mo.scale_by_momentum(BALL, storage=mo.storage.int4(min_size=8)))
-    assert mo.telemetry(nibbles.init({"a": like["a"]}))["bytes"] == 8 * 512 / 2 + 8 * 8 + 3 * 4 + 4
+    assert mo.telemetry(nibbles.init({"a": like["a"]}))["bytes"] == 8 * 512 / 2 + 8 * 12 + 4

@@ -102,7 +102,8 @@ def test_memories_are_kept_in_the_storage(name, storage):
     # The velocity, AdamW's squares, the sum of the updates since the last meeting.
     expected = size + (max(1, size) if name == "adamw" else 0) + size
     found = mo.state_bytes(tx, {"w": jax.ShapeDtypeStruct((64, 512), jnp.float32), "b": PARAMS["b"]}).total
-    assert expected < found / (64 * 512) < 1.05 * expected
+    # Scales: 12 bytes for each row of 512 are 4.7 % of half a byte.
+    assert expected < found / (64 * 512) < 1.06 * expected
 
 
 def test_four_bits_are_refused_for_muon():
