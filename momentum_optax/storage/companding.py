@@ -2,7 +2,7 @@ r"""Signed numbers in a byte: square roots of what is near a row's scale, floats
 
 The codes from 28 to 120 are roots: with c the code less 23 and the scale as 1, the value is $(c/97)^2$, from 0.0027 to
 1. Below lies a foot: levels at distances of half an octave, counted in the bits of a float, down to 2.3e-7, then zero.
-Above lies a tail: 1.2, then 16 times as much for each code, up to 2.0e7.
+Above lies a tail: 2, then 16 times as much for each code, up to 3.4e7.
 
 In the root a noise n in [-1/2, 1/2) that decoding repeats is subtracted before rounding, $c = \lfloor y - n + 1/2
 \rfloor$, and comes back when reading: $c (c + 2n)$. Since c + n is y plus an error that is uniform whatever y is, and
@@ -41,7 +41,7 @@ _FOOT, _TAIL = 1 << _FOOT_BITS, 1 << _TAIL_BITS
 
 # The bits of the levels of `_FIRST` and `_LAST`, of the level after that, and of that of code 1.
 _ROOT, _ROOT_END = (int(np.float32((c - _SHIFT) ** 2).view(np.int32)) for c in (_FIRST, _LAST))
-_BEYOND = _ROOT_END + (1 << 21)
+_BEYOND = _ROOT_END + (1 << 23)
 _LEAST = _ROOT - (_FIRST - 1) * _FOOT
 
 

@@ -19,9 +19,8 @@ from .companding import SCALE
 from .noise import wrapped
 from .rows import row_axes
 
-# The window is at least this share of a row, in so many pieces, or fewer of a shorter axis: an element of each would be
-# a larger share. They lie evenly, so that each device has its own where an axis is split into as many or fewer; where
-# it is split into more, another small array is exchanged.
+# The window is at least this share of a row, in as many pieces. They lie evenly, so that each device has its own where
+# an axis is split into as many shares or fewer, and that a short axis of which a part is dead shows its other part.
 _SHARE, _PIECES = 32, 16
 
 
@@ -36,10 +35,10 @@ _SUBLANES, _LANES = 8, 128
 
 # The scale is that of the last codes times `MARGIN`, or their largest value and the window's times `_SUM` together, as
 # while a memory fills, or the window's largest times `_ROOM` less the first of these, after a spike. The less room a
-# row has, the finer its levels are, and the first level beyond the scale is near. The scale falls by no more than
-# `_FALL` in a step, or `_SILENT` where the window is zero: a row that is silent may wake up.
-_ROOM, _SUM, MARGIN, _FALL, _SILENT = 2.5, 0.9, np.float32(1.3), np.float32(0.5), np.float32(0.999)
-_GROWTH = np.float32(1.6)
+# row has, the finer its levels are. The scale falls by no more than `_FALL` in a step, or `_SLOW` where it is not sure
+# what enters, or `_SILENT` where the window is zero: a row that is silent may wake up.
+_ROOM, _SUM, MARGIN, _GROWTH = 2.5, 1.0, np.float32(1.35), np.float32(1.5)
+_FALL, _SLOW, _SILENT = np.float32(0.5), np.float32(0.9), np.float32(0.999)
 
 
 # Between these a scale, its inverse and every level of it are floats.
@@ -125,7 +124,7 @@ def next_reach(inverse: jax.Array, largest: jax.Array, reach: jax.Array, is_sure
     a new row by that: a memory doubles at its second step.
     """
     is_silent = (jax.lax.bitcast_convert_type(inverse, jnp.int32) & 1) > 0
-    fall = jnp.where(is_silent, _SILENT, _FALL) * SCALE
+    fall = jnp.where(is_silent, _SILENT, jnp.where(is_sure, _FALL, _SLOW)) * SCALE
     most = largest * MARGIN
     grown = jnp.where(reach > 0, jnp.clip(most * np.float32(1 / SCALE), 1, _GROWTH), _GROWTH)
     most = most * jnp.where(is_sure, np.float32(1), grown)
@@ -145,8 +144,7 @@ def _pieces(
         return jnp.where(_is_in_pieces(shape, axes, most), array, 0), reach, axes
     axis = next((a for a in sorted(axes) if shape[a] >= _SHARE), max(axes))
     n = shape[axis]
-    # No more than there are whole shares: both are powers of two.
-    count = math.gcd(n, min(most, 1 << max(n // _SHARE, 1).bit_length() - 1))
+    count = math.gcd(n, most)
     length = -(-n // (_SHARE * count))
     length = -(-length // _PART) * _PART if length >= _LONG else length
     if count == 1:
@@ -165,10 +163,8 @@ def _is_in_pieces(shape: tuple[int, ...], axes: tuple[int, ...], most: int) -> j
 
     def along(axis: int) -> jax.Array:
         n = jnp.asarray(wrapped(shape[axis]))
-        whole = np.uint32(1) << (31 - jax.lax.clz(jnp.maximum(n // _SHARE, 1)))
         # The greatest common divisor with a power of two.
-        both = n | jnp.minimum(np.uint32(most), whole)
-        count = both & -both
+        count = (n | np.uint32(most)) & -(n | np.uint32(most))
         length = (n + _SHARE * count - 1) // (_SHARE * count)
         length = jnp.where(length >= _LONG, (length + _PART - 1) // _PART * _PART, length)
         index = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
