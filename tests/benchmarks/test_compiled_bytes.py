@@ -36,7 +36,9 @@ MOST = {
     "adamw, mu in int8": {"tpu": 22.5, "h200": 22.5},
     "adamw, mu in int8, nu in uint8": {"tpu": 16.5, "h200": 17.5},
 }
-# What is read more than once, in other versions of libtpu than that of the file: both fields of AdamW in bytes.
+# What is read more than once, as docs/storage.md says: on H200 a quarter of the gradients where rows have short axes;
+# for TPU, in other versions of libtpu than that of the file, both fields of AdamW in bytes.
+WIDE_WINDOWS = {("h200", (1024, 3, 16, 64)): 15.1}
 BY_OTHER_COMPILERS = {"adamw, mu in int8, nu in uint8": 19.2}
 # Of one velocity on gradients.
 ONE_VELOCITY = tuple(f"{name}, " for name in compiled_bytes.RULES if name != "aggregated")
@@ -71,7 +73,8 @@ def check_bytes(rows, target):
         if name.endswith(", float32") or name == "optax.trace":
             assert row["bytes"] == pytest.approx(COMMITTED[name, shape]["floor"], abs=0.01), name
         if ("int8" in name or "int4" in name) and name.startswith(ONE_VELOCITY):
-            assert row["bytes"] <= (14.6 if "int8" in name else 13.6), (name, shape)
+            most = WIDE_WINDOWS.get((target, shape), 14.6) - (0 if "int8" in name else 1)
+            assert row["bytes"] <= most, (name, shape)
             # Mostly scales, of which small rows have many.
             assert row["temporaries"] <= (0.2 if shape == (8192, 4096) else 0.5), (name, shape)
             # XLA may walk over a leaf of many axes in several parts.
