@@ -115,17 +115,22 @@ def _in_boxes_of(like: PyTree, tree: PyTree) -> PyTree:
 
 def _with_missing(updates: optax.Updates, velocity: PyTree) -> optax.Updates:
     """The gradients with `_Missing` for each None of a parameter: the velocity says whose. Boxed if the velocity is."""
-    entries = _tree.entries(updates)
-    if all(x is not None for x in entries) and _is_boxed(updates) == _is_boxed(velocity):
-        # In their own boxes: NNX has none around what is masked in a velocity.
-        return updates
+    boxes = velocity
+    if _is_boxed(updates) and _is_boxed(velocity):
+        # NNX has no box around what is masked in a velocity: there the gradient's.
+        boxes = jax.tree.map(
+            lambda v, u: u if _is_masked(v) and not _tree.absent(content(u)) else v,
+            velocity,
+            updates,
+            is_leaf=lambda x: _tree.is_box(x) or _tree.absent(x),
+        )
 
     def mark(gradient: PyTree, velocity: PyTree) -> PyTree:
         if gradient is not None or velocity is None:
             return gradient
         return _Missing(OTHERS if _tree.absent(velocity) else MATRICES)
 
-    return _tree.with_entries(velocity, map(mark, entries, _tree.entries(velocity)))
+    return _tree.with_entries(boxes, map(mark, _tree.entries(updates), _tree.entries(velocity)))
 
 
 def _is_boxed(tree: PyTree) -> bool:

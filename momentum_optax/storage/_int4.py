@@ -104,10 +104,12 @@ def _encode(
     is_beyond = place < _bits(r * _STEEP - (_STEEP - 1))
     code = jnp.minimum(root, _ROOTS) + is_beyond.astype(jnp.int32)
     # Not finite: the element starts anew. The comparison is false for NaN.
-    code = jnp.where(jnp.abs(v) <= np.finfo(np.float32).max, code, 0)
+    is_finite = jnp.abs(v) <= np.finfo(np.float32).max
+    code = jnp.where(is_finite, code, 0)
     sign = _bits(v) >> 31
     codes = ((code ^ sign) - sign).astype(jnp.int4)
-    return codes, jax.lax.platform_dependent(codes, is_beyond, r > 0, cpu=_size_on_cpu, default=_size)
+    kinds = is_finite & is_beyond, is_finite & (r > 0)
+    return codes, jax.lax.platform_dependent(codes, *kinds, cpu=_size_on_cpu, default=_size)
 
 
 def _size(codes: jax.Array, *_: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import momentum_optax as mo
 
@@ -129,3 +130,14 @@ def test_the_state_of_optax_s_muon_is_refused_with_the_call_that_takes_it_over()
     with pytest.raises(ValueError, match=r"begin with mo\.interop\.from_optax\(tx\.init\(params\), opt_state\)"):
         tx.update(params, theirs, params)
     tx.update(params, mo.interop.from_optax(tx.init(params), theirs), params)
+
+
+@pytest.mark.parametrize("kernel", [None, nnx.Param(None)], ids=["none", "a box of none"])
+def test_in_boxes_of_nnx_a_matrix_without_gradient_leaves_the_structure_of_the_state(kernel):
+    params = nnx.state(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), nnx.Param)
+    tx = mo.muon(0.1)
+    gradients = jax.tree.map(jnp.ones_like, params)
+    gradients["kernel"] = kernel
+    state = jax.eval_shape(tx.init, params)
+    _, new = jax.eval_shape(tx.update, gradients, state, params)
+    assert types(new) == types(state)

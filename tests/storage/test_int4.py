@@ -264,6 +264,13 @@ def test_a_non_finite_gradient_restarts_its_element_and_touches_no_other(bad):
     assert np.isfinite(dirty[5:]).all()
 
 
+@pytest.mark.parametrize("bad", [jnp.nan, -jnp.inf])
+def test_the_next_scale_does_not_follow_from_what_is_not_finite(bad):
+    velocity = normal(*SHAPE)
+    with_zero, with_bad = (write(velocity.at[:, 100].set(x), jnp.uint32(1), 8.0) for x in (0.0, bad))
+    np.testing.assert_array_equal(with_bad.reach[0], with_zero.reach[0])
+
+
 def test_half_a_byte_and_the_small_leaves_in_full():
     params = {
         "w": jnp.zeros((768, 2304)),
