@@ -122,7 +122,7 @@ def _with_missing(updates: optax.Updates, velocity: PyTree) -> optax.Updates:
             lambda v, u: u if _is_masked(v) and not _tree.absent(content(u)) else v,
             velocity,
             updates,
-            is_leaf=lambda x: _tree.is_box(x) or _tree.absent(x),
+            is_leaf=lambda x: _tree.is_box(x) or _tree.absent(content(x)),
         )
 
     def mark(gradient: PyTree, velocity: PyTree) -> PyTree:
