@@ -164,9 +164,9 @@ def int4(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | N
     itself, outgrows the velocity and training suffers; take `int8`. A decay above 0.95 that is a number gets a warning.
     Half a byte is what TPUs and GPUs store; XLA's CPU backend keeps a whole one for each code.
 
-    Scales are those of `int8`, so that the first step of a leaf, a spike of all of a row and a row that wakes up are as
-    exact as any other step; fifty steps later most of what is left of a spike is noise. Fifteen codes have no room for
-    what lies apart:
+    Scales are those of `int8`, so that the first step of a leaf, a spike of all of a row and a row that wakes up as
+    large as it was are as exact as any other step; fifty steps later most of what is left of a spike is noise.
+    Fifteen codes have no room for what lies apart:
 
     * a single element that has grown keeps its mean up to 3.2 times its row's scale, about four times the row's largest
       value of the step before, and is clipped beyond. Above 0.64 scales it is read as up to eight times what it exceeds
