@@ -158,7 +158,7 @@ def int4(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | N
 
     For memories of about ten steps, decay 0.9, that are added to the weights: SGD, Nesterov. The rounding has no bias.
     On white noise one rounding is within 0.2 in norm, and as those of a whole memory add up the relative error of a
-    stored velocity is 0.4; it was 0.5 to 0.7 for whole networks, whose final losses were about those of float32. Not
+    stored velocity is 0.4; it was 0.6 to 0.7 for whole networks, whose final losses were about those of float32. Not
     for Adam, whose direction is lost (a cosine of 0.2) and whose steps become thousands of times as long; nor for Lion,
     whose decay is 0.99; and Muon refuses it. The error on white noise is 0.8 at decay 0.95, and at 0.99 the noise feeds
     itself, outgrows the velocity and training suffers; take `int8`. A decay above 0.95 that is a number gets a warning.

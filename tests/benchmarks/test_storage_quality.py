@@ -212,8 +212,8 @@ def test_no_loss_in_bfloat16_or_int8_differs_from_float32s_beyond_chance(documen
     """With five seeds; int4 at decay 0.99 does."""
     compared, differing, after_correction = report.significant(document["rows"], ("bfloat16", "int8", "int8, uint8"))
     assert f"Of {compared} comparisons" in PAGE
-    assert differing == 2
-    assert "two differ at 5 % before" in PAGE
+    assert differing == 3
+    assert "three differ at 5 % before" in PAGE
     assert after_correction == 0
     for of in settings_of(document).values():
         for name in ("bfloat16", "int8", "int8, uint8"):
@@ -239,10 +239,9 @@ def test_first_and_early_errors_of_int8_are_those_that_the_page_says(document):
     assert max(np.mean(row["first_errors"]) for row in found.values()) < 0.0205
     assert "In the first step it is at most 0.020" in PAGE
     early = {task: [np.mean(row["early_errors"]) for key, row in found.items() if key[0] == task] for task in TASKS}
-    assert max(early["autoencoder"] + early["cnn"]) < 0.04
-    wide, gru, text = (max(early[task]) for task in ("wide", "gru", "lm"))
-    assert f"misses it with {wide:.3f} on the wide autoencoder at 0.9, with {gru:.3f} on the GRU and with up" in PAGE
-    assert f"up to {text:.3f} on the language model" in PAGE
+    assert max(early["autoencoder"] + early["gru"] + early["cnn"]) < 0.04
+    wide, text = (max(early[task]) for task in ("wide", "lm"))
+    assert f"misses it with {wide:.3f} on the wide autoencoder at 0.9 and with up to {text:.3f} on the" in PAGE
     adamw = np.mean(found["wide", "adamw", 0.9]["early_errors"])
     assert f"AdamW's is {adamw:.3f} on the wide autoencoder" in PAGE
 
@@ -257,8 +256,8 @@ def test_directions_and_columns_are_those_that_the_page_says(document):
     signs = [cells[name, "int8", share]["cosine"] for name in ("lion", "signum") for share in (1e-2, 1e-4, 1e-5)]
     signs.append(np.mean(settings_of(document)["wide", "lion", 0.99]["int8"]["cosines"]))
     # Of equal signs the cosine is twice their share less one.
-    assert np.all(abs((np.array(signs) + 1) / 2 - 0.94) < 0.0051)
-    assert "94 % of the signs" in PAGE
+    assert set(np.round((np.array(signs) + 1) / 2, 2)) == {0.94, 0.95}
+    assert "94 to 95 % of the signs are float32's" in PAGE
     adamw = settings_of(document)["wide", "adamw", 0.9]
     most = [max(adamw[name]["longest"]) for name in ("int8", "int8, uint8")]
     assert f"was {most[0]:.1f} times float32's, and {most[1]:.1f} times with `nu` in uint8" in PAGE
@@ -279,9 +278,8 @@ def test_directions_and_columns_are_those_that_the_page_says(document):
         # Groups of gradients down to a millionth: the last but one.
         assert learnt[optimizer, "int8"][3] < 2 * learnt[optimizer, "8-bit dynamic"][3]
         assert np.all(learnt[optimizer, "int8"][:4] < 2e-3)
-    assert learnt["adam", "int8"][4] < 2e-3
-    lost = learnt["lion", "int8"][4], learnt["adam", "int8, uint8"][3]
-    assert min(lost) > 0.1, "below a millionth, as the page says"
+        assert learnt[optimizer, "int8"][4] < 2e-3
+    assert learnt["adam", "int8, uint8"][3] > 0.1, "all but lost at 1e-6, as the page says"
 
 
 def test_the_figure_shows_what_each_storage_adds_in_units_of_the_seeds(document):
