@@ -21,10 +21,10 @@ import numpy as np
 
 from .._export import serializable
 from .._typing import DType, Number
-from ._int8 import Code, InOnePass, decoded
 from .companding import SCALE
 from .compressed import is_compressed, rescaled
 from .guard import MARGIN
+from .one_pass import Code, InOnePass, decoded
 from .rows import GROWTH
 
 # The bound in scales; the codes up to `_ROOTS` are square roots, and the next one stands for what is beyond.

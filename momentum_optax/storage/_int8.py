@@ -1,14 +1,6 @@
-r"""Velocities in one byte, written and read elementwise so that XLA keeps the whole optimizer step in one pass.
-
-The code of an element is that of `companding`, at the scale of its row, which comes from `guard`. The form of both
-follows from XLA's fusion: a handful of operations, or one more array or number that a step reads besides its large
-ones, decide whether it is compiled into one pass. A step is three programs on a GPU: the window's maximum, the pass,
-and what becomes of the small parts.
-"""
+"""Velocities in one byte: the code of `companding`, written in one pass."""
 
 import dataclasses
-import functools
-from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -16,35 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._export import serializable
-from .._typing import Condition, DType, Number, jitted
+from .._typing import DType, Number
 from .companding import STEP_SIZE, decode, encode, level
-from .compressed import Compressed, Part, S, is_compressed, rescaled
-from .guard import inverse_scales, next_reach
-from .protocol import EncodeContext
-from .rows import GROWTH, element_noise, element_phase, row_axes, row_largest
-from .slopes import marked, unmarked
-
-
-@dataclasses.dataclass(frozen=True)
-class Code:
-    """A code of velocities at the scale of their row, which comes as `inverse`, see `guard.inverse_scales`.
-
-    Attributes:
-      encode: The codes of values, and the same as int8; from values, `inverse`, noise and phase as in `companding`, and
-        the state's `noise` before the write.
-      decode: The values of codes, from these, their units, the noise of `encode` and the state's `noise`.
-      level: What is read, times `inverse`, from the largest size of a code in each row and the state's `noise` before
-        the write; 0 for 0.
-      unit: The unit times `inverse`.
-      share: The largest value that square roots stand for, in scales.
-    """
-
-    encode: Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array], tuple[jax.Array, jax.Array]]
-    decode: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
-    level: Callable[[jax.Array, jax.Array], jax.Array]
-    unit: float = 1.0
-    share: float = 1.0
-
+from .compressed import is_compressed, rescaled
+from .one_pass import Code, InOnePass, decoded
 
 _CODE = Code(
     encode=lambda v, inverse, noise, phase, row: (encode(v, inverse, noise, phase),) * 2,
@@ -81,35 +48,6 @@ class Int8Velocity(NamedTuple):
     def rescale(state: "Int8Velocity", factor: Number) -> "Int8Velocity":
         """The velocities times a number: the scales, a negative one too, and not the codes."""
         return rescaled(state, factor, jnp.int8)
-
-
-@dataclasses.dataclass(frozen=True)
-class InOnePass(Compressed[S]):
-    """Velocities in a `code`, which a step writes without a second look at its data."""
-
-    code: ClassVar[Code]
-    beside_codes: ClassVar[dict[str, Part]] = {
-        "scale": Part("row", jnp.float32, shared=False),
-        "reach": Part("row", jnp.float32),
-        "noise": Part("row", jnp.uint32),
-    }
-    reads_stamp: ClassVar[bool] = False
-    reads_entering: ClassVar[bool] = True
-
-    def compress(self, velocities: tuple[jax.Array, ...], previous: S, context: EncodeContext) -> S:
-        """The codes of the velocities, at a scale that follows from the last codes and from what enters."""
-        # Relative to each other only: a single velocity has none.
-        factors = context.relative_scales if len(velocities) > 1 else (None,)
-        before = previous.reach[0], previous.noise[0]
-        parts = _encoded(self.code, velocities, factors, context.entering, before, is_divided=context.is_divided)
-        written: S = self.state_type(*parts)
-        return written
-
-    def fitted(self, parts: S, velocities: tuple[jax.Array, ...], gains: tuple[Number, ...]) -> S:
-        """The parts of a new state with the scales that these velocities need."""
-        if not is_compressed(parts.codes, self.code_dtype):
-            return parts
-        return parts._replace(reach=(largest(velocities, gains) * np.float32(1 / self.code.share),))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,68 +111,3 @@ def int8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | N
       1993. Eight-bit optimizer states: Dettmers et al., ICLR 2022, arXiv:2110.02861.
     """
     return Int8.checked(seed, min_size, axis_names)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def decoded(
-    code: Code, codes: tuple[jax.Array, ...], scales: tuple[jax.Array, ...], noise: jax.Array
-) -> tuple[jax.Array, ...]:
-    """The velocities of one leaf."""
-    return tuple(
-        code.decode(c, unmarked(scale), element_noise(noise, c, k), noise)
-        for k, (c, scale) in enumerate(zip(codes, scales, strict=True))
-    )
-
-
-@functools.partial(jax.jit, static_argnums=0, static_argnames="is_divided")
-def _encoded(
-    code: Code,
-    velocities: tuple[jax.Array, ...],
-    factors: tuple[Number | None, ...],
-    entering: tuple[jax.Array, Number, Condition] | None,
-    before: tuple[jax.Array, jax.Array],
-    *,
-    is_divided: bool,
-) -> tuple[tuple[jax.Array, ...], ...]:
-    """The codes of the velocities of one leaf and the parts beside them, after `before`, the last reach and noise."""
-    reach, noise = before
-    alike = tuple(_over(v.astype(jnp.float32), factor) for v, factor in zip(velocities, factors, strict=True))
-    entering = (_largest_of(alike), 1.0, True) if entering is None else entering
-    inverse = inverse_scales(*entering, reach)
-    written = [
-        code.encode(
-            v, inverse, element_noise(noise, v, k, 1), element_phase(noise, v, k) if is_divided else None, noise
-        )
-        for k, v in enumerate(alike)
-    ]
-    codes, same = zip(*written, strict=True)
-    most = row_largest(same)
-    # Never true: the small parts follow from the codes. XLA knows them to be read no more then, and writes over them.
-    is_last = most > np.float32(127)
-    inverse = jnp.where(is_last, np.float32(1), inverse)
-    unit = np.float32(code.unit) / jnp.abs(inverse)
-    scale = tuple(marked(_times(unit, factor), v) for v, factor in zip(velocities, factors, strict=True))
-    reach = next_reach(inverse, code.level(most, noise), reach, entering[2])
-    return codes, scale, (reach,), (jnp.where(is_last, np.uint32(1), noise * np.uint32(GROWTH)),)
-
-
-@jitted
-def largest(velocities: tuple[jax.Array, ...], gains: tuple[Number, ...]) -> jax.Array:
-    """The largest size in each row of what is finite, each velocity over its gain."""
-    inner = row_axes(velocities[0].shape)
-    pairs = zip(velocities, gains, strict=True)
-    sizes = [jnp.abs(v.astype(jnp.float32)) / jnp.asarray(gain, jnp.float32) for v, gain in pairs]
-    finite = [jnp.where(size <= np.finfo(np.float32).max, size, 0) for size in sizes]
-    return jnp.max(jnp.stack([jnp.max(size, inner, keepdims=True) for size in finite]), 0)
-
-
-def _largest_of(velocities: tuple[jax.Array, ...]) -> jax.Array:
-    return functools.reduce(jnp.maximum, map(jnp.abs, velocities)) if len(velocities) > 1 else velocities[0]
-
-
-def _over(x: jax.Array, gain: Number | None) -> jax.Array:
-    return x if gain is None else x / jnp.asarray(gain, x.dtype)
-
-
-def _times(x: jax.Array, gain: Number | None) -> jax.Array:
-    return x if gain is None else x * jnp.asarray(gain, x.dtype)

@@ -10,8 +10,9 @@ import numpy as np
 
 from ..._typing import Leaf
 from ...storage._int4 import Int4, Int4Velocity
-from ...storage._int8 import InOnePass, Int8, Int8Velocity
+from ...storage._int8 import Int8, Int8Velocity
 from ...storage.compressed import S
+from ...storage.one_pass import InOnePass
 from ...storage.protocol import EncodeContext
 from ...storage.rows import row_hashes, row_noise
 
