@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._typing import Condition, Number
+from .._typing import Number
 from .companding import SCALE
 from .noise import wrapped
-from .rows import row_axes
 
 # The window is at least this share of a row, in as many pieces. They lie evenly, so that each device has its own where
 # an axis is split into as many shares or fewer, and that a short axis of which a part is dead shows its other part.
@@ -49,7 +48,7 @@ _SMALLEST, _GREATEST = np.float32(2.0**-100), np.float32(2.0**102)
 _DEFAULT, _UNKNOWN = np.float32(2.0**16), np.uint32(1 << 31)
 
 
-def inverse_scales(entering: jax.Array, factor: Number, is_sure: Condition, reach: jax.Array) -> jax.Array:
+def inverse_scales(entering: jax.Array, factor: Number, is_sure: bool, reach: jax.Array) -> jax.Array:
     """`SCALE` over the scale of each row; the last bit is set where nothing is seen to enter.
 
     It is negative where the scale is not known and a default stands in.
@@ -58,101 +57,123 @@ def inverse_scales(entering: jax.Array, factor: Number, is_sure: Condition, reac
       entering: Of the leaf's shape; what is about to be written is at least about `factor` times as large.
       factor: Not negative.
       is_sure: Whether that is known. If not it counts in rows without a scale alone.
-      reach: The largest values of the last codes times `MARGIN`, one for each row; 0 where there is none.
+      reach: The largest values of the last codes times `MARGIN`, one for each row; 0 where there is none. Like the
+        result it is without the axes of a row.
     """
     entering = jax.lax.stop_gradient(entering)
-    axes = row_axes(entering.shape)
     # One of a leaf's age has the rank of the leaf.
-    factor = jnp.asarray(factor * _ROOM, jnp.float32).reshape(())
-    is_sure = jnp.asarray(is_sure)
+    factor = jax.lax.mul(jnp.asarray(factor, jnp.float32).reshape(()), np.float32(_ROOM))
     sharding = jax.typeof(reach).sharding
 
-    def smallest(array: jax.Array, reach: jax.Array, factor: jax.Array, is_sure: jax.Array) -> jax.Array:
-        def in_pieces(array: jax.Array, reach: jax.Array, factor: jax.Array, is_sure: jax.Array) -> jax.Array:
-            window, beside, inner = _pieces(array, reach, axes, _PIECES)
-            bits = _in_parts(_inverses(window, beside, factor, is_sure), inner)
-            return jnp.min(bits, inner).reshape(reach.shape)
+    def smallest(array: jax.Array, reach: jax.Array, factor: jax.Array) -> jax.Array:
+        def in_pieces(array: jax.Array, reach: jax.Array, factor: jax.Array) -> jax.Array:
+            window = _pieces(array, reach.ndim, _PIECES)
+            bits = _inverses(window, reach, tuple(range(reach.ndim)), factor, is_sure)
+            return jax.lax.reduce_min(*_in_parts(bits, reach.ndim))
 
-        def on_tpu(array: jax.Array, reach: jax.Array, factor: jax.Array, is_sure: jax.Array) -> jax.Array:
-            is_tiled = _has_tiles(array.shape, axes)
-            window, beside, inner = _tiles(array, reach) if is_tiled else _pieces(array, reach, axes, 1)
-            return jnp.min(_inverses(window, beside, factor, is_sure), inner).reshape(reach.shape)
+        def on_tpu(array: jax.Array, reach: jax.Array, factor: jax.Array) -> jax.Array:
+            if not _has_tiles(array.shape, reach.ndim):
+                window, dims = _pieces(array, reach.ndim, 1), tuple(range(reach.ndim))
+            else:
+                window, dims = _tiles(array)
+            bits = _inverses(window, reach.reshape([window.shape[d] for d in dims]), dims, factor, is_sure)
+            return jax.lax.reduce_min(bits, [d for d in range(bits.ndim) if d not in dims]).reshape(reach.shape)
 
-        bits = jax.lax.platform_dependent(array, reach, factor, is_sure, tpu=on_tpu, default=in_pieces)
+        bits = jax.lax.platform_dependent(array, reach, factor, tpu=on_tpu, default=in_pieces)
         return jax.lax.bitcast_convert_type(cast(jax.Array, bits), jnp.float32)
 
     if any(jax.typeof(entering).sharding.spec):
         # Over explicit mesh axes a window of a part would need a separate sharding.
-        return cast(
-            jax.Array, jax.sharding.auto_axes(smallest, out_sharding=sharding)(entering, reach, factor, is_sure)
-        )
-    return smallest(entering, reach, factor, is_sure)
+        return cast(jax.Array, jax.sharding.auto_axes(smallest, out_sharding=sharding)(entering, reach, factor))
+    return smallest(entering, reach, factor)
 
 
-def _inverses(window: jax.Array, reach: jax.Array, factor: jax.Array, is_sure: jax.Array) -> jax.Array:
-    """The inverse that each element asks for, in bits of which the smallest count; `reach` broadcasts to `window`."""
-    size = jnp.abs(window.astype(jnp.float32))
+def _inverses(
+    window: jax.Array, reach: jax.Array, dims: tuple[int, ...], factor: jax.Array, is_sure: bool
+) -> jax.Array:
+    """The inverse that each element asks for, in bits of which the smallest count; `reach` lies along `dims`."""
+
+    # Functions of `jax.lax`: an operator of jax.numpy is a function that is traced for each shape.
+    def full(x: np.generic | float, dtype: type[np.generic] = np.float32) -> jax.Array:
+        return jax.lax.full(window.shape, dtype(x))
+
+    def over_window(x: jax.Array) -> jax.Array:
+        return jax.lax.broadcast_in_dim(x, window.shape, dims)
+
+    size, zero = jax.lax.abs(window.astype(jnp.float32)), full(0)
     # The comparison is false for NaN, which must not hide the rest of its row.
-    size = jnp.where(size <= np.finfo(np.float32).max, size * factor, 0)
-    grown = jnp.maximum(
-        jnp.maximum(size - reach, reach), reach * np.float32(1 / MARGIN) + size * np.float32(_SUM / _ROOM)
-    )
-    scale = jnp.where(is_sure | (reach <= 0), grown, reach)
-    inverse = SCALE / jnp.clip(scale, _SMALLEST, _GREATEST)
+    size = jax.lax.select(jax.lax.le(size, full(np.finfo(np.float32).max)), jax.lax.mul(size, factor), zero)
+    beside = over_window(reach)
+    least = over_window(jax.lax.mul(reach, np.float32(1 / MARGIN)))
+    sum_ = jax.lax.add(least, jax.lax.mul(size, np.float32(_SUM / _ROOM)))
+    scale = jax.lax.max(jax.lax.max(jax.lax.sub(size, beside), beside), sum_)
+    if not is_sure:
+        scale = jax.lax.select(jax.lax.le(beside, zero), scale, beside)
+    inverse = jax.lax.div(full(SCALE), jax.lax.clamp(_SMALLEST, scale, _GREATEST))
     # All of it before the minimum over the window, which then is the one small operation that a step begins with. As
     # whole numbers without a sign, among which negative floats are the largest.
     bits = jax.lax.bitcast_convert_type(inverse, jnp.uint32)
-    bits = jnp.where(scale > 0, bits, _DEFAULT.view(np.uint32) | _UNKNOWN)
-    return jnp.where(size > 0, bits & np.uint32(2**32 - 2), bits | np.uint32(1))
+    unknown = full(_DEFAULT.view(np.uint32) | _UNKNOWN, np.uint32)
+    bits = jax.lax.select(jax.lax.gt(scale, zero), bits, unknown)
+    seen = jax.lax.bitwise_and(bits, np.uint32(2**32 - 2))
+    return jax.lax.select(jax.lax.gt(size, zero), seen, jax.lax.bitwise_or(bits, np.uint32(1)))
 
 
-def _in_parts(bits: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """The smallest bits of each part of a long row, or all of a shorter one."""
-    if not all(isinstance(n, int) for n in bits.shape) or math.prod(bits.shape[a] for a in axes) <= _MANY:
-        return bits
+def _in_parts(bits: jax.Array, rank: int) -> tuple[jax.Array, list[int]]:
+    """The smallest bits of each part of a long row, or all of a shorter one; and the axes after the first `rank`."""
+    axes = list(range(rank, bits.ndim))
+    if not all(isinstance(n, int) for n in bits.shape) or math.prod(bits.shape[rank:]) <= _MANY:
+        return bits, axes
     *outer, n = bits.shape
     length = n if n % _PART else _PART
     # Without the barrier XLA would reduce all at once.
-    parts: jax.Array = jax.lax.optimization_barrier(jnp.min(bits.reshape(*outer, n // length, length), -1))
-    return parts
+    parts = jax.lax.reduce_min(bits.reshape(*outer, n // length, length), [bits.ndim])
+    return jax.lax.optimization_barrier(parts), axes
 
 
-def next_reach(inverse: jax.Array, largest: jax.Array, reach: jax.Array, is_sure: Condition) -> jax.Array:
+def next_reach(inverse: jax.Array, largest: jax.Array, reach: jax.Array, is_sure: bool) -> jax.Array:
     """The `reach` for the next write, from the largest value of each row over the unit; unchanged where it is 0.
 
     Where it is not sure what enters, a row that has grown has room to grow by as much again, up to `_GROWTH` times, and
     a new row by that: a memory doubles at its second step.
     """
-    is_silent = (jax.lax.bitcast_convert_type(inverse, jnp.int32) & 1) > 0
-    fall = jnp.where(is_silent, _SILENT, jnp.where(is_sure, _FALL, _SLOW)) * SCALE
-    most = largest * MARGIN
-    grown = jnp.where(reach > 0, jnp.clip(most * np.float32(1 / SCALE), 1, _GROWTH), _GROWTH)
-    most = most * jnp.where(is_sure, np.float32(1), grown)
-    return jnp.where(largest > 0, jnp.maximum(most, fall) / jnp.abs(inverse), reach)
+
+    def full(x: np.float32) -> jax.Array:
+        return jax.lax.full(reach.shape, x)
+
+    is_silent = jax.lax.ne(
+        jax.lax.bitwise_and(jax.lax.bitcast_convert_type(inverse, jnp.int32), np.int32(1)), np.int32(0)
+    )
+    fall = jax.lax.select(is_silent, full(_SILENT * SCALE), full((_FALL if is_sure else _SLOW) * SCALE))
+    most = jax.lax.mul(largest, MARGIN)
+    if not is_sure:
+        grown = jax.lax.clamp(np.float32(1), jax.lax.mul(most, np.float32(1 / SCALE)), _GROWTH)
+        is_new = jax.lax.le(reach, np.float32(0))
+        most = jax.lax.mul(most, jax.lax.select(is_new, full(_GROWTH), grown))
+    following = jax.lax.div(jax.lax.max(most, fall), jax.lax.abs(inverse))
+    return jax.lax.select(jax.lax.gt(largest, np.float32(0)), following, reach)
 
 
-def _pieces(
-    array: jax.Array, reach: jax.Array, axes: tuple[int, ...], most: int
-) -> tuple[jax.Array, jax.Array, tuple[int, ...]]:
-    """About a 32nd of each row, in even pieces of one axis; `reach` beside it; the axes of a row, `axes` before.
+def _pieces(array: jax.Array, rank: int, most: int) -> jax.Array:
+    """About a 32nd of each row, in even pieces of one axis; rows are the axes after the first `rank`.
 
     In one piece where the axis allows no more, or on a TPU, which would copy an array of any other shape.
     """
     shape = array.shape
+    axes = tuple(range(rank, array.ndim))
     if not all(isinstance(shape[a], int) for a in axes):
         # What is zero counts as what is not seen.
-        return jnp.where(_is_in_pieces(shape, axes, most), array, 0), reach, axes
-    axis = next((a for a in sorted(axes) if shape[a] >= _SHARE), max(axes))
+        return jnp.where(_is_in_pieces(shape, axes, most), array, 0)
+    axis = next((a for a in axes if shape[a] >= _SHARE), max(axes))
     n = shape[axis]
     count = math.gcd(n, most)
     length = -(-n // (_SHARE * count))
     length = -(-length // _PART) * _PART if length >= _LONG else length
     if count == 1:
-        return jax.lax.slice_in_dim(array, 0, length, axis=axis), reach, axes
+        return jax.lax.slice_in_dim(array, 0, length, axis=axis)
     split = array.reshape(*shape[:axis], count, n // count, *shape[axis + 1 :])
-    window = jax.lax.slice_in_dim(split, 0, length, axis=axis + 1)
     # In order, since XLA's GPU backend transposes the window for any other one.
-    return window, jnp.expand_dims(reach, axis), tuple(sorted((axis, *(a + (a >= axis) for a in axes))))
+    return jax.lax.slice_in_dim(split, 0, length, axis=axis + 1)
 
 
 def _is_in_pieces(shape: tuple[int, ...], axes: tuple[int, ...], most: int) -> jax.Array:
@@ -176,22 +197,20 @@ def _is_in_pieces(shape: tuple[int, ...], axes: tuple[int, ...], most: int) -> j
     return is_in
 
 
-def _has_tiles(shape: tuple[int, ...], axes: tuple[int, ...]) -> bool:
+def _has_tiles(shape: tuple[int, ...], rank: int) -> bool:
     """Whether rows are the last axis, and whole tiles of a TPU's memory cover the leaf."""
     return (
-        len(shape) > 1
-        and axes == (len(shape) - 1,)
+        0 < rank == len(shape) - 1
         and all(isinstance(n, int) for n in shape)
         and shape[-1] % _LANES == 0
         and shape[-2] % _SUBLANES == 0
     )
 
 
-def _tiles(array: jax.Array, reach: jax.Array) -> tuple[jax.Array, jax.Array, tuple[int, ...]]:
-    """`_pieces` of the last axis, as tiles: a TPU would copy an array of any other shape."""
+def _tiles(array: jax.Array) -> tuple[jax.Array, tuple[int, ...]]:
+    """`_pieces` of the last axis, as tiles: a TPU would copy an array of any other shape. And the axes of the rows."""
     *outer, m, n = array.shape
     count = math.gcd(n // _LANES, _PIECES)
     tiles = array.reshape(*outer, m // _SUBLANES, _SUBLANES, n // _LANES, _LANES)
     tiles = jnp.moveaxis(tiles, -3, -2)[..., :: n // _LANES // count, :, : -(-n // (_SHARE * count))]
-    axis = len(outer) + 1
-    return tiles, reach.reshape(*outer, m // _SUBLANES, 1, _SUBLANES, 1), (axis, axis + 2)
+    return tiles, (*range(len(outer) + 1), len(outer) + 2)

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._typing import Condition, Number, jitted
+from .._typing import Number, jitted
 from .compressed import Compressed, Part, S, is_compressed
 from .guard import inverse_scales, next_reach
 from .protocol import EncodeContext
-from .rows import GROWTH, element_noise, element_phase, row_axes, row_largest
+from .rows import GROWTH, as_part, element_noise, element_phase, in_rows, over_rows, row_axes, row_largest
 from .slopes import marked, unmarked
 
 
@@ -61,8 +61,10 @@ class InOnePass(Compressed[S]):
         """The codes of the velocities, at a scale that follows from the last codes and from what enters."""
         # Relative to each other only: a single velocity has none.
         factors = context.relative_scales if len(velocities) > 1 else (None,)
+        entering, share, is_sure = context.entering or (None, 1.0, True)
         before = previous.reach[0], previous.noise[0]
-        parts = _encoded(self.code, velocities, factors, context.entering, before, is_divided=context.is_divided)
+        how = {"is_sure": is_sure, "is_divided": context.is_divided}
+        parts = _encoded(self.code, velocities, factors, entering, share, before, **how)
         written: S = self.state_type(*parts)
         return written
 
@@ -79,41 +81,44 @@ def decoded(
 ) -> tuple[jax.Array, ...]:
     """The velocities of one leaf."""
     return tuple(
-        code.decode(c, unmarked(scale), element_noise(noise, c, k), noise)
+        code.decode(c, over_rows(in_rows(unmarked(scale), c), c), element_noise(noise, c, k), noise)
         for k, (c, scale) in enumerate(zip(codes, scales, strict=True))
     )
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames="is_divided")
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("is_sure", "is_divided"))
 def _encoded(
     code: Code,
     velocities: tuple[jax.Array, ...],
     factors: tuple[Number | None, ...],
-    entering: tuple[jax.Array, Number, Condition] | None,
+    entering: jax.Array | None,
+    share: Number,
     before: tuple[jax.Array, jax.Array],
     *,
+    is_sure: bool,
     is_divided: bool,
 ) -> tuple[tuple[jax.Array, ...], ...]:
     """The codes of the velocities of one leaf and the parts beside them, after `before`, the last reach and noise."""
-    reach, noise = before
+    leaf, noise = velocities[0], before[1]
+    reach, numbers = (in_rows(x, leaf) for x in before)
     alike = tuple(_over(v.astype(jnp.float32), factor) for v, factor in zip(velocities, factors, strict=True))
-    entering = (_largest_of(alike), 1.0, True) if entering is None else entering
-    inverse = inverse_scales(*entering, reach)
+    inverse = inverse_scales(_largest_of(alike) if entering is None else entering, share, is_sure, reach)
+    over = over_rows(inverse, leaf)
     written = [
-        code.encode(
-            v, inverse, element_noise(noise, v, k, 1), element_phase(noise, v, k) if is_divided else None, noise
-        )
+        code.encode(v, over, element_noise(noise, v, k, 1), element_phase(noise, v, k) if is_divided else None, noise)
         for k, v in enumerate(alike)
     ]
     codes, same = zip(*written, strict=True)
     most = row_largest(same)
     # Never true: the small parts follow from the codes. XLA knows them to be read no more then, and writes over them.
-    is_last = most > np.float32(127)
-    inverse = jnp.where(is_last, np.float32(1), inverse)
-    unit = np.float32(code.unit) / jnp.abs(inverse)
+    is_last = jax.lax.gt(most, np.float32(127))
+    inverse = jax.lax.select(is_last, jax.lax.full_like(inverse, 1), inverse)
+    unit = as_part(jax.lax.div(np.float32(code.unit), jax.lax.abs(inverse)), leaf)
     scale = tuple(marked(_times(unit, factor), v) for v, factor in zip(velocities, factors, strict=True))
-    reach = next_reach(inverse, code.level(most, noise), reach, entering[2])
-    return codes, scale, (reach,), (jnp.where(is_last, np.uint32(1), noise * np.uint32(GROWTH)),)
+    reach = next_reach(inverse, code.level(most, numbers), reach, is_sure)
+    grown = jax.lax.mul(numbers, np.uint32(GROWTH))
+    numbers = jax.lax.select(is_last, jax.lax.full_like(numbers, 1), grown)
+    return codes, scale, (as_part(reach, leaf),), (as_part(numbers, leaf),)
 
 
 @jitted
@@ -127,7 +132,7 @@ def largest(velocities: tuple[jax.Array, ...], gains: tuple[Number, ...]) -> jax
 
 
 def _largest_of(velocities: tuple[jax.Array, ...]) -> jax.Array:
-    return functools.reduce(jnp.maximum, map(jnp.abs, velocities)) if len(velocities) > 1 else velocities[0]
+    return functools.reduce(jax.lax.max, map(jax.lax.abs, velocities)) if len(velocities) > 1 else velocities[0]
 
 
 def _over(x: jax.Array, gain: Number | None) -> jax.Array:

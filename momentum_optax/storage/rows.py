@@ -1,5 +1,6 @@
 """Rows: the elements that share a scale; and noise for them that costs a handful of operations an element."""
 
+import functools
 import math
 from typing import Any, NamedTuple, cast
 
@@ -74,6 +75,21 @@ def row_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
         if axis and reaches(shape[axis:], ROW_SIZE, "the least length of a row"):
             break
     return tuple(axes)
+
+
+def in_rows(part: jax.Array, leaf: Leaf) -> jax.Array:
+    """A part with one entry per row of `leaf`, without the axes of a row, which have length 1 there."""
+    return jax.lax.squeeze(part, row_axes(leaf.shape))
+
+
+def as_part(rows: jax.Array, leaf: Leaf) -> jax.Array:
+    """The inverse of `in_rows`."""
+    return jax.lax.expand_dims(rows, row_axes(leaf.shape))
+
+
+def over_rows(rows: jax.Array, leaf: jax.Array) -> jax.Array:
+    """An array of the shape of `leaf` from one without the axes of a row."""
+    return split_as(jax.lax.broadcast_in_dim(rows, leaf.shape, tuple(range(rows.ndim))), leaf)
 
 
 def reaches(shape: tuple[int, ...], least: int, what: str) -> bool:
@@ -151,7 +167,8 @@ _SHORT, _LONG, _SHARED = 1 << 12, 1 << 14, 32
 def element_noise(noise: jax.Array, leaf: jax.Array, k: int, power: int = 0) -> jax.Array:
     """int32, uniform, for each element of `leaf`; that of the velocity `k`, after `power` more writes."""
     growth = np.uint32(GROWTH**power % 2**32)
-    return jax.lax.bitcast_convert_type(split_as(noise * (_places(leaf.shape, k) * growth), leaf), jnp.int32)
+    bits = jax.lax.mul(over_rows(in_rows(noise, leaf), leaf), _over_places(_places(leaf.shape, k) * growth, leaf))
+    return jax.lax.bitcast_convert_type(bits, jnp.int32)
 
 
 def element_phase(noise: jax.Array, leaf: jax.Array, k: int) -> jax.Array:
@@ -160,19 +177,24 @@ def element_phase(noise: jax.Array, leaf: jax.Array, k: int) -> jax.Array:
     So are the quarters 0 and 1, 2 and 3, ... in any four, and both halves in any two: a sequence of van der Corput.
     `GROWTH` is 5 modulo 8, so that the lowest bits of a row's number but two count the writes, in some order.
     """
-    bits = split_as(noise ^ _places(leaf.shape, k), leaf)
+    bits = jax.lax.bitwise_xor(over_rows(in_rows(noise, leaf), leaf), _over_places(_places(leaf.shape, k), leaf))
     reversed_bits = (bits & np.uint32(4)) | ((bits >> 2) & np.uint32(2)) | ((bits >> 4) & np.uint32(1))
     return jax.lax.bitcast_convert_type(reversed_bits, jnp.int32)
 
 
+def _over_places(places: jax.Array | np.ndarray, leaf: jax.Array) -> jax.Array:
+    """An array of the shape of `leaf` from one of the axes of a row."""
+    return split_as(jax.lax.broadcast_in_dim(places, leaf.shape, row_axes(leaf.shape)[::-1]), leaf)
+
+
 def _places(shape: tuple[int, ...], k: int) -> jax.Array | np.ndarray:
-    """The numbers of the places of a row, for the velocity `k`; the axes of a row have their sizes, the others 1."""
-    inner = row_axes(shape)
-    row = tuple(n if d in inner else 1 for d, n in enumerate(shape))
+    """The numbers of the places of a row, of the axes of a row, for the velocity `k`."""
+    row = shape[len(shape) - len(row_axes(shape)) :]
     is_known = all(isinstance(n, int) for n in shape)
     is_shared = not is_known or math.prod(shape) >= _SHARED * math.prod(row)
     is_constant = is_known and math.prod(row) <= (_LONG if is_shared else _SHORT)
-    index: Any = np.arange(math.prod(row), dtype=np.uint32).reshape(row) if is_constant else _position(shape, inner)
+    whole = tuple(range(len(row)))
+    index: Any = np.arange(math.prod(row), dtype=np.uint32).reshape(row) if is_constant else _position(row, whole)
     # Another factor for another velocity: a sum would shift its noise along by the same for a whole row.
     index = index * np.uint32(0x9E3779B1 * 0x85EBCA6B**k % 2**32) + np.uint32(0x3C6EF372)
     index = index ^ (index >> 15)
@@ -183,8 +205,6 @@ def _places(shape: tuple[int, ...], k: int) -> jax.Array | np.ndarray:
 
 
 def row_largest(codes: tuple[jax.Array, ...]) -> jax.Array:
-    """The largest |code| of each row over all velocities, as a float."""
-    most = jnp.abs(codes[0].astype(jnp.float32))
-    for code in codes[1:]:
-        most = jnp.maximum(most, jnp.abs(code.astype(jnp.float32)))
-    return jnp.max(most, row_axes(most.shape), keepdims=True)
+    """The largest |code| of each row over all velocities, as a float, without the axes of a row."""
+    sizes = [jax.lax.abs(code.astype(jnp.float32)) for code in codes]
+    return jax.lax.reduce_max(functools.reduce(jax.lax.max, sizes), row_axes(codes[0].shape))
