@@ -139,7 +139,7 @@ def next_reach(inverse: jax.Array, largest: jax.Array, reach: jax.Array, is_sure
     """
 
     def full(x: np.float32) -> jax.Array:
-        return jax.lax.full(reach.shape, x)
+        return jax.lax.full_like(reach, x)
 
     is_silent = jax.lax.ne(
         jax.lax.bitwise_and(jax.lax.bitcast_convert_type(inverse, jnp.int32), np.int32(1)), np.int32(0)
