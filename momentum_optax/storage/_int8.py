@@ -5,7 +5,6 @@ from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from .._export import serializable
 from .._typing import DType, Number
@@ -16,7 +15,7 @@ from .one_pass import Code, InOnePass, decoded
 _CODE = Code(
     encode=lambda v, inverse, noise, phase, row: (encode(v, inverse, noise, phase),) * 2,
     decode=lambda codes, unit, noise, row: decode(codes, unit, noise),
-    level=lambda most, row: jnp.where(most > 0, level(most.astype(jnp.int32)), np.float32(0)),
+    level=lambda most, row: level(most.astype(jnp.int32)),
 )
 
 

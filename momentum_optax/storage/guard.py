@@ -115,8 +115,8 @@ def _inverses(
     bits = jax.lax.bitcast_convert_type(inverse, jnp.uint32)
     unknown = full(_DEFAULT.view(np.uint32) | _UNKNOWN, np.uint32)
     bits = jax.lax.select(jax.lax.gt(scale, zero), bits, unknown)
-    seen = jax.lax.bitwise_and(bits, np.uint32(2**32 - 2))
-    return jax.lax.select(jax.lax.gt(size, zero), seen, jax.lax.bitwise_or(bits, np.uint32(1)))
+    is_unseen = jax.lax.le(size, zero).astype(jnp.uint32)
+    return jax.lax.bitwise_or(jax.lax.bitwise_and(bits, np.uint32(2**32 - 2)), is_unseen)
 
 
 def _in_parts(bits: jax.Array, rank: int) -> tuple[jax.Array, list[int]]:
@@ -131,27 +131,27 @@ def _in_parts(bits: jax.Array, rank: int) -> tuple[jax.Array, list[int]]:
     return jax.lax.optimization_barrier(parts), axes
 
 
-def next_reach(inverse: jax.Array, largest: jax.Array, reach: jax.Array, is_sure: bool) -> jax.Array:
-    """The `reach` for the next write, from the largest value of each row over the unit; unchanged where it is 0.
+def next_reach(
+    inverse: jax.Array, most: jax.Array, largest: jax.Array, reach: jax.Array, is_sure: bool
+) -> jax.Array:
+    """The `reach` for the next write, from the largest code of each row and its value, over the unit.
 
-    Where it is not sure what enters, a row that has grown has room to grow by as much again, up to `_GROWTH` times, and
-    a new row by that: a memory doubles at its second step.
+    It is unchanged where the code is 0. Where it is not sure what enters, a row that has grown has room to grow by as
+    much again, up to `_GROWTH` times, and a new row by that: a memory doubles at its second step.
     """
 
     def full(x: np.float32) -> jax.Array:
         return jax.lax.full_like(reach, x)
 
-    is_silent = jax.lax.ne(
-        jax.lax.bitwise_and(jax.lax.bitcast_convert_type(inverse, jnp.int32), np.int32(1)), np.int32(0)
-    )
-    fall = jax.lax.select(is_silent, full(_SILENT * SCALE), full((_FALL if is_sure else _SLOW) * SCALE))
-    most = jax.lax.mul(largest, MARGIN)
+    last = jax.lax.bitwise_and(jax.lax.bitcast_convert_type(inverse, jnp.int32), np.int32(1))
+    fall = jax.lax.select(last.astype(bool), full(_SILENT * SCALE), full((_FALL if is_sure else _SLOW) * SCALE))
+    beyond = jax.lax.mul(largest, MARGIN)
     if not is_sure:
-        grown = jax.lax.clamp(np.float32(1), jax.lax.mul(most, np.float32(1 / SCALE)), _GROWTH)
+        grown = jax.lax.clamp(np.float32(1), jax.lax.mul(beyond, np.float32(1 / SCALE)), _GROWTH)
         is_new = jax.lax.le(reach, np.float32(0))
-        most = jax.lax.mul(most, jax.lax.select(is_new, full(_GROWTH), grown))
-    following = jax.lax.div(jax.lax.max(most, fall), jax.lax.abs(inverse))
-    return jax.lax.select(jax.lax.gt(largest, np.float32(0)), following, reach)
+        beyond = jax.lax.mul(beyond, jax.lax.select(is_new, full(_GROWTH), grown))
+    following = jax.lax.div(jax.lax.max(beyond, fall), jax.lax.abs(inverse))
+    return jax.lax.select(jax.lax.gt(most, np.float32(0)), following, reach)
 
 
 def _pieces(array: jax.Array, rank: int, most: int) -> jax.Array:

@@ -32,7 +32,7 @@ class Code:
         the state's `noise` before the write.
       decode: The values of codes, from these, their units, the noise of `encode` and the state's `noise`.
       level: What is read, times `inverse`, from the largest size of a code in each row and the state's `noise` before
-        the write; 0 for 0.
+        the write; not read for 0.
       unit: The unit times `inverse`.
       share: The largest value that square roots stand for, in scales.
     """
@@ -110,12 +110,12 @@ def _encoded(
     ]
     codes, same = zip(*written, strict=True)
     most = row_largest(same)
+    reach = next_reach(inverse, most, code.level(most, numbers), reach, is_sure)
     # Never true: the small parts follow from the codes. XLA knows them to be read no more then, and writes over them.
     is_last = jax.lax.gt(most, np.float32(127))
     inverse = jax.lax.select(is_last, jax.lax.full_like(inverse, 1), inverse)
     unit = as_part(jax.lax.div(np.float32(code.unit), jax.lax.abs(inverse)), leaf)
     scale = tuple(marked(_times(unit, factor), v) for v, factor in zip(velocities, factors, strict=True))
-    reach = next_reach(inverse, code.level(most, numbers), reach, is_sure)
     grown = jax.lax.mul(numbers, np.uint32(GROWTH))
     numbers = jax.lax.select(is_last, jax.lax.full_like(numbers, 1), grown)
     return codes, scale, (as_part(reach, leaf),), (as_part(numbers, leaf),)

@@ -166,8 +166,9 @@ _SHORT, _LONG, _SHARED = 1 << 12, 1 << 14, 32
 
 def element_noise(noise: jax.Array, leaf: jax.Array, k: int, power: int = 0) -> jax.Array:
     """int32, uniform, for each element of `leaf`; that of the velocity `k`, after `power` more writes."""
-    growth = np.uint32(GROWTH**power % 2**32)
-    bits = jax.lax.mul(over_rows(in_rows(noise, leaf), leaf), _over_places(_places(leaf.shape, k) * growth, leaf))
+    # The same places for every power: a write shares the product with the reading before it.
+    bits = jax.lax.mul(over_rows(in_rows(noise, leaf), leaf), _over_places(_places(leaf.shape, k), leaf))
+    bits = jax.lax.mul(bits, np.uint32(GROWTH**power % 2**32)) if power else bits
     return jax.lax.bitcast_convert_type(bits, jnp.int32)
 
 
