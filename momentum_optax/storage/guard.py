@@ -104,7 +104,7 @@ def _inverses(
     # The comparison is false for NaN, which must not hide the rest of its row.
     size = jax.lax.select(jax.lax.le(size, full(np.finfo(np.float32).max)), jax.lax.mul(size, factor), zero)
     beside = over_window(reach)
-    least = over_window(jax.lax.mul(reach, np.float32(1 / MARGIN)))
+    least = jax.lax.mul(beside, np.float32(1 / MARGIN))
     sum_ = jax.lax.add(least, jax.lax.mul(size, np.float32(_SUM / _ROOM)))
     scale = jax.lax.max(jax.lax.max(jax.lax.sub(size, beside), beside), sum_)
     if not is_sure:
@@ -131,13 +131,11 @@ def _in_parts(bits: jax.Array, rank: int) -> tuple[jax.Array, list[int]]:
     return jax.lax.optimization_barrier(parts), axes
 
 
-def next_reach(
-    inverse: jax.Array, most: jax.Array, largest: jax.Array, reach: jax.Array, is_sure: bool
-) -> jax.Array:
-    """The `reach` for the next write, from the largest code of each row and its value, over the unit.
+def next_reach(inverse: jax.Array, largest: jax.Array, reach: jax.Array, is_sure: bool) -> jax.Array:
+    """The `reach` for the next write, from the largest value of each row over the unit, which is not 0.
 
-    It is unchanged where the code is 0. Where it is not sure what enters, a row that has grown has room to grow by as
-    much again, up to `_GROWTH` times, and a new row by that: a memory doubles at its second step.
+    Where it is not sure what enters, a row that has grown has room to grow by as much again, up to `_GROWTH` times, and
+    a new row by that: a memory doubles at its second step.
     """
 
     def full(x: np.float32) -> jax.Array:
@@ -145,13 +143,12 @@ def next_reach(
 
     last = jax.lax.bitwise_and(jax.lax.bitcast_convert_type(inverse, jnp.int32), np.int32(1))
     fall = jax.lax.select(last.astype(bool), full(_SILENT * SCALE), full((_FALL if is_sure else _SLOW) * SCALE))
-    beyond = jax.lax.mul(largest, MARGIN)
+    most = jax.lax.mul(largest, MARGIN)
     if not is_sure:
-        grown = jax.lax.clamp(np.float32(1), jax.lax.mul(beyond, np.float32(1 / SCALE)), _GROWTH)
+        grown = jax.lax.clamp(np.float32(1), jax.lax.mul(most, np.float32(1 / SCALE)), _GROWTH)
         is_new = jax.lax.le(reach, np.float32(0))
-        beyond = jax.lax.mul(beyond, jax.lax.select(is_new, full(_GROWTH), grown))
-    following = jax.lax.div(jax.lax.max(beyond, fall), jax.lax.abs(inverse))
-    return jax.lax.select(jax.lax.gt(most, np.float32(0)), following, reach)
+        most = jax.lax.mul(most, jax.lax.select(is_new, full(_GROWTH), grown))
+    return jax.lax.div(jax.lax.max(most, fall), jax.lax.abs(inverse))
 
 
 def _pieces(array: jax.Array, rank: int, most: int) -> jax.Array:

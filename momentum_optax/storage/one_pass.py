@@ -99,10 +99,10 @@ def _encoded(
     is_divided: bool,
 ) -> tuple[tuple[jax.Array, ...], ...]:
     """The codes of the velocities of one leaf and the parts beside them, after `before`, the last reach and noise."""
-    leaf, noise = velocities[0], before[1]
-    reach, numbers = (in_rows(x, leaf) for x in before)
+    leaf, (reach, noise) = velocities[0], before
+    rows = in_rows(reach, leaf)
     alike = tuple(_over(v.astype(jnp.float32), factor) for v, factor in zip(velocities, factors, strict=True))
-    inverse = inverse_scales(_largest_of(alike) if entering is None else entering, share, is_sure, reach)
+    inverse = inverse_scales(_largest_of(alike) if entering is None else entering, share, is_sure, rows)
     over = over_rows(inverse, leaf)
     written = [
         code.encode(v, over, element_noise(noise, v, k, 1), element_phase(noise, v, k) if is_divided else None, noise)
@@ -110,15 +110,17 @@ def _encoded(
     ]
     codes, same = zip(*written, strict=True)
     most = row_largest(same)
-    reach = next_reach(inverse, most, code.level(most, numbers), reach, is_sure)
     # Never true: the small parts follow from the codes. XLA knows them to be read no more then, and writes over them.
     is_last = jax.lax.gt(most, np.float32(127))
     inverse = jax.lax.select(is_last, jax.lax.full_like(inverse, 1), inverse)
     unit = as_part(jax.lax.div(np.float32(code.unit), jax.lax.abs(inverse)), leaf)
     scale = tuple(marked(_times(unit, factor), v) for v, factor in zip(velocities, factors, strict=True))
-    grown = jax.lax.mul(numbers, np.uint32(GROWTH))
-    numbers = jax.lax.select(is_last, jax.lax.full_like(numbers, 1), grown)
-    return codes, scale, (as_part(reach, leaf),), (as_part(numbers, leaf),)
+    following = next_reach(inverse, code.level(most, in_rows(noise, leaf)), rows, is_sure)
+    is_known = as_part(jax.lax.gt(most, np.float32(0)), leaf)
+    reach = jax.lax.select(is_known, as_part(following, leaf), reach)
+    grown = jax.lax.mul(noise, np.uint32(GROWTH))
+    noise = jax.lax.select(as_part(is_last, leaf), jax.lax.full_like(noise, 1), grown)
+    return codes, scale, (reach,), (noise,)
 
 
 @jitted
