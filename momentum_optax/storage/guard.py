@@ -93,28 +93,23 @@ def _inverses(
 ) -> jax.Array:
     """The inverse that each element asks for, in bits of which the smallest count; `reach` lies along `dims`."""
 
-    # Functions of `jax.lax`: an operator of jax.numpy is a function that is traced for each shape.
-    def full(x: np.generic | float, dtype: type[np.generic] = np.float32) -> jax.Array:
-        return jax.lax.full(window.shape, dtype(x))
+    # Functions of `jax.lax`: each operator of jax.numpy would be traced as a function, anew for every shape.
+    def full(x: np.float32 | np.uint32) -> jax.Array:
+        return jax.lax.full(window.shape, x)
 
-    def over_window(x: jax.Array) -> jax.Array:
-        return jax.lax.broadcast_in_dim(x, window.shape, dims)
-
-    size, zero = jax.lax.abs(window.astype(jnp.float32)), full(0)
+    size, zero = jax.lax.abs(window.astype(jnp.float32)), full(np.float32(0))
     # The comparison is false for NaN, which must not hide the rest of its row.
-    size = jax.lax.select(jax.lax.le(size, full(np.finfo(np.float32).max)), jax.lax.mul(size, factor), zero)
-    beside = over_window(reach)
-    least = jax.lax.mul(beside, np.float32(1 / MARGIN))
-    sum_ = jax.lax.add(least, jax.lax.mul(size, np.float32(_SUM / _ROOM)))
-    scale = jax.lax.max(jax.lax.max(jax.lax.sub(size, beside), beside), sum_)
+    size = jax.lax.select(jax.lax.le(size, np.finfo(np.float32).max), jax.lax.mul(size, factor), zero)
+    beside = jax.lax.broadcast_in_dim(reach, window.shape, dims)
+    both = jax.lax.add(jax.lax.mul(beside, np.float32(1 / MARGIN)), jax.lax.mul(size, np.float32(_SUM / _ROOM)))
+    scale = jax.lax.max(jax.lax.max(jax.lax.sub(size, beside), beside), both)
     if not is_sure:
         scale = jax.lax.select(jax.lax.le(beside, zero), scale, beside)
     inverse = jax.lax.div(full(SCALE), jax.lax.clamp(_SMALLEST, scale, _GREATEST))
     # All of it before the minimum over the window, which then is the one small operation that a step begins with. As
     # whole numbers without a sign, among which negative floats are the largest.
     bits = jax.lax.bitcast_convert_type(inverse, jnp.uint32)
-    unknown = full(_DEFAULT.view(np.uint32) | _UNKNOWN, np.uint32)
-    bits = jax.lax.select(jax.lax.gt(scale, zero), bits, unknown)
+    bits = jax.lax.select(jax.lax.gt(scale, zero), bits, full(_DEFAULT.view(np.uint32) | _UNKNOWN))
     is_unseen = jax.lax.le(size, zero).astype(jnp.uint32)
     return jax.lax.bitwise_or(jax.lax.bitwise_and(bits, np.uint32(2**32 - 2)), is_unseen)
 

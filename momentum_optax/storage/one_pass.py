@@ -61,10 +61,10 @@ class InOnePass(Compressed[S]):
         """The codes of the velocities, at a scale that follows from the last codes and from what enters."""
         # Relative to each other only: a single velocity has none.
         factors = context.relative_scales if len(velocities) > 1 else (None,)
-        entering, share, is_sure = context.entering or (None, 1.0, True)
+        *entering, is_sure = context.entering or (None, 1.0, True)
         before = previous.reach[0], previous.noise[0]
         how = {"is_sure": is_sure, "is_divided": context.is_divided}
-        parts = _encoded(self.code, velocities, factors, entering, share, before, **how)
+        parts = _encoded(self.code, velocities, factors, tuple(entering), before, **how)
         written: S = self.state_type(*parts)
         return written
 
@@ -91,8 +91,7 @@ def _encoded(
     code: Code,
     velocities: tuple[jax.Array, ...],
     factors: tuple[Number | None, ...],
-    entering: jax.Array | None,
-    share: Number,
+    entering: tuple[jax.Array | None, Number],
     before: tuple[jax.Array, jax.Array],
     *,
     is_sure: bool,
@@ -102,7 +101,8 @@ def _encoded(
     leaf, (reach, noise) = velocities[0], before
     rows = in_rows(reach, leaf)
     alike = tuple(_over(v.astype(jnp.float32), factor) for v, factor in zip(velocities, factors, strict=True))
-    inverse = inverse_scales(_largest_of(alike) if entering is None else entering, share, is_sure, rows)
+    array, share = entering
+    inverse = inverse_scales(_largest_of(alike) if array is None else array, share, is_sure, rows)
     over = over_rows(inverse, leaf)
     written = [
         code.encode(v, over, element_noise(noise, v, k, 1), element_phase(noise, v, k) if is_divided else None, noise)
