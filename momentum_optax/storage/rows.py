@@ -166,8 +166,11 @@ _SHORT, _LONG, _SHARED = 1 << 12, 1 << 14, 32
 
 def element_noise(noise: jax.Array, leaf: jax.Array, k: int, power: int = 0) -> jax.Array:
     """int32, uniform, for each element of `leaf`; that of the velocity `k`, after `power` more writes."""
+    # Through one barrier, or XLA would keep one array of places for all leaves of a shape, order the operands of their
+    # kernels by it, for the first leaf otherwise than for the rest, and compile each kernel twice.
+    rows, places = jax.lax.optimization_barrier((in_rows(noise, leaf), jnp.asarray(_places(leaf.shape, k))))
+    bits = jax.lax.mul(over_rows(rows, leaf), _over_places(places, leaf))
     # The same places for every power: a write shares the product with the reading before it.
-    bits = jax.lax.mul(over_rows(in_rows(noise, leaf), leaf), _over_places(_places(leaf.shape, k), leaf))
     bits = jax.lax.mul(bits, np.uint32(GROWTH**power % 2**32)) if power else bits
     return jax.lax.bitcast_convert_type(bits, jnp.int32)
 
