@@ -19,7 +19,17 @@ from .._typing import Number, jitted
 from .compressed import Compressed, Part, S, is_compressed
 from .guard import inverse_scales, next_reach
 from .protocol import EncodeContext
-from .rows import GROWTH, as_part, element_noise, element_phase, in_rows, over_rows, row_axes, row_largest
+from .rows import (
+    GROWTH,
+    RowNumbers,
+    as_part,
+    element_noise,
+    element_phase,
+    in_rows,
+    over_rows,
+    row_axes,
+    row_largest,
+)
 from .slopes import marked, unmarked
 
 
@@ -80,8 +90,9 @@ def decoded(
     code: Code, codes: tuple[jax.Array, ...], scales: tuple[jax.Array, ...], noise: jax.Array
 ) -> tuple[jax.Array, ...]:
     """The velocities of one leaf."""
+    numbers = RowNumbers.of(noise, codes[0], len(codes))
     return tuple(
-        code.decode(c, over_rows(in_rows(unmarked(scale), c), c), element_noise(noise, c, k), noise)
+        code.decode(c, over_rows(in_rows(unmarked(scale), c), c), element_noise(numbers, c, k), numbers.rows)
         for k, (c, scale) in enumerate(zip(codes, scales, strict=True))
     )
 
@@ -103,10 +114,11 @@ def _encoded(
     alike = tuple(_over(v.astype(jnp.float32), factor) for v, factor in zip(velocities, factors, strict=True))
     array, share = entering
     inverse = inverse_scales(_largest_of(alike) if array is None else array, share, is_sure, rows)
-    over = over_rows(inverse, leaf)
+    over, numbers = over_rows(inverse, leaf), RowNumbers.of(noise, leaf, len(alike))
+    phases = [element_phase(numbers, v, k) if is_divided else None for k, v in enumerate(alike)]
     written = [
-        code.encode(v, over, element_noise(noise, v, k, 1), element_phase(noise, v, k) if is_divided else None, noise)
-        for k, v in enumerate(alike)
+        code.encode(v, over, element_noise(numbers, v, k, 1), phase, numbers.rows)
+        for k, (v, phase) in enumerate(zip(alike, phases, strict=True))
     ]
     codes, same = zip(*written, strict=True)
     most = row_largest(same)

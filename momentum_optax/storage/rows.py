@@ -165,48 +165,80 @@ GROWTH = 1099087573
 _SHORT, _LONG, _SHARED = 1 << 12, 1 << 14, 32
 
 
-def element_noise(noise: jax.Array, leaf: jax.Array, k: int, power: int = 0) -> jax.Array:
+class RowNumbers(NamedTuple):
+    """What the noise of elements follows from.
+
+    Attributes:
+      rows: A number for each row, of the length 1 along its axes.
+      places: For each velocity a number for each place in a row, of the axes of a row.
+    """
+
+    rows: jax.Array
+    places: tuple[jax.Array, ...]
+
+    @classmethod
+    def of(cls, noise: jax.Array, leaf: jax.Array, order: int) -> "RowNumbers":
+        """Those of `order` velocities of a leaf.
+
+        From one barrier, behind which places are worked out once, and not for every element again. Without the rows in
+        it XLA's CPU backend would lay the places out for all leaves of a shape at once, order the operands of their
+        kernels by that, for the first leaf otherwise than for the rest, and compile each kernel twice.
+        """
+        places = tuple(jnp.asarray(_places(leaf.shape, k)) for k in range(order))
+        if _is_constant(leaf.shape) or _is_shared(leaf.shape):
+            noise, places = jax.lax.optimization_barrier((noise, places))
+        return cls(noise, places)
+
+
+def element_noise(numbers: RowNumbers, leaf: jax.Array, k: int, power: int = 0) -> jax.Array:
     """int32, uniform, for each element of `leaf`; that of the velocity `k`, after `power` more writes."""
-    # Through one barrier, or XLA would keep one array of places for all leaves of a shape, order the operands of their
-    # kernels by it, for the first leaf otherwise than for the rest, and compile each kernel twice.
-    rows, places = jax.lax.optimization_barrier((in_rows(noise, leaf), jnp.asarray(_places(leaf.shape, k))))
-    bits = jax.lax.mul(over_rows(rows, leaf), _over_places(places, leaf))
+    bits = jax.lax.mul(over_rows(in_rows(numbers.rows, leaf), leaf), _over_places(numbers.places[k], leaf))
     # The same places for every power: a write shares the product with the reading before it.
     bits = jax.lax.mul(bits, np.uint32(GROWTH**power % 2**32)) if power else bits
     return jax.lax.bitcast_convert_type(bits, jnp.int32)
 
 
-def element_phase(noise: jax.Array, leaf: jax.Array, k: int) -> jax.Array:
+def element_phase(numbers: RowNumbers, leaf: jax.Array, k: int) -> jax.Array:
     """int32 from 0 to 7 for each element of `leaf`, of the velocity `k`; each once in any eight writes in a row.
 
     So are the quarters 0 and 1, 2 and 3, ... in any four, and both halves in any two: a sequence of van der Corput.
     `GROWTH` is 5 modulo 8, so that the lowest bits of a row's number but two count the writes, in some order.
     """
-    bits = jax.lax.bitwise_xor(over_rows(in_rows(noise, leaf), leaf), _over_places(_places(leaf.shape, k), leaf))
+    bits = jax.lax.bitwise_xor(over_rows(in_rows(numbers.rows, leaf), leaf), _over_places(numbers.places[k], leaf))
     reversed_bits = (bits & np.uint32(4)) | ((bits >> 2) & np.uint32(2)) | ((bits >> 4) & np.uint32(1))
     return jax.lax.bitcast_convert_type(reversed_bits, jnp.int32)
 
 
-def _over_places(places: jax.Array | np.ndarray, leaf: jax.Array) -> jax.Array:
+def _over_places(places: jax.Array, leaf: jax.Array) -> jax.Array:
     """An array of the shape of `leaf` from one of the axes of a row."""
     return split_as(jax.lax.broadcast_in_dim(places, leaf.shape, row_axes(leaf.shape)[::-1]), leaf)
 
 
 def _places(shape: tuple[int, ...], k: int) -> jax.Array | np.ndarray:
     """The numbers of the places of a row, of the axes of a row, for the velocity `k`."""
-    row = shape[len(shape) - len(row_axes(shape)) :]
-    is_known = all(isinstance(n, int) for n in shape)
-    is_shared = not is_known or math.prod(shape) >= _SHARED * math.prod(row)
-    is_constant = is_known and math.prod(row) <= (_LONG if is_shared else _SHORT)
+    row = _row(shape)
     whole = tuple(range(len(row)))
+    is_constant = _is_constant(shape)
     index: Any = np.arange(math.prod(row), dtype=np.uint32).reshape(row) if is_constant else _position(row, whole)
     # Another factor for another velocity: a sum would shift its noise along by the same for a whole row.
     index = index * np.uint32(0x9E3779B1 * 0x85EBCA6B**k % 2**32) + np.uint32(0x3C6EF372)
-    index = index ^ (index >> 15)
-    # Behind the barrier they are worked out once, and not for every element again.
-    return cast(
-        "jax.Array | np.ndarray", index if is_constant or not is_shared else jax.lax.optimization_barrier(index)
-    )
+    return cast("jax.Array | np.ndarray", index ^ (index >> 15))
+
+
+def _row(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[len(shape) - len(row_axes(shape)) :]
+
+
+def _is_shared(shape: tuple[int, ...]) -> bool:
+    """Whether enough rows share the numbers of places, as far as is known."""
+    is_known = all(isinstance(n, int) for n in shape)
+    return not is_known or math.prod(shape) >= _SHARED * math.prod(_row(shape))
+
+
+def _is_constant(shape: tuple[int, ...]) -> bool:
+    """Whether the numbers of places are a constant of the program."""
+    is_known = all(isinstance(n, int) for n in shape)
+    return is_known and math.prod(_row(shape)) <= (_LONG if _is_shared(shape) else _SHORT)
 
 
 def row_largest(codes: tuple[jax.Array, ...]) -> jax.Array:
