@@ -93,7 +93,17 @@ OTHERS = {
         "Limits",
         "NormalForm",
     ),
-    *("OuterMomentum", "ParameterVelocity", "Part", "PostHoc", "ResolvedRule", "RowSparse", "Selection", "Side"),
+    *(
+        "OuterMomentum",
+        "ParameterVelocity",
+        "Part",
+        "PostHoc",
+        "ResolvedRule",
+        "RowNumbers",
+        "RowSparse",
+        "Selection",
+        "Side",
+    ),
     "StateBytes",
 }
 
