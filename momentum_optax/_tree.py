@@ -92,9 +92,10 @@ def init_leaves(init_leaf: Callable[[Place, Entry], State], params: optax.Params
       params: The parameters, arrays or shapes; None and masked leaves have no state.
       leaf_treedef: The structure of the state of one leaf.
     """
-    pairs, treedef = flatten_with_path(unboxed(params))
-    leaves = enumerate(zip(pairs, boxes_of(params), strict=True))
-    return to_trees([in_box(box, init_leaf((path, i), x)) for i, ((path, x), box) in leaves], treedef, leaf_treedef)
+    # Boxes around nothing stay, as in Optax's states.
+    pairs, treedef = flatten_with_path(params, lambda x: is_box(x) and not empty(x))
+    states = [in_box(box, init_leaf((path, i), content(box))) for i, (path, box) in enumerate(pairs)]
+    return to_trees(states, treedef, leaf_treedef)
 
 
 def update_leaves(
