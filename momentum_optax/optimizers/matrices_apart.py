@@ -5,7 +5,7 @@ import optax
 
 from .. import _checks, _tree
 from .._boxes import content
-from .._typing import Leaf, PyTree
+from .._typing import PyTree
 from ..matrices.dimensions import WeightDimensionNumbers, axes_of_leaves
 from ..state.mismatch import StateMismatchError
 from ..storage.mixed import codes_of
