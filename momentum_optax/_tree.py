@@ -93,7 +93,7 @@ def init_leaves(init_leaf: Callable[[Place, Entry], State], params: optax.Params
       leaf_treedef: The structure of the state of one leaf.
     """
     # Boxes around nothing stay, as in Optax's states.
-    pairs, treedef = flatten_with_path(params, lambda x: is_box(x) and not empty(x))
+    pairs, treedef = flatten_with_path(params, _is_full_box)
     states = [in_box(box, init_leaf((path, i), content(box))) for i, (path, box) in enumerate(pairs)]
     return to_trees(states, treedef, leaf_treedef)
 
@@ -327,6 +327,10 @@ def empty(x: object) -> bool:
     return absent(content(x))
 
 
+def _is_full_box(x: object) -> bool:
+    return is_box(x) and not empty(x)
+
+
 def unboxed(tree: PyTree) -> PyTree:
     """The bare tree; the same object if there is no box."""
     leaves, treedef = flatten(tree, is_leaf=is_box)
@@ -356,13 +360,13 @@ def with_entries(like: PyTree, new: Iterable[Entry]) -> PyTree:
 
 def boxes_of(tree: PyTree) -> list[PyTree]:
     """For each leaf of the bare tree its box, or the leaf itself."""
-    return [x for x in jax.tree.leaves(tree, is_leaf=is_box) if not absent(content(x))]
+    return list(jax.tree.leaves(tree, is_leaf=_is_full_box))
 
 
 def merged(trees: Sequence[PyTree], is_there: Callable[[Leaf], bool]) -> PyTree:
     """For each leaf that of the first tree in which it `is_there`, in its box; of the first tree if it is in none."""
     rows = zip(*map(boxes_of, trees), strict=True)
-    treedef: TreeDef = jax.tree.structure(unboxed(trees[0]))
+    treedef: TreeDef = jax.tree.structure(trees[0], is_leaf=_is_full_box)
     return treedef.unflatten([next((x for x in row if is_there(content(x))), row[0]) for row in rows])
 
 

@@ -58,8 +58,9 @@ def test_updates_of_every_tree_are_finite(make):
 BOXES = {"linen": lambda x: nn.Partitioned(x, (None,) * jnp.ndim(x)), "nnx": nnx.Param}
 MIXED = {
     "muon": mo.muon(0.1, weight_decay=0.1),
-    "normuon in bytes": mo.normuon(0.1, mo.nesterov(0.9), storage="bfloat16"),
+    "normuon": mo.normuon(0.1, mo.nesterov(0.9), storage="bfloat16"),
     "no velocity": mo.muon(0.1, mo.ema(0.0)),
+    "two storages": mo.muon(0.1, mo.aggregated(), storage={"w": "bfloat16", "b": "float32"}),
 }
 
 

@@ -248,7 +248,8 @@ def test_the_write_after_one_that_saw_nothing_knows_the_scale():
         for _ in range(2):
             parts = EIGHT.encode((value,), parts, context)
             errors.append(float(np.linalg.norm(decoded(parts) - value) / np.linalg.norm(value)))
-        assert errors[1] < 0.02 < 0.1 < errors[0]
+        assert errors[0] > 0.1
+        assert errors[1] < 0.02
 
 
 @pytest.mark.slow
