@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .._tree import LEAF, Place, find_all, init_leaves, map_numbered, reboxed, to_leaf_states, unboxed
+from .._tree import LEAF, Place, find_all, init_leaves, leaves_at, map_numbered, reboxed, to_leaf_states, unboxed
 from .._typing import Leaf, PyTree, TreeDef
 from ..storage import resolve
 from ..storage._by_leaf import AnyStorage, ByLeaf, chooser_of
@@ -144,7 +144,7 @@ def _written(storages: ByLeaf, velocity: PyTree, number: int) -> PyTree:
     treedef: TreeDef = jax.tree.structure(unboxed(like))
     layout = storages.layout(trees[0], len(trees))
     slots = to_leaf_states(bare, treedef, leaf_treedef_of(velocity))
-    rows = list(zip(*map(treedef.flatten_up_to, trees), strict=True))
+    rows = list(zip(*(leaves_at(treedef, tree) for tree in trees), strict=True))
 
     def written(place: Place, _: Leaf) -> PyTree:
         path, i = place
