@@ -310,16 +310,16 @@ def _listed(paths: list[str]) -> str:
 
 
 def is_box(x: object) -> bool:
-    """Whether `x` is a box of Flax around one leaf. One around a tree is a node like others.
+    """Whether `x` is a box of Flax around one leaf, or around None. One around a tree is a node like others.
 
-    So is a box of Linen around nothing, which Optax's masks make: its other transformations compare with it. Variables
-    of NNX go whatever is in them, as with `nnx.as_pure`.
+    So is a box of Linen around a `MaskedNode`, which Optax's masks make: its other transformations compare with it.
+    Variables of NNX go whatever is in them, as with `nnx.as_pure`.
     """
     kind = box_kind(type(x))
     if kind is BoxKind.NONE:
         return False
     child = content(x)
-    return jax.tree_util.all_leaves([child]) or (kind is BoxKind.NNX and absent(child))
+    return jax.tree_util.all_leaves([child]) or child is None or (kind is BoxKind.NNX and absent(child))
 
 
 def empty(x: object) -> bool:

@@ -55,7 +55,7 @@ def test_updates_of_every_tree_are_finite(make):
         assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(updates))
 
 
-BOXES = {"linen": lambda x: nn.Partitioned(x, (None,) * jnp.ndim(x)), "nnx": nnx.Param}
+BOXES = {"linen": lambda x: nn.Partitioned(x, (None,) * np.ndim(x)), "nnx": nnx.Param}
 MIXED = {
     "muon": mo.muon(0.1, weight_decay=0.1),
     "normuon": mo.normuon(0.1, mo.nesterov(0.9), storage="bfloat16"),
@@ -79,7 +79,7 @@ def test_boxes_may_be_around_any_leaves_of_the_state_the_gradients_and_the_param
     expected, _ = program(tx, gradients, jax.eval_shape(tx.init, PARAMS), PARAMS)
 
     def in_boxes(tree, keys):
-        return {key: x if x is None or key not in keys else BOXES[kind](x) for key, x in tree.items()}
+        return {key: BOXES[kind](x) if key in keys else x for key, x in tree.items()}
 
     subsets = ["", "w", "b", "wb"]
     for of_state, of_gradients, of_params in itertools.product(subsets, repeat=3):
