@@ -22,7 +22,6 @@ from conformance import (
 import momentum_optax as mo
 from momentum_optax.storage import resolve
 
-
 # Whatever passes None on.
 PASSING_NONE = {
     "a rule": lambda: mo.sgd(0.1, 0.9, weight_decay=0.1),
