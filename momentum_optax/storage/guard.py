@@ -128,7 +128,8 @@ def next_reach(inverse: jax.Array, largest: jax.Array, reach: jax.Array, is_sure
     most = largest * MARGIN
     grown = jnp.where(reach > 0, jnp.clip(most * np.float32(1 / SCALE), 1, _GROWTH), _GROWTH)
     most = most * jnp.where(is_sure, np.float32(1), grown)
-    return jnp.where(largest > 0, jnp.maximum(most, fall) / jnp.abs(inverse), reach)
+    # Where a default stood in for the scale it does not bound the next: `inverse` is negative there.
+    return jnp.where(largest > 0, jnp.maximum(most / jnp.abs(inverse), fall / inverse), reach)
 
 
 def _pieces(
