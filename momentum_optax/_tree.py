@@ -92,9 +92,10 @@ def init_leaves(init_leaf: Callable[[Place, Entry], State], params: optax.Params
       params: The parameters, arrays or shapes; None and masked leaves have no state.
       leaf_treedef: The structure of the state of one leaf.
     """
-    pairs, treedef = flatten_with_path(unboxed(params))
-    leaves = enumerate(zip(pairs, boxes_of(params), strict=True))
-    return to_trees([in_box(box, init_leaf((path, i), x)) for i, ((path, x), box) in leaves], treedef, leaf_treedef)
+    # Boxes around nothing stay, as in Optax's states.
+    pairs, treedef = flatten_with_path(params, _is_full_box)
+    states = [in_box(box, init_leaf((path, i), content(box))) for i, (path, box) in enumerate(pairs)]
+    return to_trees(states, treedef, leaf_treedef)
 
 
 def update_leaves(
@@ -309,21 +310,25 @@ def _listed(paths: list[str]) -> str:
 
 
 def is_box(x: object) -> bool:
-    """Whether `x` is a box of Flax around one leaf. One around a tree is a node like others.
+    """Whether `x` is a box of Flax around one leaf, or around None. One around a tree is a node like others.
 
-    So is a box of Linen around nothing, which Optax's masks make: its other transformations compare with it. Variables
-    of NNX go whatever is in them, as with `nnx.as_pure`.
+    So is a box of Linen around a `MaskedNode`, which Optax's masks make: its other transformations compare with it.
+    Variables of NNX go whatever is in them, as with `nnx.as_pure`.
     """
     kind = box_kind(type(x))
     if kind is BoxKind.NONE:
         return False
     child = content(x)
-    return jax.tree_util.all_leaves([child]) or (kind is BoxKind.NNX and absent(child))
+    return jax.tree_util.all_leaves([child]) or child is None or (kind is BoxKind.NNX and absent(child))
 
 
 def empty(x: object) -> bool:
     """Whether a leaf is left out, in a box of Linen perhaps."""
     return absent(content(x))
+
+
+def _is_full_box(x: object) -> bool:
+    return is_box(x) and not empty(x)
 
 
 def unboxed(tree: PyTree) -> PyTree:
@@ -355,13 +360,13 @@ def with_entries(like: PyTree, new: Iterable[Entry]) -> PyTree:
 
 def boxes_of(tree: PyTree) -> list[PyTree]:
     """For each leaf of the bare tree its box, or the leaf itself."""
-    return [x for x in jax.tree.leaves(tree, is_leaf=is_box) if not absent(content(x))]
+    return list(jax.tree.leaves(tree, is_leaf=_is_full_box))
 
 
 def merged(trees: Sequence[PyTree], is_there: Callable[[Leaf], bool]) -> PyTree:
     """For each leaf that of the first tree in which it `is_there`, in its box; of the first tree if it is in none."""
     rows = zip(*map(boxes_of, trees), strict=True)
-    treedef: TreeDef = jax.tree.structure(unboxed(trees[0]))
+    treedef: TreeDef = jax.tree.structure(trees[0], is_leaf=_is_full_box)
     return treedef.unflatten([next((x for x in row if is_there(content(x))), row[0]) for row in rows])
 
 

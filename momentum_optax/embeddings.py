@@ -320,7 +320,7 @@ def _in_parts(
         rows, gradient = pick(done)
         return done + rows.size, *step_rows(table, state, gradient, _spread(rows, len(table)))
 
-    _, table, state = jax.lax.while_loop(lambda carry: carry[0] < count, body, (jnp.int32(0), *kept))
+    _, table, state = jax.lax.while_loop(lambda carry: carry[0] < count, body, (jnp.zeros_like(count), *kept))
     return table, state
 
 

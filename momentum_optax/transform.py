@@ -104,7 +104,6 @@ def scale_by_momentum(
     if not isinstance(rule, Filter):
         raise TypeError(f"rule must be a Filter such as heavy_ball(0.9), got {_checks.shown(rule)}")
     _checks.flag("debias", debias)
-    is_divided = isinstance(rule, BeforeSign)
     rule, storages = rule.pruned(), chooser_of(resolve(storage))
     if any(isinstance(c, PerLeafSchedule) for c in rule.lookahead):
         raise ValueError(
@@ -115,11 +114,11 @@ def scale_by_momentum(
         _check_storage(rule, known)
     if debias:
         _check_debiasable(rule)
-    return filter_transformation(rule, storages, debias, lambda now, step, age: relative_scales(now), is_divided)
+    return filter_transformation(rule, storages, debias, lambda now, step, age: relative_scales(now))
 
 
 def filter_transformation(
-    rule: Filter, storages: ByLeaf, debias: bool, scales_at: ScalesAt, is_divided: bool = False
+    rule: Filter, storages: ByLeaf, debias: bool, scales_at: ScalesAt
 ) -> optax.GradientTransformationExtraArgs:
     """`scale_by_momentum` of checked arguments.
 
@@ -129,9 +128,8 @@ def filter_transformation(
       debias: As in `scale_by_momentum`.
       scales_at: `scales_at(now, step, age)` is about how large each velocity becomes, relative to the others; `now` is
         the rule with its coefficients at that step and age.
-      is_divided: Whether updates are divided elementwise by their size, see `EncodeContext`, or their sign is taken.
     """
-    runner = _Runner(rule, storages, debias, scales_at, is_divided)
+    runner = _Runner(rule, storages, debias, scales_at)
     return optax.GradientTransformationExtraArgs(runner.init, runner.update)
 
 
@@ -148,8 +146,9 @@ class _Runner:
       expected: A state of the structure that `check_state` wants.
     """
 
-    def __init__(self, rule: Filter, storages: ByLeaf, debias: bool, scales_at: ScalesAt, is_divided: bool) -> None:
-        self.rule, self.debias, self.scales_at, self.is_divided = rule, debias, scales_at, is_divided
+    def __init__(self, rule: Filter, storages: ByLeaf, debias: bool, scales_at: ScalesAt) -> None:
+        self.rule, self.debias, self.scales_at = rule, debias, scales_at
+        self.is_divided = isinstance(rule, BeforeSign)
         self.storages = storages = storages.of_order(rule.order)
         self.is_constant = rule.is_constant
         self.post_write = post_write_form(rule)

@@ -135,7 +135,7 @@ class Filter:
         gain = _entry("gain", gain)
         times = [lift(lambda x, y: x * y, c, gain) for c in (*self.C, self.D, *self.lookahead)]
         K = self.order
-        return Filter(self.A, self.B, tuple(times[:K]), times[K], tuple(times[K + 1 :]))
+        return type(self)(self.A, self.B, tuple(times[:K]), times[K], tuple(times[K + 1 :]))
 
     def scale_gradient(self, gain: Coefficient) -> "Filter":
         """The rule with each gradient multiplied by the `gain` of its step.
@@ -147,7 +147,7 @@ class Filter:
         """
         gain = _entry("gain", gain)
         B = tuple(lift(lambda b, x: b * x, b, gain) for b in self.B)
-        return Filter(self.A, B, self.C, lift(lambda d, x: d * x, self.D, gain), self.lookahead)
+        return type(self)(self.A, B, self.C, lift(lambda d, x: d * x, self.D, gain), self.lookahead)
 
     def change_basis(self, T: "ArrayLike") -> "Filter":
         """The same rule in other velocities w, where v = T w: $T^{-1} A T$, $T^{-1} B$, $C T$ and D.
@@ -172,7 +172,7 @@ class Filter:
         inverse = np.linalg.inv(basis)
         AT = [_combine(basis.T, row) for row in self.A]
         columns = [_combine(inverse, [row[j] for row in AT]) for j in range(self.order)]
-        return Filter(
+        return type(self)(
             A=tuple(zip(*columns, strict=True)),
             B=tuple(_combine(inverse, self.B)),
             C=tuple(_combine(basis.T, self.C)),
@@ -189,7 +189,7 @@ class Filter:
             read = [i for i in size if i in read or any(not is_zero(self.A[j][i]) for j in read if j != i)]
             fed = [i for i in size if i in fed or any(not is_zero(self.A[i][j]) for j in fed if j != i)]
         kept = [i for i in size if i in read and i in fed]
-        return Filter(
+        return type(self)(
             A=tuple(tuple(self.A[i][j] for j in kept) for i in kept),
             B=tuple(self.B[i] for i in kept),
             C=tuple(self.C[i] for i in kept),
@@ -301,7 +301,7 @@ class Filter:
         # One that stands in several places is computed once, and stays one object.
         different = {id(c): c for c in (*self.coefficients(), *self.lookahead)}
         once = {key: function(c) for key, c in different.items()}
-        new = object.__new__(Filter)
+        new = object.__new__(type(self))
         object.__setattr__(new, "A", tuple(tuple(once[id(c)] for c in row) for row in self.A))
         for name in ("B", "C", "lookahead"):
             object.__setattr__(new, name, tuple(once[id(c)] for c in getattr(self, name)))
@@ -312,7 +312,7 @@ class Filter:
 class BeforeSign(Filter):
     """A rule whose update only the sign is taken of, so that storages round velocities relative to themselves.
 
-    What is made of it, by `scale` for instance, is a rule like others.
+    So are those that its methods make of it, such as `scale`: no gain changes what a sign needs of a velocity.
     """
 
 

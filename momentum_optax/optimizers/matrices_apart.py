@@ -1,13 +1,11 @@
 """`partition_matrices`: one optimizer for matrices and another for the other parameters."""
 
-import functools
-
 import jax
 import optax
 
 from .. import _checks, _tree
 from .._boxes import content
-from .._typing import Leaf, PyTree
+from .._typing import PyTree
 from ..matrices.dimensions import WeightDimensionNumbers, axes_of_leaves
 from ..state.mismatch import StateMismatchError
 from ..storage.mixed import codes_of
@@ -15,13 +13,6 @@ from ..storage.protocol import check_leaves
 from ..transform import MomentumState
 
 MATRICES, OTHERS = "matrices", "others"
-
-
-class _Missing:
-    """A gradient of None as a leaf, where `optax.partition` asks whose it is."""
-
-    def __init__(self, label: str) -> None:
-        self.label = label
 
 
 def partition_matrices(
@@ -44,11 +35,14 @@ def partition_matrices(
     _checks.transformation("others", others)
 
     parts = {MATRICES: _given_none(matrices), OTHERS: _given_none(_told_of_none(others))}
-    tx = optax.partition(parts, functools.partial(_labels, weight_dimension_numbers))
+
+    def of(labels: PyTree) -> optax.GradientTransformationExtraArgs:
+        # A function: a tree may be a model that can be called.
+        return optax.partition(parts, lambda _: labels)
 
     def init(params: optax.Params) -> optax.OptState:
         check_leaves(_tree.unboxed(params))
-        return tx.init(params)
+        return of(_labels(weight_dimension_numbers, params)).init(params)
 
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra: PyTree
@@ -58,27 +52,29 @@ def partition_matrices(
             _check_gradients(updates, velocity)
         if params is not None:
             _tree.paired(updates, params)
-        # Optax's partition takes apart trees in the same boxes only.
-        here, there = updates, params
-        if velocity is not None:
-            here = _with_missing(updates, velocity)
-            there = None if params is None else _in_boxes_of(here, params)
-        out, new = tx.update(here, state, there, **extra)
-        return _in_boxes_of(updates, out), new
+        # Optax's partition takes apart trees in the same boxes only: those of the velocity, or none.
+        if velocity is None:
+            like, old = _bare((updates if params is None else params, state))
+            labels = _labels(weight_dimension_numbers, like)
+        else:
+            like, old, labels = velocity, state, _labels_in(velocity)
+        there = None if params is None else _in_boxes_of(like, params)
+        out, new = of(labels).update(_in_boxes_of(like, updates), old, there, **extra)
+        return _in_boxes_of(updates, out), _tree.reboxed(new, state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _labels(weight_dimension_numbers: WeightDimensionNumbers, tree: PyTree) -> PyTree:
-    """Whose each leaf of the gradients or the parameters is."""
-    axes = iter(axes_of_leaves(weight_dimension_numbers, _without_missing(_tree.unboxed(tree))))
+    """Whose each leaf of the parameters is."""
+    axes = axes_of_leaves(weight_dimension_numbers, _tree.unboxed(tree))
+    return _tree.map_together(lambda _: [OTHERS if entry is None else MATRICES for entry in axes], tree)
 
-    def label(leaf: Leaf | _Missing) -> str:
-        if isinstance(leaf, _Missing):
-            return leaf.label
-        return OTHERS if next(axes) is None else MATRICES
 
-    return _tree.map_together(lambda leaves: [label(x) for x in leaves], tree)
+def _labels_in(velocity: PyTree) -> PyTree:
+    """The same, from the velocity of the matrices."""
+    labels = (x if x is None else OTHERS if _tree.absent(x) else MATRICES for x in _tree.entries(velocity))
+    return _tree.with_entries(velocity, labels)
 
 
 def _velocity(state: optax.OptState) -> PyTree:
@@ -104,6 +100,11 @@ def _check_gradients(updates: optax.Updates, velocity: PyTree) -> None:
     _tree.update_leaves(lambda place, g, old: (g, old), got, expected, _tree.LEAF)
 
 
+def _bare(tree: PyTree) -> PyTree:
+    """The tree without any box, one around nothing neither."""
+    return jax.tree.map(content, tree, is_leaf=lambda x: content(x) is not x)
+
+
 def _is_masked(x: object) -> bool:
     return isinstance(x, optax.MaskedNode)
 
@@ -113,42 +114,15 @@ def _in_boxes_of(like: PyTree, tree: PyTree) -> PyTree:
     return _tree.with_entries(like, _tree.entries(tree))
 
 
-def _with_missing(updates: optax.Updates, velocity: PyTree) -> optax.Updates:
-    """The gradients with `_Missing` for each None of a parameter: the velocity says whose. Boxed if the velocity is."""
-    boxes = velocity
-    if _is_boxed(updates) and _is_boxed(velocity):
-        # NNX has no box around what is masked in a velocity: there the gradient's.
-        boxes = jax.tree.map(
-            lambda v, u: u if _is_masked(v) and not _tree.absent(content(u)) else v,
-            velocity,
-            updates,
-            is_leaf=lambda x: _tree.is_box(x) or _tree.absent(content(x)),
-        )
-
-    def mark(gradient: PyTree, velocity: PyTree) -> PyTree:
-        if gradient is not None or velocity is None:
-            return gradient
-        return _Missing(OTHERS if _tree.absent(velocity) else MATRICES)
-
-    return _tree.with_entries(boxes, map(mark, _tree.entries(updates), _tree.entries(velocity)))
-
-
-def _is_boxed(tree: PyTree) -> bool:
-    return any(map(_tree.is_box, jax.tree.leaves(tree, is_leaf=_tree.is_box)))
-
-
-def _without_missing(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: None if isinstance(content(x), _Missing) else x, tree, is_leaf=_tree.is_box)
-
-
 def _given_none(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """`tx` with None for what is missing."""
+    """`tx` with a gradient of None out of its box, as structure."""
     run = optax.with_extra_args_support(tx).update
 
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra: PyTree
     ) -> tuple[optax.Updates, optax.OptState]:
-        out, new = run(_without_missing(updates), state, params, **extra)
+        bare = jax.tree.map(lambda x: None if content(x) is None else x, updates, is_leaf=_tree.empty)
+        out, new = run(bare, state, params, **extra)
         return _in_boxes_of(updates, out), new
 
     return optax.GradientTransformationExtraArgs(tx.init, update)

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .._boxes import in_box
-from .._tree import LEAF, Place, boxes_of, find_all, map_numbered, map_states, reboxed, unboxed
-from .._typing import PyTree
+from .._tree import LEAF, Place, find_all, init_leaves, leaves_at, map_numbered, reboxed, to_leaf_states, unboxed
+from .._typing import Leaf, PyTree, TreeDef
 from ..storage import resolve
 from ..storage._by_leaf import AnyStorage, ByLeaf, chooser_of
 from ..storage.mixed import codes_of, leaf_treedef_of, order_of, stored_velocity, with_stored
@@ -141,19 +140,23 @@ def _momentum(state: MomentumState, storages: ByLeaf, number: int) -> MomentumSt
 
 def _written(storages: ByLeaf, velocity: PyTree, number: int) -> PyTree:
     """The velocities in `storages`. Those that are in their storage already are not rounded again."""
-    trees = decoded(velocity)
-    boxes, layout = boxes_of(codes_of(velocity)[0]), storages.layout(trees[0], len(trees))
+    like, trees, bare = codes_of(velocity)[0], decoded(velocity), unboxed(velocity)
+    treedef: TreeDef = jax.tree.structure(unboxed(like))
+    layout = storages.layout(trees[0], len(trees))
+    slots = to_leaf_states(bare, treedef, leaf_treedef_of(velocity))
+    rows = list(zip(*(leaves_at(treedef, tree) for tree in trees), strict=True))
 
-    def written(place: Place, slot: PyTree, *values: jax.Array) -> PyTree:
+    def written(place: Place, _: Leaf) -> PyTree:
         path, i = place
-        storage, old = storages.at(path, values[0]), stored_velocity(slot)
+        values, old = rows[i], stored_velocity(slots[i])
+        storage = storages.at(path, values[0])
         fresh = jax.eval_shape(lambda: storage.init(values[0], len(values)))
         new = old if forms(old) == forms(fresh) else encode_initial(storage, values, number, i)
-        return in_box(boxes[i], layout.holding(new, jnp.ndim(values[0])))
+        return layout.holding(new, jnp.ndim(values[0]))
 
-    new = map_states(written, velocity, leaf_treedef_of(velocity), *trees, to=jax.tree.structure(layout.form))
+    new = init_leaves(written, like, jax.tree.structure(layout.form))
     # Where nothing was written the boxes are unchanged too.
-    return velocity if forms(unboxed(new)) == forms(unboxed(velocity)) else new
+    return velocity if forms(unboxed(new)) == forms(bare) else new
 
 
 def _compressed(state: CompressedState, targets: Targets) -> CompressedState:

@@ -143,7 +143,8 @@ def next_reach(inverse: jax.Array, largest: jax.Array, reach: jax.Array, is_sure
         grown = jax.lax.clamp(np.float32(1), jax.lax.mul(most, np.float32(1 / SCALE)), _GROWTH)
         is_new = jax.lax.le(reach, np.float32(0))
         most = jax.lax.mul(most, jax.lax.select(is_new, full(_GROWTH), grown))
-    return jax.lax.div(jax.lax.max(most, fall), jax.lax.abs(inverse))
+    # Where a default stood in for the scale it does not bound the next: `inverse` is negative there.
+    return jax.lax.max(jax.lax.div(most, jax.lax.abs(inverse)), jax.lax.div(fall, inverse))
 
 
 def _pieces(array: jax.Array, rank: int, most: int) -> jax.Array:

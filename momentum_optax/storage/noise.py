@@ -7,7 +7,6 @@ Where leaves are many, `element_bits` costs a third of the operations of `random
 step, one of the row, and one of the leaf and the column, each of them hashed.
 """
 
-import functools
 import math
 from typing import Any
 
@@ -78,7 +77,6 @@ def _summed(x: jax.Array) -> jax.Array:
     return result
 
 
-@functools.lru_cache(4096)
 def column_numbers(size: int, *numbers: int) -> np.ndarray:
     """What `element_bits` needs of the leaf that has these numbers: one odd hash for each of `size` columns.
 

@@ -189,7 +189,7 @@ def _micro_step(rule: Filter, readout: tuple[float, ...], step: Count, k: Number
 
     A = tuple(tuple(decay(a, float(i == j)) for j, a in enumerate(row)) for i, row in enumerate(rule.A))
     B = tuple(map(share, rule.B))
-    return Filter(A, B, tuple(_mix(readout, column) for column in zip(*A, strict=True)), _mix(readout, B))
+    return type(rule)(A, B, tuple(_mix(readout, column) for column in zip(*A, strict=True)), _mix(readout, B))
 
 
 def _by_age(function: Callable[[Count], Number]) -> PerLeafSchedule:

@@ -60,7 +60,7 @@ def cautious(tx: optax.GradientTransformation, scaling: str) -> optax.GradientTr
         if absent(u) or absent(g) or jnp.size(u) == 0:
             return u
         u, g = as_array(u), as_array(g)
-        _check_real(path, u)
+        _check_real(f"the update of {path_name(path)}", u)
         agrees, dtype = mask(u, g), arithmetic_dtype(u.dtype)
         share = least(jnp.sum(agrees, dtype=jnp.int32).astype(dtype), float(u.size))
         return jnp.where(agrees, u.astype(dtype) * (u.size / share).astype(dtype), 0).astype(u.dtype)
@@ -75,10 +75,10 @@ def cautious(tx: optax.GradientTransformation, scaling: str) -> optax.GradientTr
     return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
-def _check_real(path: KeyPath, leaf: jax.Array) -> None:
-    """Raise for an update that has no sign."""
+def _check_real(what: str, leaf: jax.Array) -> None:
+    """Raise for a leaf whose elements have no sign."""
     if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-        raise TypeError(f"the update of {path_name(path)} must be real, got {leaf.dtype}")
+        raise TypeError(f"{what} must be real, got {leaf.dtype}; leave it out with optax.masked")
 
 
 def _same_sign(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -126,7 +126,8 @@ def add_cautious_weight_decay(weight_decay: Scalar, agreement: str) -> optax.Gra
       A transformation whose `update` needs `params`. Updates keep their dtypes; None stays None.
 
     Raises:
-      TypeError: If `weight_decay` is not a coefficient; at `update` if a leaf is complex.
+      TypeError: If `weight_decay` is not a coefficient; at `update` if an update or a parameter is
+        complex.
       ValueError: If a number is out of range or there is no such agreement; at `update` without `params`, or if the
         updates do not fit them, with the path of a leaf.
 
@@ -152,7 +153,8 @@ def add_cautious_weight_decay(weight_decay: Scalar, agreement: str) -> optax.Gra
 
         def decayed(path: KeyPath, u: Leaf, p: Leaf) -> jax.Array:
             u, p = jnp.asarray(u), jnp.asarray(p)
-            _check_real(path, u)
+            _check_real(f"the update of {path_name(path)}", u)
+            _check_real(path_name(path), p)
             dtype = arithmetic_dtype(u.dtype, p.dtype)
             decay = jnp.asarray(rate, dtype) * p.astype(dtype)
             return (u.astype(dtype) + jnp.where(agrees(u, p), decay, 0)).astype(u.dtype)

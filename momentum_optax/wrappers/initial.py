@@ -39,9 +39,9 @@ def encode_initial(storage: Storage, velocities: tuple[jax.Array, ...], *numbers
     copies = tuple(jnp.array(v, copy=True) for v in velocities)
 
     def write(i: Count, parts: PyTree) -> PyTree:
-        return storage.encode(
-            copies, parts, encode_context(storage, copies[0], (stamp_of_step(-1 - i), *numbers), gains)
-        )
+        context = encode_context(storage, copies[0], (stamp_of_step(-1 - i), *numbers), gains)
+        # Nothing adds up over one write, and its reader may divide by sizes.
+        return storage.encode(copies, parts, context._replace(is_divided=True))
 
     parts = write(0, fresh)
     if fitted is None:

@@ -55,20 +55,47 @@ def test_updates_of_every_tree_are_finite(make):
         assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(updates))
 
 
-@pytest.mark.parametrize("gradients", [PARAMS, PARAMS | {"w": None}], ids=["all", "none of a matrix"])
-def test_boxes_may_be_around_the_state_the_gradients_or_the_parameters_alone(gradients):
-    def in_boxes(tree):
-        return jax.tree.map(lambda x: nn.Partitioned(x, ("x",) + (None,) * (x.ndim - 1)), tree)
+BOXES = {"linen": lambda x: nn.Partitioned(x, (None,) * np.ndim(x)), "nnx": nnx.Param}
+MIXED = {
+    "muon": mo.muon(0.1, weight_decay=0.1),
+    "normuon": mo.normuon(0.1, mo.nesterov(0.9), storage="bfloat16"),
+    "no velocity": mo.muon(0.1, mo.ema(0.0)),
+    "two storages": mo.muon(0.1, mo.aggregated(), storage={"w": "bfloat16", "b": "float32"}),
+}
 
-    tx = mo.muon(0.1, weight_decay=0.1)
-    expected = jax.eval_shape(tx.update, gradients, jax.eval_shape(tx.init, PARAMS), PARAMS)
-    for each in itertools.product((lambda tree: tree, in_boxes), repeat=3):
-        made_for, given, params = (wrap(tree) for wrap, tree in zip(each, (PARAMS, gradients, PARAMS), strict=True))
-        state = jax.eval_shape(tx.init, made_for)
-        updates, new = jax.eval_shape(tx.update, given, state, params)
+
+def program(tx, *trees):
+    """What a step computes from the leaves of (gradients, state, parameters), and the structure of what it returns."""
+    leaves, treedef = jax.tree.flatten(trees)
+    jaxpr, out = jax.make_jaxpr(lambda *x: tx.update(*jax.tree.unflatten(treedef, x)), return_shape=True)(*leaves)
+    return str(jaxpr), out
+
+
+@pytest.mark.parametrize("of_w", [PARAMS["w"], None], ids=["all", "none of a matrix"])
+@pytest.mark.parametrize("kind", BOXES)
+@pytest.mark.parametrize("name", ["muon", *(pytest.param(name, marks=pytest.mark.slow) for name in [*MIXED][1:])])
+def test_boxes_may_be_around_any_leaves_of_the_state_the_gradients_and_the_parameters(name, kind, of_w):
+    tx, gradients = MIXED[name], PARAMS | {"w": of_w}
+    expected, _ = program(tx, gradients, jax.eval_shape(tx.init, PARAMS), PARAMS)
+
+    def in_boxes(tree, keys):
+        return {key: BOXES[kind](x) if key in keys else x for key, x in tree.items()}
+
+    subsets = ["", "w", "b", "wb"]
+    for of_state, of_gradients, of_params in itertools.product(subsets, repeat=3):
+        state = jax.eval_shape(tx.init, in_boxes(PARAMS, of_state))
+        given = in_boxes(gradients, of_gradients)
+        computed, (updates, new) = program(tx, given, state, in_boxes(PARAMS, of_params))
+        assert computed == expected
         assert jax.tree.structure(updates) == jax.tree.structure(given)
         assert jax.tree.structure(new) == jax.tree.structure(state)
-        assert nn.meta.unbox((updates, new)) == expected
+
+
+def test_the_other_optimizer_sees_gradients_in_the_boxes_of_its_mask():
+    boxed = {key: BOXES["linen"](x) for key, x in PARAMS.items()}
+    tx = mo.muon(0.1, others=optax.adamw(0.1, mask=jax.tree.map(lambda x: x.ndim > 1, boxed)))
+    state = jax.eval_shape(tx.init, boxed)
+    assert program(tx, PARAMS, state, boxed)[0] == program(tx, boxed, state, boxed)[0]
 
 
 def test_none_for_another_parameter_in_a_box_is_named():

@@ -87,6 +87,13 @@ def assert_same(a, b):
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
 
 
+def test_a_converted_state_has_the_boxes_of_a_new_one_around_what_is_masked_too():
+    params = {"w": nnx.Param(jnp.ones((3, 4))), "b": nnx.Param(jnp.ones(4))}
+    state = mo.muon(0.1).init(params)
+    new = jax.eval_shape(mo.muon(0.1, storage="bfloat16").init, params)
+    assert jax.tree.structure(mo.convert(state, "bfloat16")) == jax.tree.structure(new)
+
+
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=() if name in ("reset", "from PyTorch") else pytest.mark.slow) for name in EDITS],

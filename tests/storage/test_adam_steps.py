@@ -95,6 +95,14 @@ SIGNS = {
     "a chain with Lion's rule": lambda: optax.chain(
         mo.scale_by_momentum(mo.lion_mix(), storage=EIGHT), optax.scale_by_sign()
     ),
+    "the same scaled": lambda: optax.chain(
+        mo.scale_by_momentum(mo.lion_mix().scale(2.0).scale_gradient(3.0).change_basis(0.5), storage=EIGHT),
+        optax.scale_by_sign(),
+    ),
+    "a scheduled decay": lambda: optax.chain(
+        mo.scale_by_momentum(mo.lion_mix(lambda step: 0.9 - 0.0 * step).at(0), storage=EIGHT), optax.scale_by_sign()
+    ),
+    "micro-batches": lambda: mo.accumulated(mo.lion_mix(0.9, 0.9), 2, optax.scale_by_sign(), storage=EIGHT),
     "Signum of another library": lambda: mo.interop.signum(1.0, 0.99, storage=EIGHT),
 }
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compressed import opened
 
 import momentum_optax as mo
 from momentum_optax.storage.noise import mix
@@ -232,6 +233,38 @@ def test_a_first_step_of_which_nothing_is_seen_keeps_what_the_docstring_says():
     assert f"stored as zero or {least:.0e}".replace("e-0", "e-") in TEXT
     assert kept[kept > 0].min() == pytest.approx(least, rel=0.1)
     assert kept.max() == pytest.approx(largest, rel=0.1)
+
+
+# The window of a row of 4096 is the first eight of each 256.
+SEEN = np.arange(4096) % 256 < 8
+
+
+def test_the_write_after_one_that_saw_nothing_knows_the_scale():
+    value = jnp.where(SEEN, 0.0, normal(1, 4, 4096, seed=21)[0] * 1e-6)
+    for entering in (value, 1.0, True), (value, 0.1, False):
+        parts, context = EIGHT.init(value, 1), mo.storage.EncodeContext(None, (1.0,), entering)
+        parts = EIGHT.numbered(parts, value)
+        errors = []
+        for _ in range(2):
+            parts = EIGHT.encode((value,), parts, context)
+            errors.append(float(np.linalg.norm(decoded(parts) - value) / np.linalg.norm(value)))
+        assert errors[0] > 0.1
+        assert errors[1] < 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_leaf_whose_first_gradient_is_not_seen_is_exact_once_that_is_forgotten(name):
+    signal = normal(12, 4, 4096, seed=22) * 1e-6
+    signal = signal.at[0].set(jnp.where(SEEN, 0.0, signal[0]))
+    adamw = mo.compress(optax.adamw(1.0), {"mu": EIGHT})
+    tx, share = (mo.sgd(1.0, 0.9, storage=EIGHT), 1.0) if name == "sgd" else (adamw, 0.1)
+    state, exact, step = tx.init(signal[0]), 0.0, jax.jit(tx.update)
+    for g in signal:
+        _, state = step(g, state, g)
+        exact = 0.9 * exact + share * np.float64(g)
+    (kept,) = mo.velocity(state) if name == "sgd" else (optax.tree.get(opened(state), "mu"),)
+    assert np.linalg.norm(kept - exact) < 0.05 * np.linalg.norm(exact)
 
 
 def test_rows_of_very_different_sizes_are_equally_exact():

@@ -1,6 +1,7 @@
 """The noise of stochastic rounding: a hash of all of its numbers and of nothing else, which are data of a program."""
 
 import re
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -85,12 +86,16 @@ def test_the_bits_of_an_element_are_the_product_of_its_numbers_constants_or_not(
     ]
     for is_constant in (True, False):
         monkeypatch.setattr(noise, "_is_constant", lambda shape, is_constant=is_constant: is_constant)
-        column_numbers.cache_clear()
         bits = element_bits(shape, stamp_of_step(9), column_numbers(columns, 3, 5))
         assert bits.shape == shape
         assert bits.dtype == jnp.uint32
         assert bits.ravel().tolist() == expected
-    column_numbers.cache_clear()
+
+
+def test_the_numbers_of_columns_are_not_kept_beyond_the_program_that_has_them():
+    # 64 kB for the longest leaf, and as much again for each of the others.
+    numbers = weakref.ref(column_numbers(1 << 14, 3, 5))
+    assert numbers() is None
 
 
 STEPS, LEAVES, ROWS, COLUMNS = 32, 4, 32, 64

@@ -1,5 +1,6 @@
 """Trees of gradients: what is missing, too much, or not finite; reading velocities."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +21,31 @@ from conformance import (
 
 import momentum_optax as mo
 from momentum_optax.storage import resolve
+
+# Whatever passes None on.
+PASSING_NONE = {
+    "a rule": lambda: mo.sgd(0.1, 0.9, weight_decay=0.1),
+    "micro-batches": lambda: mo.accumulated(mo.ema(0.9), 2),
+    "guarded": lambda: mo.guarded(mo.sgd(0.1, 0.9), "leaf"),
+    "restarted": lambda: mo.adaptive_restart(mo.heavy_ball(0.9)),
+    "matrices": lambda: mo.muon(0.1),
+}
+
+
+@pytest.mark.parametrize("name", PASSING_NONE)
+def test_a_gradient_may_be_missing_in_its_box_as_tree_map_leaves_it(name):
+    params = {
+        key: nn.Partitioned(jnp.ones(shape), ("x", None)[: len(shape)]) for key, shape in (("w", (3, 4)), ("b", (4,)))
+    }
+    frozen = {key: nn.Partitioned(None, x.names) if key == "w" else x for key, x in params.items()}
+    tx = PASSING_NONE[name]()
+    state = jax.eval_shape(tx.init, params)
+    updates, new = jax.eval_shape(tx.update, frozen, state, params)
+    expected, _ = jax.eval_shape(tx.update, {**frozen, "w": None}, state, params)
+    assert jax.tree.structure(updates) == jax.tree.structure(frozen)
+    assert jax.tree.leaves(updates) == jax.tree.leaves(expected)
+    assert jax.tree.structure(new) == jax.tree.structure(state)
+    assert jax.tree.structure(jax.eval_shape(mo.apply_updates, params, updates)) == jax.tree.structure(params)
 
 
 @pytest.mark.rare_storages("int8")

@@ -175,5 +175,10 @@ def test_what_cannot_be_cautious_is_refused():
     tx = mo.add_cautious_weight_decay(0.1, "product")
     with pytest.raises(ValueError, match="params must be given"):
         tx.update(LIKE, tx.init(LIKE))
-    with pytest.raises(TypeError, match=r"params\['z'\] must be real"):
-        tx.update({"z": jnp.ones(2, jnp.complex64)}, tx.init(LIKE), {"z": jnp.ones(2, jnp.complex64)})
+    for update, param, match in (
+        (jnp.complex64, jnp.complex64, r"the update of params\['z'\] must be real"),
+        (jnp.complex64, jnp.float32, r"the update of params\['z'\] must be real"),
+        (jnp.float32, jnp.complex64, r"^params\['z'\] must be real, got complex64; leave it out with optax\.masked"),
+    ):
+        with pytest.raises(TypeError, match=match):
+            jax.eval_shape(tx.update, {"z": jnp.ones(2, update)}, tx.init(LIKE), {"z": jnp.ones(2, param)})

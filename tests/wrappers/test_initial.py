@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from compressed import (
@@ -24,6 +25,22 @@ def test_values_that_are_not_zero_at_init_are_kept():
         assert distance(z, params) < 0.03
         z = optax.tree.get(opened(init(mo.compress(make(), {"z"}, "float32"))), "z")
         assert_bit_equal(z, params)
+
+
+@pytest.mark.parametrize("name", ["adam", "lion"])
+def test_no_value_of_a_converted_state_is_far_above_itself(name):
+    # A hundred millionth of their row's scale: the least level above zero is twenty times as much.
+    sizes = jnp.asarray(np.resize([1.0, 1e-8], (8, 512)), jnp.float32)
+    eight = mo.storage.int8(min_size=1)
+    if name == "adam":
+        adam = optax.scale_by_adam()
+        like = mo.compress(adam, {"mu"}, eight).init(sizes)
+        kept = opened(mo.convert(adam.init(sizes)._replace(mu=sizes), {"mu": eight}, like=like)).mu
+    else:
+        tx = mo.scale_by_momentum(mo.lion_mix())
+        (kept,) = mo.velocity(mo.convert(tx.update(100 * sizes, tx.init(sizes))[1], eight))
+    assert np.all(kept <= 1.5 * sizes)
+    np.testing.assert_allclose(kept[:, ::2], 1, rtol=0.02)
 
 
 def gpt2_small():
