@@ -124,14 +124,16 @@ def _encoded(
     most = row_largest(same)
     # Never true: the small parts follow from the codes. XLA knows them to be read no more then, and writes over them.
     is_last = jax.lax.gt(most, np.float32(127))
-    inverse = jax.lax.select(is_last, jax.lax.full_like(inverse, 1), inverse)
+    # As parts from their last operation on, or XLA's CPU backend would copy them there.
+    is_last_part, is_known = as_part(is_last, leaf), as_part(jax.lax.gt(most, np.float32(0)), leaf)
     unit = as_part(jax.lax.div(np.float32(code.unit), jax.lax.abs(inverse)), leaf)
+    unit = jax.lax.select(is_last_part, jax.lax.full_like(unit, 1), unit)
     scale = tuple(marked(_times(unit, factor), v) for v, factor in zip(velocities, factors, strict=True))
+    inverse = jax.lax.select(is_last, jax.lax.full_like(inverse, 1), inverse)
     following = next_reach(inverse, code.level(most, in_rows(noise, leaf)), rows, is_sure)
-    is_known = as_part(jax.lax.gt(most, np.float32(0)), leaf)
     reach = jax.lax.select(is_known, as_part(following, leaf), reach)
     grown = jax.lax.mul(noise, np.uint32(GROWTH))
-    noise = jax.lax.select(as_part(is_last, leaf), jax.lax.full_like(noise, 1), grown)
+    noise = jax.lax.select(is_last_part, jax.lax.full_like(noise, 1), grown)
     return codes, scale, (reach,), (noise,)
 
 
