@@ -60,8 +60,9 @@ def apply_updates(
         return jax.tree.map(_nearest, updates, params, is_leaf=_is_none)
     if step is None:
         raise ValueError("rounding='stochastic' needs step, the number of this update: its noise depends on it")
-    if jnp.ndim(step) or not jnp.issubdtype(jnp.result_type(step), jnp.integer):
-        raise TypeError(f"step must be an integer or an integer scalar array, got {step!r}")
+    is_scalar = _checks.is_number(step) or _checks.is_scalar_array(step)
+    if not (is_scalar and jnp.issubdtype(jnp.result_type(step), jnp.integer)):
+        raise TypeError(f"step must be an integer or an integer scalar array, got {_checks.shown(step)}")
     stamp = stamp_of_step(step)
     return map_numbered(
         lambda place, u, p: _stochastic(u, p, stamp, (_WEIGHTS, seed, place[1])),
@@ -83,9 +84,10 @@ def _nearest(update: jax.Array | None, param: jax.Array) -> jax.Array:
 
 
 def _stochastic(update: jax.Array | None, param: jax.Array, stamp: jax.Array, numbers: tuple[int, ...]) -> jax.Array:
-    if update is None or not is_narrow(param.dtype):
+    # Either may be a number of Python, and a parameter may be left out, as in Optax.
+    if update is None or param is None or not is_narrow(jnp.result_type(param)):
         return _nearest(update, param)
-    wide = param.astype(jnp.float32) + update.astype(jnp.float32)
+    wide = param.astype(jnp.float32) + jnp.asarray(update).astype(jnp.float32)
     check_whole("rounding='stochastic'", wide, "round outside of it")
     new: jax.Array = rounded_at(wide, stamp, numbers, param.dtype)
     return new

@@ -100,6 +100,22 @@ def test_wider_leaves_and_none_are_left_to_optax():
     assert new["b"] is params["b"]
 
 
+def test_numbers_of_python_and_parameters_that_are_left_out_are_taken_as_optax_takes_them():
+    params = {"a": 1.0, "b": jnp.ones(2, jnp.bfloat16), "c": None}
+    updates = {"a": 0.25, "b": 0.5, "c": jnp.ones(2)}
+    new = mo.apply_updates(params, updates, rounding="stochastic", step=3)
+    assert_bit_equal(new, optax.apply_updates(params, updates))
+
+
+def test_16_bits_are_rounded_without_promotion():
+    for dtype in (jnp.bfloat16, jnp.float16):
+        params, updates = jnp.ones(4, dtype), jnp.full(4, 1e-5, jnp.float32)
+        exact = mo.apply_updates(params, updates, rounding="stochastic", step=3)
+        with jax.numpy_dtype_promotion("strict"):
+            strict = mo.apply_updates(params, updates, rounding="stochastic", step=jnp.asarray(3))
+        assert_bit_equal(strict, exact)
+
+
 def test_noise_depends_on_seed_step_leaf_and_element_and_on_nothing_else():
     half = jnp.full(4096, 1 + 2.0**-8, jnp.float32)
     params = {"a": jnp.ones(4096, jnp.bfloat16), "b": jnp.ones(4096, jnp.bfloat16)}
@@ -152,7 +168,7 @@ def test_arguments_are_checked():
         ({"rounding": "stochastic"}, ValueError, "needs step"),
         ({"step": 1}, ValueError, "rounding='stochastic'"),
         ({"seed": 1}, ValueError, "rounding='stochastic'"),
-        ({"rounding": "stochastic", "step": 1.5}, TypeError, "integer"),
+        *(({"rounding": "stochastic", "step": step}, TypeError, "integer") for step in (1.5, True, "1", [1], [[1]])),
         ({"rounding": "stochastic", "step": 1, "seed": -1}, ValueError, "seed"),
     ):
         with pytest.raises(error, match=words):
