@@ -32,7 +32,8 @@ def apply_updates(
     Rounded stochastically they move by the sum of their updates in the mean.
 
     The noise is a function of (seed, step, leaf, element): a resumed run is bit-equal to an uninterrupted one, on any
-    mesh under `jit`. It is independent of the noise in the velocities' storages, also at the same seed.
+    mesh under `jit`. It is independent of the noise in the velocities' storages, also at the same seed. Members under
+    `jax.vmap` round alike unless each has steps of its own, such as `step + member * steps`.
 
     Args:
       params: A tree of arrays.
