@@ -33,7 +33,9 @@ def apply_updates(
 
     The noise is a function of (seed, step, leaf, element): a resumed run is bit-equal to an uninterrupted one, on any
     mesh under `jit`. It is independent of the noise in the velocities' storages, also at the same seed. Members under
-    `jax.vmap` round alike unless each has steps of its own, such as `step + member * steps`.
+    `jax.vmap` round alike unless each has steps of its own, such as `step + member * steps`. The weights are as equal as
+    the updates are: of a sum in 16 bits XLA may keep more in one program than in another, as on another mesh, unless
+    `XLA_FLAGS` say `--xla_allow_excess_precision=false`.
 
     Args:
       params: A tree of arrays.
