@@ -118,7 +118,10 @@ def _in_parts(bits: jax.Array, axes: tuple[int, ...]) -> jax.Array:
 
 
 def next_reach(inverse: jax.Array, largest: jax.Array, reach: jax.Array, is_sure: Condition) -> jax.Array:
-    """The `reach` for the next write, from the largest value of each row over the unit; unchanged where it is 0.
+    """The `reach` for the next write, from the largest value of each row over the unit.
+
+    It is unchanged where that is 0 and nothing enters. Where something does, all of a row was too small for its scale,
+    as after values that were not finite: the scale falls, or the row would stay at zero for good.
 
     Where it is not sure what enters, a row that has grown has room to grow by as much again, up to `_GROWTH` times, and
     a new row by that: a memory doubles at its second step.
@@ -128,8 +131,9 @@ def next_reach(inverse: jax.Array, largest: jax.Array, reach: jax.Array, is_sure
     most = largest * MARGIN
     grown = jnp.where(reach > 0, jnp.clip(most * np.float32(1 / SCALE), 1, _GROWTH), _GROWTH)
     most = most * jnp.where(is_sure, np.float32(1), grown)
+    is_seen = (largest > 0) | ~is_silent
     # Where a default stood in for the scale it does not bound the next: `inverse` is negative there.
-    return jnp.where(largest > 0, jnp.maximum(most / jnp.abs(inverse), fall / inverse), reach)
+    return jnp.where(is_seen, jnp.maximum(most / jnp.abs(inverse), fall / inverse), reach)
 
 
 def _pieces(
