@@ -13,6 +13,7 @@ from .companding import STEP_SIZE, decode, encode, level
 from .compressed import is_compressed, rescaled
 from .one_pass import Code, InOnePass, decoded
 
+
 def _level(most: jax.Array) -> jax.Array:
     """The level of the largest code of each row; 0 for 0.
 
