@@ -151,6 +151,25 @@ def test_a_row_of_zeros_holds_what_a_leaf_of_large_values_wakes_it_with():
     assert np.all((ratio > 1 / 4.01) & (ratio < 4.01))
 
 
+def test_a_base_follows_from_the_largest_values_of_its_row_and_of_its_leaf():
+    scales = 10.0 ** -np.asarray([0, 5, 12, 20, 30, 37, 60, 60])
+    values = jnp.asarray(scales[:, None] * np.linspace(0.1, 1, SHAPE[1]), jnp.float32)
+    state = write(values, stamp_of_step(1))
+    largest = decoded(state).max(1, keepdims=True)
+    assert (largest == 0).sum() == 2
+    with np.errstate(divide="ignore"):
+        octaves = np.maximum(np.floor(np.log2(largest)) + 127, 33) - 32
+    octaves[largest == 0] = 0
+    expected = np.maximum(np.maximum(octaves, octaves.max() - 130), 1)
+    # Version 0.1 kept this, where there is a part of it now.
+    raised = state._replace(following=(jnp.asarray(expected * 2**23, jnp.uint32),))
+    context = mo.storage.EncodeContext(stamp_of_step(2), (1.0,))
+    parts, same = (SQUARES.encode((values,), before, context) for before in (state, raised))
+    np.testing.assert_array_equal(parts.base[0], expected * 2**23)
+    for new, old in zip(parts, same, strict=True):
+        np.testing.assert_array_equal(new[0], old[0])
+
+
 def test_small_values_of_a_row_become_the_smallest_that_it_has():
     values = jnp.ones((1, 512)).at[0, :100].set(1e-30)
     kept = decoded(write(values, jnp.uint32(3), 1.0))
