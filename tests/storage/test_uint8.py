@@ -65,6 +65,19 @@ def normal(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
+def test_the_noise_of_leaves_velocities_and_seeds_differs():
+    squares = jnp.broadcast_to(jnp.linspace(1.1, 1.9, SHAPE[1]), SHAPE)
+
+    def written(seed, *numbers):
+        storage = mo.storage.uint8(seed, min_size=1)
+        context = mo.storage.EncodeContext(stamp_of_step(0), (1.0, 1.0), numbers=numbers)
+        return storage.encode((squares, squares), storage.init(squares, 2), context).codes
+
+    a, b = written(0, 1, 0)
+    for other in (b, written(1, 1, 0)[0], written(0, 1, 1)[0], written(0, 2, 0)[0], jnp.roll(a, 1, 0)):
+        assert 0.2 < np.mean(np.asarray(a != other)) < 0.6
+
+
 @pytest.mark.one_in(8)
 @pytest.mark.parametrize("decade", range(-24, 25, 6))
 def test_the_mean_over_the_noise_is_the_value(decade):
@@ -154,7 +167,9 @@ def test_a_row_of_zeros_holds_what_a_leaf_of_large_values_wakes_it_with():
 def test_a_base_follows_from_the_largest_values_of_its_row_and_of_its_leaf():
     scales = 10.0 ** -np.asarray([0, 5, 12, 20, 30, 37, 60, 60])
     values = jnp.asarray(scales[:, None] * np.linspace(0.1, 1, SHAPE[1]), jnp.float32)
-    state = write(values, stamp_of_step(1))
+    first, second, third = (mo.storage.EncodeContext(stamp_of_step(t), (1.0,)) for t in range(3))
+    # The second write is in quarters of an octave.
+    state = SQUARES.encode((values,), SQUARES.encode((values,), SQUARES.init(values, 1), first), second)
     largest = decoded(state).max(1, keepdims=True)
     assert (largest == 0).sum() == 2
     with np.errstate(divide="ignore"):
@@ -163,8 +178,7 @@ def test_a_base_follows_from_the_largest_values_of_its_row_and_of_its_leaf():
     expected = np.maximum(np.maximum(octaves, octaves.max() - 130), 1)
     # Version 0.1 kept this, where there is a part of it now.
     raised = state._replace(following=(jnp.asarray(expected * 2**23, jnp.uint32),))
-    context = mo.storage.EncodeContext(stamp_of_step(2), (1.0,))
-    parts, same = (SQUARES.encode((values,), before, context) for before in (state, raised))
+    parts, same = (SQUARES.encode((values,), before, third) for before in (state, raised))
     np.testing.assert_array_equal(parts.base[0], expected * 2**23)
     for new, old in zip(parts, same, strict=True):
         np.testing.assert_array_equal(new[0], old[0])
