@@ -184,8 +184,9 @@ def _encoded(
 def _read_again(codes: jax.Array) -> jax.Array:
     """The codes as they have been written.
 
-    XLA's GPU backend writes the codes of one maximum over those of the step before, and those of another one beside
-    them, to copy them there afterwards: twice as many bytes as to read them again, and a byte of temporaries.
+    Of the reductions of a kernel XLA's GPU backend lets the first alone share the kernel with codes that are written
+    over those of the step before. With another field's maximum there it would write these beside the old ones and copy
+    them afterwards: twice as many bytes as to read them again, and a byte of temporaries.
     """
     again: jax.Array = jax.lax.platform_dependent(codes, cuda=jax.lax.optimization_barrier, default=lambda x: x)
     return again
