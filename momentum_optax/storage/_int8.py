@@ -13,10 +13,21 @@ from .companding import STEP_SIZE, decode, encode, level
 from .compressed import is_compressed, rescaled
 from .one_pass import Code, InOnePass, decoded
 
+
+def _level(most: jax.Array) -> jax.Array:
+    """The level of the largest code of each row; 0 for 0.
+
+    Without the barrier XLA moves the reshape that follows a maximum down these operations one by one, and each time
+    runs all of its simplifications over the whole program once more: a fifth of what a CPU takes to compile it.
+    """
+    most = jax.lax.optimization_barrier(most)
+    return jnp.where(most > 0, level(most.astype(jnp.int32)), np.float32(0))
+
+
 _CODE = Code(
     encode=lambda v, inverse, noise, phase, row: (encode(v, inverse, noise, phase),) * 2,
     decode=lambda codes, unit, noise, row: decode(codes, unit, noise),
-    level=lambda most, row: jnp.where(most > 0, level(most.astype(jnp.int32)), np.float32(0)),
+    level=lambda most, row: _level(most),
 )
 
 
