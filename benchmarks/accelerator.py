@@ -16,7 +16,7 @@ import dataclasses
 import importlib.util
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import jax
@@ -98,28 +98,27 @@ def _flash_adamw(params: list[Any]) -> Any:
     return flashoptim.FlashAdamW(params, lr=0.001)
 
 
-def measure(quick: bool, pairs: int, copy: float, seconds: float) -> tuple[list[Row], list[str]]:
-    """One row for each tree and optimizer, and the names of those that were left out."""
-    rows, left_out, end = [], [], time.monotonic() + seconds
+def measure(quick: bool, pairs: int, copy: float, seconds: float) -> Iterator[Row | str]:
+    """For each tree and optimizer a row, or its name and why it was left out."""
+    end = time.monotonic() + seconds
     cases = list(itertools.product(trees(quick), [*optimizers(), *others()]))
     for tree, name in tqdm(cases, unit="row", leave=False):
         if time.monotonic() > end:
-            left_out.append(f"{tree}, {name}: no time left")
+            yield f"{tree}, {name}: no time left"
             continue
         if name == BASELINE:
             gradients = jax.tree.map(jnp.asarray, gradients_of(trees(quick)[tree]))
             baseline = jax_subject(optimizers()[BASELINE], gradients)
         try:
             subject = baseline if name == BASELINE else subject_of(name, gradients)
+            times = pairs_of(baseline.timer, subject.timer, pairs)
         except Exception as error:  # what another library cannot do here must not lose the other rows
             if name in optimizers():
                 raise
-            left_out.append(f"{tree}, {name}: {type(error).__name__}")
+            yield f"{tree}, {name}: {type(error).__name__}"
             continue
-        times = pairs_of(baseline.timer, subject.timer, pairs)
         kernels = kernels_of(subject.program) if subject.program else None
-        rows.append({"tree": tree, "optimizer": name, **summary(times, gradients, subject, copy), "kernels": kernels})
-    return rows, left_out
+        yield {"tree": tree, "optimizer": name, **summary(times, gradients, subject, copy), "kernels": kernels}
 
 
 def subject_of(name: str, gradients: optax.Updates) -> Subject:
@@ -180,14 +179,21 @@ def main() -> None:
     pairs = options.pairs or (3 if options.quick else 30)
     checks = [numbers(storage) for storage in STORAGES]
     copy = copy_speed(256 if options.quick else 8192, pairs)
-    rows, left_out = measure(options.quick, pairs, copy, options.seconds)
+    results = {"copy_gigabytes_per_second": copy / 1e9, "pairs": pairs, "against_cpu": checks}
+    rows: list[Row] = []
+    left_out: list[str] = []
+    for found in measure(options.quick, pairs, copy, options.seconds):
+        if isinstance(found, str):
+            left_out.append(found)
+        else:
+            rows.append(found)
+        # Each time: what ends a run early must not lose the rows before.
+        run.write(results | {"rows": rows, "left_out": left_out})
     print(table(rows))
     print("\n".join(f"left out: {name}" for name in left_out))
     for check in checks:
         print(f"{check['storage']}: off by {check['difference']:.1e} from the CPU, {check['equal']:.2%} equal")
     print(f"An elementwise copy moves {copy / 1e9:.1f} GB/s on {jax.devices()[0].device_kind}.")
-    results = {"copy_gigabytes_per_second": copy / 1e9, "pairs": pairs, "rows": rows, "against_cpu": checks}
-    run.write(results | {"left_out": left_out})
 
 
 if __name__ == "__main__":

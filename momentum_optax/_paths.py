@@ -24,7 +24,8 @@ def compiled(name: str, pattern: object) -> re.Pattern[str]:
     if not isinstance(pattern, str):
         raise TypeError(f"{name} must map regular expressions as strings, got {_checks.shown(pattern)}")
     try:
-        return re.compile(pattern)
+        # A key may hold a line break, and ".*" stands for all other paths.
+        return re.compile(pattern, re.DOTALL)
     except re.error as problem:
         raise ValueError(f"{name} must map regular expressions, got {_checks.shown(pattern)}: {problem}") from None
 

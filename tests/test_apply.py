@@ -6,6 +6,8 @@ import numpy as np
 import optax
 import pytest
 from conformance import REAL, assert_bit_equal
+from flax import linen as nn
+from flax import nnx
 
 import momentum_optax as mo
 from momentum_optax.storage.rounding import stochastic_round
@@ -100,6 +102,45 @@ def test_wider_leaves_and_none_are_left_to_optax():
     assert new["b"] is params["b"]
 
 
+def test_numbers_of_python_and_parameters_that_are_left_out_are_taken_as_optax_takes_them():
+    params = {"a": 1.0, "b": jnp.ones(2, jnp.bfloat16), "c": None}
+    updates = {"a": 0.25, "b": 0.5, "c": jnp.ones(2)}
+    new = mo.apply_updates(params, updates, rounding="stochastic", step=3)
+    assert_bit_equal(new, optax.apply_updates(params, updates))
+    masked = params | {"c": optax.MaskedNode()}
+    assert_bit_equal(mo.apply_updates(masked, updates, rounding="stochastic", step=3)["b"], new["b"])
+
+
+@pytest.mark.parametrize("options", [{}, {"rounding": "stochastic", "step": 3}], ids=["nearest", "stochastic"])
+def test_boxes_of_flax_and_what_optax_masks_are_those_of_the_parameters(options):
+    weights, moves = jnp.ones((4, 8), jnp.bfloat16), jnp.full((4, 8), 1e-3, jnp.bfloat16)
+    bare = mo.apply_updates({"a": weights, "b": weights}, {"a": moves, "b": None}, **options)
+
+    def partitioned(x):
+        return nn.Partitioned(x, ("x", None))
+
+    for box in (partitioned, nnx.Param):
+        params = {"a": box(weights), "b": box(weights)}
+        for updates in (
+            {"a": box(moves), "b": None},
+            {"a": moves, "b": optax.MaskedNode()},
+            {"a": moves, "b": partitioned(None)},
+        ):
+            new = mo.apply_updates(params, updates, **options)
+            assert jax.tree.structure(new) == jax.tree.structure(params)
+            assert_bit_equal(jax.tree.leaves(new), jax.tree.leaves(bare))
+        assert_bit_equal(mo.apply_updates({"a": weights, "b": weights}, {"a": box(moves), "b": None}, **options), bare)
+
+
+def test_16_bits_are_rounded_without_promotion():
+    for dtype in (jnp.bfloat16, jnp.float16):
+        params, updates = jnp.ones(4, dtype), jnp.full(4, 1e-5, jnp.float32)
+        exact = mo.apply_updates(params, updates, rounding="stochastic", step=3)
+        with jax.numpy_dtype_promotion("strict"):
+            strict = mo.apply_updates(params, updates, rounding="stochastic", step=jnp.asarray(3))
+        assert_bit_equal(strict, exact)
+
+
 def test_noise_depends_on_seed_step_leaf_and_element_and_on_nothing_else():
     half = jnp.full(4096, 1 + 2.0**-8, jnp.float32)
     params = {"a": jnp.ones(4096, jnp.bfloat16), "b": jnp.ones(4096, jnp.bfloat16)}
@@ -152,7 +193,7 @@ def test_arguments_are_checked():
         ({"rounding": "stochastic"}, ValueError, "needs step"),
         ({"step": 1}, ValueError, "rounding='stochastic'"),
         ({"seed": 1}, ValueError, "rounding='stochastic'"),
-        ({"rounding": "stochastic", "step": 1.5}, TypeError, "integer"),
+        *(({"rounding": "stochastic", "step": step}, TypeError, "integer") for step in (1.5, True, "1", [1], [[1]])),
         ({"rounding": "stochastic", "step": 1, "seed": -1}, ValueError, "seed"),
     ):
         with pytest.raises(error, match=words):

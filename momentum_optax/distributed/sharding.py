@@ -46,12 +46,13 @@ def state_shardings(tx: optax.GradientTransformation, params: optax.Params, shar
 
     Raises:
       TypeError: If an entry of `shardings` is not a `NamedSharding`.
-      ValueError: If there are no shardings, they are on different meshes, or they are not like the parameters, naming
-        the path.
+      ValueError: If there are no shardings, they are on different meshes, or they are not like the parameters, or split
+        more axes than one has, naming the path.
     """
     _checks.transformation("tx", tx)
     mesh = _mesh_of(shardings)
     check_entries("shardings", "NamedShardings", shardings, params, lambda x: isinstance(x, NamedSharding))
+    _check_ranks("shardings", _mapped(lambda _, s: s.spec, *map(_tree.unboxed, (params, shardings))), params)
     shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(jnp.shape(p), jnp.result_type(p)), params)
     with layouts_noted() as layouts:
         # A new function each time: JAX caches shapes by function and would not run `tx.init` again.
@@ -217,16 +218,22 @@ def _spec_of_each(specs: PyTree, bare: PyTree) -> PyTree:
     if is_spec(specs):
         specs = jax.tree.map(lambda _: specs, bare)
     check_entries("specs", "PartitionSpecs", specs, bare, is_spec)
+    specs = _tree.unboxed(specs)
+    _check_ranks("specs", specs, bare)
+    return specs
 
-    def checked(path: KeyPath, p: Leaf, spec: PartitionSpec) -> PartitionSpec:
+
+def _check_ranks(name: str, specs: PyTree, params: PyTree) -> None:
+    """Raise if a specification in the argument `name` has more entries than its parameter has axes."""
+
+    def check(path: KeyPath, p: Leaf, spec: PartitionSpec) -> None:
         if not _tree.empty(p) and len(spec) > jnp.ndim(p):
             raise ValueError(
-                f"specs must have no more entries than a parameter has axes, got {spec} for {_tree.path_name(path)} of "
-                f"shape {jnp.shape(p)}"
+                f"{name} must have no more entries than a parameter has axes, got {spec} for {_tree.path_name(path)} "
+                f"of shape {jnp.shape(p)}"
             )
-        return spec
 
-    return jax.tree_util.tree_map_with_path(checked, bare, _tree.unboxed(specs), is_leaf=_tree.empty)
+    jax.tree_util.tree_map_with_path(check, _tree.unboxed(params), specs, is_leaf=_tree.empty)
 
 
 def _check_known(tx: optax.GradientTransformation, updates: optax.Updates, state: optax.OptState) -> None:

@@ -81,13 +81,18 @@ def _bits(x: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(x, jnp.int32)
 
 
-def _octave(row: jax.Array, is_beyond: jax.Array | bool, power: int) -> jax.Array:
-    """The octave of each row, from its number `power` writes before, where a float's exponent is; 0 if not beyond.
+def _octave(row: jax.Array, power: int) -> jax.Array:
+    """The octave of each row, from its number `power` writes before, where a float's exponent is; 0 for 0."""
+    row = row * np.uint32(GROWTH**power) if power else row
+    return (row >> (29 - _EXPONENT)) & np.uint32((_OCTAVES - 1) << _EXPONENT)
+
+
+def _if_beyond(is_beyond: jax.Array, row: jax.Array) -> jax.Array:
+    """The number of an element's row where it lies beyond the bound, and 0 elsewhere.
 
     XLA's GPU backend would make a kernel of what is computed for rows alone.
     """
-    row = jnp.where(is_beyond, row, 0) * np.uint32(GROWTH**power)
-    return jax.lax.bitcast_convert_type((row >> (29 - _EXPONENT)) & np.uint32((_OCTAVES - 1) << _EXPONENT), jnp.int32)
+    return jnp.where(is_beyond, row, np.uint32(0))
 
 
 def _encode(
@@ -100,12 +105,13 @@ def _encode(
     root = (jnp.sqrt(jnp.minimum(r, 1)) * np.float32(_ROOTS) + half).astype(jnp.int32)
     # Of a negative number one less than its size, so that an octave holds them all.
     size = noise ^ (noise >> 31)
-    place = (size >> (31 - _EXPONENT)) + _ONE + _octave(row, r > 1, 1)
+    octave = jax.lax.bitcast_convert_type(_octave(_if_beyond(r > 1, row), 1), jnp.int32)
+    place = (size >> (31 - _EXPONENT)) + _ONE + octave
     is_beyond = place < _bits(r * _STEEP - (_STEEP - 1))
     code = jnp.minimum(root, _ROOTS) + is_beyond.astype(jnp.int32)
     # Not finite: the element starts anew. The comparison is false for NaN.
     is_finite = jnp.abs(v) <= np.finfo(np.float32).max
-    code = jnp.where(is_finite, code, 0)
+    code = jax.lax.select(is_finite, code, jax.lax.full_like(code, 0))
     sign = _bits(v) >> 31
     codes = ((code ^ sign) - sign).astype(jnp.int4)
     kinds = is_finite & is_beyond, is_finite & (r > 0)
@@ -119,21 +125,24 @@ def _size(codes: jax.Array, *_: jax.Array) -> jax.Array:
 def _size_on_cpu(codes: jax.Array, is_beyond: jax.Array, is_nonzero: jax.Array) -> jax.Array:
     """As much as `_level` needs: XLA's CPU backend would compute the codes twice, and write their roots to memory."""
     del codes
-    return jnp.where(is_beyond, np.int8(_ROOTS + 1), is_nonzero.astype(jnp.int8))
+    nonzero = is_nonzero.astype(jnp.int8)
+    return jax.lax.select(is_beyond, jax.lax.full_like(nonzero, _ROOTS + 1), nonzero)
 
 
 def _decode(codes: jax.Array, unit: jax.Array, noise: jax.Array, row: jax.Array) -> jax.Array:
-    code = codes.astype(jnp.int32).astype(jnp.float32)
+    code = codes.astype(jnp.float32)
     size = jnp.abs(code)
     is_beyond = size > _ROOTS
     # Both over the code 7.
     bound = np.float32(_ROOTS**2 / (_ROOTS + 1))
-    beyond = _float(_octave(row, is_beyond, 0) + np.float32(bound * 2.0**_FIRST).view(np.int32)) + bound
-    return unit * (code * jnp.where(is_beyond, beyond, size + noise.astype(jnp.float32) * np.float32(2.0**-31)))
+    octave = _octave(_if_beyond(is_beyond, row), 0)
+    beyond = _float(octave + np.float32(bound * 2.0**_FIRST).view(np.uint32)) + bound
+    root = size + noise.astype(jnp.float32) * np.float32(2.0**-31)
+    return unit * (code * jax.lax.select(is_beyond, beyond, root))
 
 
 def _level(most: jax.Array, row: jax.Array) -> jax.Array:
-    beyond = _float(_octave(row, True, 1) + np.float32(2.0**_FIRST).view(np.int32)) + 1
+    beyond = _float(_octave(row, 1) + np.float32(2.0**_FIRST).view(np.uint32)) + 1
     # Roots tell too little of how large a row is: where nothing lies beyond, the scale falls by a tenth.
     return jnp.where(most > _ROOTS, beyond * _BOUND, jnp.minimum(most, 1) * _STAY)
 

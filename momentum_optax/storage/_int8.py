@@ -5,6 +5,7 @@ from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .._export import serializable
 from .._typing import DType, Number
@@ -12,10 +13,17 @@ from .companding import STEP_SIZE, decode, encode, level
 from .compressed import is_compressed, rescaled
 from .one_pass import Code, InOnePass, decoded
 
+
+def _level(most: jax.Array) -> jax.Array:
+    """The level of the largest code of each row; 0 for 0."""
+    is_zero = jax.lax.le(most, np.float32(0))
+    return jax.lax.select(is_zero, jax.lax.full_like(most, 0), level(most.astype(jnp.int32)))
+
+
 _CODE = Code(
     encode=lambda v, inverse, noise, phase, row: (encode(v, inverse, noise, phase),) * 2,
     decode=lambda codes, unit, noise, row: decode(codes, unit, noise),
-    level=lambda most, row: level(most.astype(jnp.int32)),
+    level=lambda most, row: _level(most),
 )
 
 
@@ -77,8 +85,9 @@ def int8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | N
     Under `compress` a field is taken to be divided elementwise by its size, as Adam's `mu` is, unless it is named
     "trace" or "ema". None of its values is rounded to more than 1.5 times itself: those below 1.5e-7 of their row's
     scale become zero, and those above the scale, as after a spike, may lose a part, up to nine tenths beyond twice the
-    scale. So the steps stay below twice float32's longest, or 2.2 times for single elements whose gradients never
-    change.
+    scale. So the steps stay below twice float32's longest, but for gradients that never change, where no step of
+    float32 is longer than the learning rate: there up to 40 in a million are above twice that, and of 65 million none
+    was above 2.9 times it; with `nu` in uint8 300 in a million, and 3.5 times.
 
     A row's scale is 1.35 times its largest value of the step before or, where that is more, that value and the largest
     in a 32nd of what enters together, or 2.5 times the latter less the scale otherwise, so that a step needs no second

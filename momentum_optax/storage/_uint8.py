@@ -11,21 +11,22 @@ that of a whole distance between levels. Small values are never rounded to zero:
 
 import dataclasses
 import functools
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .._export import serializable
-from .._typing import Count, DType, Number, jitted
+from .._typing import DType, Number, jitted
 from .compressed import Compressed, Part, is_compressed
-from .noise import stamp_of
+from .noise import column_numbers, element_bits, stamp_of
 from .protocol import EncodeContext, times
-from .rows import row_axes, row_bits, row_hashes
+from .rows import row_axes
 
-# In the bits of a float32, of which a quarter of an octave is 2^21.
-_OCTAVE, _QUARTER, _STRIDE, _ONE = 1 << 23, 1 << 21, 1 << 24, 0x3F800000
+# In the bits of a float32, of which a quarter of an octave is 2^`_QUARTER`. A stride is 2^`_STRIDE` quarters.
+_OCTAVE, _ONE = 1 << 23, 0x3F800000
+_QUARTER, _STRIDE = 21, 3
 
 
 # How many codes go up by quarters, and how many octaves of them lie below the row's largest value.
@@ -50,7 +51,7 @@ class Uint8Velocity(NamedTuple):
       codes: uint8, of the leaf's shape; a leaf that is not compressed has its values here, in full.
       base: uint32, the bits of the float32 at code 1; one entry per row.
       fine: uint32, one entry: how many codes go up by quarters of an octave; 512 if all go up by octaves.
-      following: uint32, the base of the next step; one entry per row. Zero while a leaf holds nothing but zeros.
+      following: uint32, what the base of the next step is at least; one entry per row. Zero in a row of zeros.
     """
 
     codes: tuple[jax.Array, ...]
@@ -71,14 +72,15 @@ class Uint8Velocity(NamedTuple):
         factor = jnp.asarray(factor, jnp.float32)
         octaves = (jax.lax.bitcast_convert_type(factor, jnp.int32) >> 23) - 127
         stamp = stamp_of(jax.lax.bitcast_convert_type(factor, jnp.uint32))
-        hashes = row_hashes(state.codes[0].shape)
+        shape = state.codes[0].shape
         values = Uint8Velocity.decode(state)
         rows = zip(values, state.base, state.fine, state.following, strict=True)
         written = []
         for k, (v, old, fine, following) in enumerate(rows):
             # Codes in octaves cover all floats from their base: they move themselves.
             base = _moved(old, jnp.where(fine == _FINE, octaves, 0))
-            codes = _encode(v * factor, base, fine, row_bits(hashes, stamp, k))
+            noise = element_bits(shape, stamp, column_numbers(shape[-1], k))
+            codes = _encode(v * factor, base, fine.reshape(()), noise)
             written.append((codes, base, fine, _moved(following, octaves)))
         return Uint8Velocity(*zip(*written, strict=True))
 
@@ -98,13 +100,16 @@ class Uint8(Compressed[Uint8Velocity]):
     step_size: ClassVar[float] = 0.25
     nonnegative: ClassVar[bool] = True
     signed: ClassVar[bool] = False
+    reads_numbers: ClassVar[bool] = True
 
     def compress(
         self, velocities: tuple[jax.Array, ...], previous: Uint8Velocity, context: EncodeContext
     ) -> Uint8Velocity:
         """The codes of the squares, from bases that follow from the steps before."""
-        noise = context.noise_of(self.seed)
-        written: Uint8Velocity = _encoded(velocities, previous.following, noise, context.is_alone)
+        last = velocities[0].shape[-1]
+        columns = tuple(column_numbers(last, self.seed, *context.numbers, k) for k in range(len(velocities)))
+        stamp = cast(jax.Array, context.stamp)
+        written: Uint8Velocity = _encoded(velocities, previous.following, stamp, columns, is_alone=context.is_alone)
         return written
 
 
@@ -144,30 +149,44 @@ def uint8(seed: int = 0, *, min_size: int = 4096, axis_names: tuple[str, ...] | 
 def _decoded(state: Uint8Velocity) -> tuple[jax.Array, ...]:
     """The squares of one leaf in bytes."""
     rows = zip(state.codes, jax.lax.optimization_barrier(state.base), state.fine, strict=True)
-    return tuple(jnp.where(codes > 0, _level(codes.astype(jnp.uint32), base, fine), 0.0) for codes, base, fine in rows)
+    return tuple(
+        jnp.where(codes > 0, _float(_bits(codes.astype(jnp.uint32), base, fine.reshape(()))), 0.0)
+        for codes, base, fine in rows
+    )
 
 
-@functools.partial(jax.jit, static_argnums=3)
+@functools.partial(jax.jit, static_argnames="is_alone")
 def _encoded(
-    squares: tuple[jax.Array, ...], followings: tuple[jax.Array, ...], noise: tuple[Count, Count], is_alone: bool
+    squares: tuple[jax.Array, ...],
+    followings: tuple[jax.Array, ...],
+    stamp: jax.Array,
+    columns: tuple[jax.Array, ...],
+    *,
+    is_alone: bool,
 ) -> Uint8Velocity:
     """The squares of one leaf in bytes, from bases that follow from the steps before."""
-    stamp, hashes = stamp_of(*noise), row_hashes(squares[0].shape)
     written = []
-    for k, (v, following) in enumerate(zip(squares, followings, strict=True)):
-        known = jnp.max(following, keepdims=True) > 0
-        fine = jnp.where(known, np.uint32(_FINE), np.uint32(_COARSE))
-        base = jnp.maximum(following, np.uint32(_OCTAVE))
-        codes = _encode(v.astype(jnp.float32), base, fine, row_bits(hashes, stamp, k))
-        written.append((codes, base, fine, _following(codes if is_alone else _read_again(codes), base, fine)))
+    for v, following, numbers in zip(squares, followings, columns, strict=True):
+        most = jnp.max(following)
+        fine = jnp.where(most > 0, np.uint32(_FINE), np.uint32(_COARSE))
+        # A row that looks silent may yet wake up: keep what the leaf's other rows hold within its range.
+        least = jnp.maximum(most, np.uint32((_WAKE + 1) * _OCTAVE)) - np.uint32(_WAKE * _OCTAVE)
+        base = jax.lax.optimization_barrier(jnp.maximum(following, least))
+        codes = _encode(v.astype(jnp.float32), base, fine, element_bits(v.shape, stamp, numbers))
+        # As for int8's largest codes.
+        largest = jax.lax.optimization_barrier(_largest(codes if is_alone else _read_again(codes)))
+        # Never true: then XLA knows the last base to be read no more, and writes over it.
+        kept = jnp.where(largest > _LAST, np.uint32(_OCTAVE), base)
+        written.append((codes, kept, fine.reshape((1,) * v.ndim), _following(largest, base, fine)))
     return Uint8Velocity(*zip(*written, strict=True))
 
 
 def _read_again(codes: jax.Array) -> jax.Array:
     """The codes as they have been written.
 
-    XLA's GPU backend writes the codes of one maximum over those of the step before, and those of another one beside
-    them, to copy them there afterwards: twice as many bytes as to read them again, and a byte of temporaries.
+    Of the reductions of a kernel XLA's GPU backend lets the first alone share the kernel with codes that are written
+    over those of the step before. With another field's maximum there it would write these beside the old ones and copy
+    them afterwards: twice as many bytes as to read them again, and a byte of temporaries.
     """
     again: jax.Array = jax.lax.platform_dependent(codes, cuda=jax.lax.optimization_barrier, default=lambda x: x)
     return again
@@ -179,41 +198,48 @@ def _moved(base: jax.Array, octaves: jax.Array) -> jax.Array:
     return jnp.where(base > 0, octave.astype(jnp.uint32) * np.uint32(_OCTAVE), np.uint32(0))
 
 
+def _float(bits: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def _shift(fine: jax.Array) -> jax.Array:
+    """The logarithm of the distance, in the bits of a float, of codes up to `fine`."""
+    return (fine >> 8) + np.uint32(_QUARTER)
+
+
 def _bits(code: jax.Array, base: jax.Array, fine: jax.Array) -> jax.Array:
     """The bits of the float32 that a code above zero stands for."""
     above = code - 1
     near = jnp.minimum(above, fine)
-    return base + ((near * np.uint32(_QUARTER)) << (fine >> 8)) + (above - near) * np.uint32(_STRIDE)
-
-
-def _level(code: jax.Array, base: jax.Array, fine: jax.Array) -> jax.Array:
-    return jax.lax.bitcast_convert_type(_bits(code, base, fine), jnp.float32)
+    return base + ((near + ((above - near) << _STRIDE)) << _shift(fine))
 
 
 def _encode(v: jax.Array, base: jax.Array, fine: jax.Array, noise: jax.Array) -> jax.Array:
-    base = jax.lax.optimization_barrier(base)
     # No finite value is rounded up to infinity either: the chance of a level there is none.
     v = jnp.minimum(v, np.finfo(np.float32).max)
-    above = jnp.maximum(jax.lax.bitcast_convert_type(v, jnp.uint32), base) - base
-    steps = (above // np.uint32(_QUARTER)) >> (fine >> 8)
+    shift = _shift(fine)
+    steps = (jnp.maximum(jax.lax.bitcast_convert_type(v, jnp.uint32), base) - base) >> shift
     near = jnp.minimum(steps, fine)
-    code = near + (steps - near) // np.uint32(_STRIDE // _QUARTER) + 1
-    low, high = _level(code, base, fine), _level(code + 1, base, fine)
+    far = (steps - near) >> _STRIDE
+    bits = base + ((near + (far << _STRIDE)) << shift)
+    # One more number that does not depend on the element, and XLA's TPU backend takes two passes.
+    distance = jnp.where(steps < fine, np.uint32(1), np.uint32(1 << _STRIDE)) << shift
+    low, high = _float(bits), _float(bits + distance)
     # Uniform from 0 to 1, without a factor: XLA would move it over to the small difference, and that to zero.
-    chance = jax.lax.bitcast_convert_type((noise >> 9) | np.uint32(_ONE), jnp.float32) - 1
+    chance = _float((noise >> 9) | np.uint32(_ONE)) - 1
     # By way of int32: XLA's CPU backend converts unsigned numbers slowly.
     up = (chance * (high - low) < v - low).astype(jnp.int32)
-    code = jnp.minimum(code.astype(jnp.int32) + up, _LAST)
+    code = jnp.minimum((near + far).astype(jnp.int32) + 1 + up, _LAST)
     # The comparison is false for NaN.
     return jnp.where(v > 0, code, 0).astype(jnp.uint8)
 
 
-def _following(codes: jax.Array, base: jax.Array, fine: jax.Array) -> jax.Array:
-    """The base of the next step, from the largest code of each row."""
-    largest = jnp.max(codes.astype(jnp.float32), row_axes(codes.shape), keepdims=True).astype(jnp.uint32)
-    octave = jnp.where(largest > 0, _bits(largest, base, fine) // np.uint32(_OCTAVE), np.uint32(0))
-    most = jnp.max(octave, keepdims=True)
-    # A row that looks silent may yet wake up: keep what the leaf's other rows hold within its range.
-    octave = jnp.maximum(octave, jnp.maximum(most, np.uint32(_WAKE)) - np.uint32(_WAKE))
-    below = jnp.maximum(octave, np.uint32(_BELOW + 1)) - np.uint32(_BELOW)
-    return jnp.where(most > 0, below * np.uint32(_OCTAVE), np.uint32(0))
+def _largest(codes: jax.Array) -> jax.Array:
+    return jnp.max(codes.astype(jnp.float32), row_axes(codes.shape), keepdims=True)
+
+
+def _following(largest: jax.Array, base: jax.Array, fine: jax.Array) -> jax.Array:
+    """What the base of the next step is at least, from the largest code of each row."""
+    octave = _bits(largest.astype(jnp.uint32), base, fine) & np.uint32(2**32 - _OCTAVE)
+    below = jnp.maximum(octave, np.uint32((_BELOW + 1) * _OCTAVE)) - np.uint32(_BELOW * _OCTAVE)
+    return jnp.where(largest > 0, below, np.uint32(0))

@@ -126,8 +126,11 @@ def _in_parts(bits: jax.Array, rank: int) -> tuple[jax.Array, list[int]]:
     return jax.lax.optimization_barrier(parts), axes
 
 
-def next_reach(inverse: jax.Array, largest: jax.Array, reach: jax.Array, is_sure: bool) -> jax.Array:
-    """The `reach` for the next write, from the largest value of each row over the unit, which is not 0.
+def next_reach(inverse: jax.Array, largest: jax.Array, reach: jax.Array, is_sure: bool) -> tuple[jax.Array, jax.Array]:
+    """Where the `reach` changes for the next write, and to what, from the largest value of each row over the unit.
+
+    It is unchanged where that is 0 and nothing enters. Where something does, all of a row was too small for its scale,
+    as after values that were not finite: the scale falls, or the row would stay at zero for good.
 
     Where it is not sure what enters, a row that has grown has room to grow by as much again, up to `_GROWTH` times, and
     a new row by that: a memory doubles at its second step.
@@ -137,14 +140,16 @@ def next_reach(inverse: jax.Array, largest: jax.Array, reach: jax.Array, is_sure
         return jax.lax.full_like(reach, x)
 
     last = jax.lax.bitwise_and(jax.lax.bitcast_convert_type(inverse, jnp.int32), np.int32(1))
-    fall = jax.lax.select(last.astype(bool), full(_SILENT * SCALE), full((_FALL if is_sure else _SLOW) * SCALE))
+    is_silent = jax.lax.gt(last, np.int32(0))
+    fall = jax.lax.select(is_silent, full(_SILENT * SCALE), full((_FALL if is_sure else _SLOW) * SCALE))
     most = jax.lax.mul(largest, MARGIN)
     if not is_sure:
         grown = jax.lax.clamp(np.float32(1), jax.lax.mul(most, np.float32(1 / SCALE)), _GROWTH)
         is_new = jax.lax.le(reach, np.float32(0))
         most = jax.lax.mul(most, jax.lax.select(is_new, full(_GROWTH), grown))
+    is_seen = jax.lax.bitwise_or(jax.lax.gt(largest, np.float32(0)), jax.lax.bitwise_not(is_silent))
     # Where a default stood in for the scale it does not bound the next: `inverse` is negative there.
-    return jax.lax.max(jax.lax.div(most, jax.lax.abs(inverse)), jax.lax.div(fall, inverse))
+    return is_seen, jax.lax.max(jax.lax.div(most, jax.lax.abs(inverse)), jax.lax.div(fall, inverse))
 
 
 def _pieces(array: jax.Array, rank: int, most: int) -> jax.Array:

@@ -42,7 +42,7 @@ class Code:
         the state's `noise` before the write.
       decode: The values of codes, from these, their units, the noise of `encode` and the state's `noise`.
       level: What is read, times `inverse`, from the largest size of a code in each row and the state's `noise` before
-        the write; not read for 0.
+        the write; 0 for 0.
       unit: The unit times `inverse`.
       share: The largest value that square roots stand for, in scales.
     """
@@ -125,13 +125,13 @@ def _encoded(
     # Never true: the small parts follow from the codes. XLA knows them to be read no more then, and writes over them.
     is_last = jax.lax.gt(most, np.float32(127))
     # As parts from their last operation on, or XLA's CPU backend would copy them there.
-    is_last_part, is_known = as_part(is_last, leaf), as_part(jax.lax.gt(most, np.float32(0)), leaf)
+    is_last_part = as_part(is_last, leaf)
     unit = as_part(jax.lax.div(np.float32(code.unit), jax.lax.abs(inverse)), leaf)
     unit = jax.lax.select(is_last_part, jax.lax.full_like(unit, 1), unit)
     scale = tuple(marked(_times(unit, factor), v) for v, factor in zip(velocities, factors, strict=True))
     inverse = jax.lax.select(is_last, jax.lax.full_like(inverse, 1), inverse)
-    following = next_reach(inverse, code.level(most, in_rows(noise, leaf)), rows, is_sure)
-    reach = jax.lax.select(is_known, as_part(following, leaf), reach)
+    is_seen, following = next_reach(inverse, code.level(most, in_rows(noise, leaf)), rows, is_sure)
+    reach = jax.lax.select(as_part(is_seen, leaf), as_part(following, leaf), reach)
     grown = jax.lax.mul(noise, np.uint32(GROWTH))
     noise = jax.lax.select(is_last_part, jax.lax.full_like(noise, 1), grown)
     return codes, scale, (reach,), (noise,)

@@ -77,11 +77,6 @@ class EncodeContext(NamedTuple):
     is_alone: bool = True
     numbers: tuple[int, ...] = ()
 
-    def noise_of(self, seed: int) -> tuple[Count, Count]:
-        """The numbers that the noise of this leaf depends on, for a storage that reads the step."""
-        # Half of the seeds exceed the int32 that JAX would take a number of Python for.
-        return cast(int, np.uint32(seed)), cast(jax.Array, self.stamp)
-
 
 class Storage(Protocol):
     """A way to keep velocities; see the module's text for the laws that it obeys.

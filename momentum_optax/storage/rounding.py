@@ -63,7 +63,7 @@ def stochastic_round(x: jax.Array, bits: jax.Array, dtype: DType) -> jax.Array:
         uniform = (bits >> 8).astype(jnp.float32) * np.float32(2.0**-24)
         size = jnp.abs(x) * np.float32(1 / unit)
         whole = jnp.floor(size)
-        units = (whole + (uniform < size - whole)) * np.float32(unit)
+        units = (whole + (uniform < size - whole).astype(jnp.float32)) * np.float32(unit)
         noisy = jnp.where(jnp.abs(x) < np.float32(least), jnp.copysign(units, x), noisy)
     # Noise could turn the bits of NaN into anything, and the largest value into infinity. A quarter of a unit in the
     # last place below what lies between them, the cast rounds down.

@@ -1,6 +1,8 @@
 """The script for accelerators, which runs on CPU too."""
 
 import itertools
+import json
+import sys
 
 import numpy as np
 import pytest
@@ -33,6 +35,41 @@ def test_what_has_not_begun_in_time_is_left_out_by_name(run_quick):
     result, _ = run_quick("accelerator", "--seconds", 0)
     assert result["rows"] == []
     assert len(result["left_out"]) == 2 * len([*accelerator.optimizers(), *accelerator.others()])
+
+
+def test_a_run_that_ends_early_keeps_its_rows(monkeypatch, tmp_path):
+    def rows(*_):
+        yield {"tree": "one leaf", "optimizer": "optax.sgd"}
+        yield "one leaf, another: OSError"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(accelerator, "measure", rows)
+    monkeypatch.setattr(accelerator, "numbers", lambda storage: {"storage": storage})
+    monkeypatch.setattr(accelerator, "copy_speed", lambda side, pairs: 1e9)
+    output = tmp_path / "rows.json"
+    monkeypatch.setattr(sys, "argv", ["accelerator", "--quick", "--output", str(output)])
+    with pytest.raises(KeyboardInterrupt):
+        accelerator.main()
+    result = json.loads(output.read_text())
+    assert result["rows"] == [{"tree": "one leaf", "optimizer": "optax.sgd"}]
+    assert result["left_out"] == ["one leaf, another: OSError"]
+
+
+def test_what_another_library_cannot_time_is_left_out_by_name(monkeypatch):
+    def fail(steps):
+        raise MemoryError
+
+    baseline = accelerator.BASELINE
+    monkeypatch.setattr(accelerator, "optimizers", lambda: {baseline: None})
+    monkeypatch.setattr(accelerator, "others", lambda: {"another": None})
+    subjects = {baseline: lambda steps: 1.0, "another": fail}
+    made = {name: accelerator.Subject(timer, 0, 0, None) for name, timer in subjects.items()}
+    monkeypatch.setattr(accelerator, "jax_subject", lambda tx, gradients: made[baseline])
+    monkeypatch.setattr(accelerator, "torch_subject", lambda gradients, make: made["another"])
+    monkeypatch.setattr(accelerator, "summary", lambda *_: {})
+    found = list(accelerator.measure(quick=True, pairs=1, copy=1.0, seconds=60))
+    assert found[1::2] == ["one leaf, another: MemoryError", "GPT-2 small, another: MemoryError"]
+    assert [row["optimizer"] for row in found[::2]] == [baseline, baseline]
 
 
 def test_a_difference_from_the_cpu_shows(monkeypatch):

@@ -417,5 +417,7 @@ def test_errors_say_what_is_allowed():
             state_shardings(tx, PARAMS, changed)
     with pytest.raises(TypeError, match=r"NamedShardings like the parameters, got None for params\['s'\]"):
         state_shardings(tx, PARAMS, shardings | {"s": None})
+    with pytest.raises(ValueError, match=r"shardings must have no more entries .* for params\['s'\] of shape \(\)"):
+        state_shardings(tx, PARAMS, shardings | {"s": NamedSharding(mesh, P("data"))})
     with pytest.raises(ValueError, match=r"memory_kind must be one of .*'pinned_host'.*, got 'hbm'"):
         offloaded(shardings, "hbm")

@@ -139,3 +139,20 @@ def test_no_step_is_more_than_twice_the_longest_of_float32(updates, name):
     # And it goes where Adam goes, where columns are not below what a byte can tell apart.
     if name != "columns of unlike scale" and "dead" not in name:
         assert (updates[name] * exact).sum() > 0.93 * np.linalg.norm(updates[name]) * np.linalg.norm(exact)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["normal", "heavy-tailed"])
+def test_steps_of_gradients_that_never_change_are_hardly_ever_more_than_twice_as_long(kind):
+    gradients = np.random.default_rng(0).normal(size=(64, 1024))
+    constant = jnp.asarray(gradients if kind == "normal" else np.exp(3 * gradients), jnp.float32)
+    for fields, bound, share in zip(FIELDS.values(), (2.9, 3.5), (40e-6, 300e-6), strict=True):
+        tx = mo.compress(optax.scale_by_adam(B1, B2), fields)
+
+        def step(state, _, tx=tx):
+            sizes, state = tx.update(constant, state)
+            return state, (jnp.max(jnp.abs(sizes)), jnp.sum(jnp.abs(sizes) > 2))
+
+        longest, count = jax.jit(lambda tx=tx, step=step: jax.lax.scan(step, tx.init(constant), None, 1000)[1])()
+        assert longest.max() < bound
+        assert count.sum() < share * 1000 * constant.size

@@ -178,6 +178,10 @@ def test_paths_are_written_alike_in_every_container(make, paths):
     jax.eval_shape(heavy_ball({path: "float32" for path in paths}).init, make())
 
 
+def test_a_key_with_a_line_break_matches_what_stands_for_all():
+    jax.eval_shape(heavy_ball({"b": "bfloat16", ".*": "float32"}).init, {"a\nb": W, "b": W})
+
+
 # Errors.
 
 WRONG = {

@@ -371,6 +371,15 @@ def test_a_non_finite_gradient_restarts_its_element_and_touches_no_other(bad):
     assert np.linalg.norm(dirty[29, 3] - clean[29, 3]) < 0.2 * np.linalg.norm(clean[29, 3])
 
 
+def test_a_row_that_went_to_zero_at_a_huge_scale_finds_its_own_again():
+    # Finite to 1e30, then all of it infinite, so that nothing tells how large what enters next is beside the scale.
+    factors = jnp.asarray([1, 1e10, 1e20, 1e30, jnp.inf, *[1.0] * 295], jnp.float32)
+    signal = normal(*SHAPE, seed=6) * factors[:, None, None]
+    velocity = np.asarray(run(mo.heavy_ball(0.9), signal)[1])
+    assert not velocity[4:20].any()
+    assert np.linalg.norm(velocity[-1] - 10 * signal[0]) < 0.05 * np.linalg.norm(10 * signal[0])
+
+
 def test_small_complex_and_scalar_leaves_are_kept_in_full_and_the_rest_takes_a_byte():
     params = {
         "w": jnp.zeros((768, 2304)),
