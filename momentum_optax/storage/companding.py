@@ -69,7 +69,8 @@ def decode(codes: jax.Array, unit: jax.Array, noise: jax.Array) -> jax.Array:
     code = codes.astype(jnp.int32)
     # Not `jnp.sign`, which XLA's GPU backend takes to be dear.
     sign = jax.lax.clamp(np.float32(-1), code.astype(jnp.float32), np.float32(1))
-    return unit * (level(jnp.abs(code), noise.astype(jnp.float32) * np.float32(2.0**-31)) * sign)
+    twice = jax.lax.mul(noise.astype(jnp.float32), np.float32(2.0**-31))
+    return jax.lax.mul(unit, jax.lax.mul(level(jax.lax.abs(code), twice), sign))
 
 
 def level(size: jax.Array, noise: jax.Array | None = None) -> jax.Array:
@@ -78,17 +79,17 @@ def level(size: jax.Array, noise: jax.Array | None = None) -> jax.Array:
     The bits of the other levels are lines. XLA's GPU backend counts operations here, and would rather write the
     velocity to memory than do a few more of them for each of its three uses.
     """
-    root = size.astype(jnp.float32) - np.float32(_SHIFT)
-    root = root * (root if noise is None else root + noise)
+    root = jax.lax.sub(size.astype(jnp.float32), np.float32(_SHIFT))
+    root = jax.lax.mul(root, root if noise is None else jax.lax.add(root, noise))
     # Before the tail any noise leaves the root above its line. Positive floats compare as their bits do.
-    above = jnp.maximum(_bits(root), _line(size, _LAST + 1, _BEYOND, _TAIL))
-    return _float(_either(size < _FIRST, _line(size, _FIRST, _ROOT, _FOOT), above))
+    above = jax.lax.max(_bits(root), _line(size, _LAST + 1, _BEYOND, _TAIL))
+    return _float(_either(jax.lax.lt(size, np.int32(_FIRST)), _line(size, _FIRST, _ROOT, _FOOT), above))
 
 
 def _line(x: jax.Array, at: int, value: int, distance: int) -> jax.Array:
     """The line through (at, value) of a slope that is a power of two, modulo 2^32."""
     start = np.uint32((value - at * distance) % 2**32).view(np.int32)
-    return (x << np.int32(distance.bit_length() - 1)) + start
+    return jax.lax.add(jax.lax.shift_left(x, np.int32(distance.bit_length() - 1)), start)
 
 
 def _either(condition: jax.Array, x: jax.Array | int, y: jax.Array | int) -> jax.Array:
@@ -107,33 +108,37 @@ def encode(v: jax.Array, inverse: jax.Array, noise: jax.Array, phase: jax.Array 
       phase: int32 from 0 to 7, the leading bits of the chances, of values that the optimizer divides by their size;
         None of other values.
     """
-    r = jnp.abs(v * inverse)
-    n = noise.astype(jnp.float32) * np.float32(2.0**-32)
+    r = jax.lax.abs(jax.lax.mul(v, inverse))
+    n = jax.lax.mul(noise.astype(jnp.float32), np.float32(2.0**-32))
     # Rounded by a conversion that cuts, and not as the last bits of a large float: XLA adds a constant to it early, and
     # what is stored is no longer right on average.
-    root = (jnp.sqrt(r) - n + np.float32(_SHIFT + 0.5)).astype(jnp.int32)
+    root = jax.lax.add(jax.lax.sub(jax.lax.sqrt(r), n), np.float32(_SHIFT + 0.5)).astype(jnp.int32)
     x = _bits(r)
-    code = _either((x >= _ROOT) & (x < _ROOT_END), root, _rounded(r, x, 2 * jnp.abs(n), phase))
+    is_foot, is_tail = jax.lax.lt(x, np.int32(_ROOT)), jax.lax.ge(x, np.int32(_ROOT_END))
+    chance = jax.lax.mul(jax.lax.abs(n), np.float32(2))
+    code = _either(jax.lax.bitwise_or(is_foot, is_tail), _rounded(r, x, is_foot, chance, phase), root)
     # The comparison is false for NaN.
-    code = _either(jnp.abs(v) <= np.finfo(np.float32).max, jnp.minimum(code, _MOST), 0)
-    sign = _bits(v) >> 31
-    return ((code ^ sign) - sign).astype(jnp.int8)
+    is_finite = jax.lax.le(jax.lax.abs(v), np.finfo(np.float32).max)
+    code = _either(is_finite, jax.lax.min(code, np.int32(_MOST)), 0)
+    sign = jax.lax.shift_right_arithmetic(_bits(v), np.int32(31))
+    return jax.lax.sub(jax.lax.bitwise_xor(code, sign), sign).astype(jnp.int8)
 
 
-def _rounded(r: jax.Array, x: jax.Array, chance: jax.Array, phase: jax.Array | None) -> jax.Array:
+def _rounded(r: jax.Array, x: jax.Array, is_foot: jax.Array, chance: jax.Array, phase: jax.Array | None) -> jax.Array:
     """The code, by its size, of a value in foot or tail with the bits `x`; `chance` is uniform in [0, 1)."""
-    is_foot = x < _ROOT
     end, shift = _either(is_foot, _ROOT, _BEYOND), _either(is_foot, _FOOT_BITS, _TAIL_BITS)
-    whole = (x - end) >> shift
-    low, high = end + (whole << shift), end + ((whole + 1) << shift)
-    code = jnp.maximum(whole + _either(is_foot, _FIRST, _LAST + 1), 0)
+    whole = jax.lax.shift_right_arithmetic(jax.lax.sub(x, end), shift)
+    low = jax.lax.add(end, jax.lax.shift_left(whole, shift))
+    high = jax.lax.add(end, jax.lax.shift_left(jax.lax.add(whole, np.int32(1)), shift))
+    code = jax.lax.max(jax.lax.add(whole, _either(is_foot, _FIRST, _LAST + 1)), np.int32(0))
     # The cells at the ends: from the root to the tail, and from zero to the foot.
-    below = _either(is_foot, low, jnp.maximum(low, _ROOT_END))
-    below, above = _float(_either(code > 0, below, 0)), _float(jnp.maximum(high, _LEAST))
-    if phase is None:
-        is_up = chance * (above - below) < r - below
-    else:
-        chance = (phase.astype(jnp.float32) + chance) * np.float32(1 / 8)
+    below = _either(is_foot, low, jax.lax.max(low, np.int32(_ROOT_END)))
+    below = _float(_either(jax.lax.gt(code, np.int32(0)), below, 0))
+    above = _float(jax.lax.max(high, np.int32(_LEAST)))
+    if phase is not None:
+        chance = jax.lax.mul(jax.lax.add(phase.astype(jnp.float32), chance), np.float32(1 / 8))
+    is_up = jax.lax.lt(jax.lax.mul(chance, jax.lax.sub(above, below)), jax.lax.sub(r, below))
+    if phase is not None:
         # Of the foot the levels are no farther apart.
-        is_up = (chance * (above - below) < r - below) & (above <= np.float32(1.5) * r)
-    return code + is_up.astype(jnp.int32)
+        is_up = jax.lax.bitwise_and(is_up, jax.lax.le(above, jax.lax.mul(r, np.float32(1.5))))
+    return jax.lax.add(code, is_up.astype(jnp.int32))
