@@ -20,8 +20,7 @@ Absolute errors are those of a root, which sums of velocities need; relative one
 bit, which divisions by an element's own size need.
 
 Everything is done in the bits of float32: a few operations an element, which XLA fuses. They are functions of
-`jax.lax`: an operator of `jax.numpy` is traced as a function of its own, anew for every shape, which takes three times as
-long.
+`jax.lax`: an operator of `jax.numpy` is traced as a function of its own, anew for every shape, in three times the time.
 """
 
 import jax
