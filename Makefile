@@ -53,7 +53,7 @@ lint: $(VENV)/lint.stamp ## Check style and types
 bench: $(VENV)/bench.stamp ## Measure cost, time and quality, reproduce known numbers (over an hour); writes benchmarks/*.json
 	$(BIN)/python -m benchmarks.step_cost
 	$(BIN)/python -m benchmarks.storage_quality --plot docs/figures/storage_quality.png
-	$(BIN)/python -m benchmarks.step_time --trees 'one leaf' transformer
+	$(BIN)/python -m benchmarks.step_time --trees '4000 x 4000' '4096 x 4096' transformer
 	$(BIN)/python -m benchmarks.step_time --trees 'small leaves' --output benchmarks/step_time_small_leaves.json \
 	  --optimizers optax.sgd 'optax.sgd again' optax.adamw 'mo.sgd, float32' 'mo.sgd, bfloat16' 'mo.sgd, int8'
 	$(BIN)/python -m benchmarks.published_numbers
