@@ -135,11 +135,9 @@ def test_the_times_are_those_that_were_measured():
     }
     seconds = {name: found["transformer", f"mo.sgd, {name}"]["compile_seconds"] for name in ("int8", "float32")}
     assert f"{seconds['int8']:.1f} s instead of {seconds['float32']:.2f} s" in PROSE
-    ratios = [found[tree, "mo.sgd, int8"]["ratio"] for tree in ("4000 x 4000", "transformer")]
-    assert [f"{ratio:.1f}" for ratio in ratios] == ["2.3", "2.3"]
-    assert "a step in int8 takes 2.3 times as long" in PROSE
-    assert 45 < found["small leaves", "mo.sgd, int8"]["compile_seconds"] < 75
-    assert "a minute for 1000 small ones" in PROSE
+    least, most = sorted(found[tree, "mo.sgd, int8"]["ratio"] for tree in ("4000 x 4000", "transformer"))
+    assert f"a step in int8 takes {least:.1f} to {most:.1f} times as long" in PROSE
+    assert f"{found['small leaves', 'mo.sgd, int8']['compile_seconds']:.0f} s for 1000 small ones" in PROSE
 
 
 def test_the_agreement_with_other_libraries_is_that_of_their_page():
