@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from .._typing import DType, Leaf
-from .noise import mix, running_index, stamp_of
+from .noise import mix, running_index
 from .protocol import arithmetic_dtype
 
 # A row is as many trailing axes of a leaf as hold at least this number of elements; they share a scale.
@@ -110,34 +110,9 @@ def reaches(shape: tuple[int, ...], least: int, what: str) -> bool:
         ) from error
 
 
-def _position(shape: tuple[int, ...], axes: tuple[int, ...]) -> jax.Array:
+def position(shape: tuple[int, ...], axes: tuple[int, ...]) -> jax.Array:
     """The running index over `axes`, with all other axes of size 1."""
     return running_index(shape, {a: tuple(n if d == a else 1 for d, n in enumerate(shape)) for a in axes})
-
-
-def row_hashes(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """A hash of an element's row and one of its place in it: small arrays, so that the rest is a handful of operations.
-
-    The places' are behind a barrier, since XLA would work them out again for every element.
-    """
-    inner = row_axes(shape)
-    outer = tuple(d for d in range(len(shape)) if d not in inner)
-    row = mix(_position(shape, outer) * np.uint32(0x85EBCA77) + np.uint32(0x2545F491))
-    column = _position(shape, inner) * np.uint32(0x9E3779B1) + np.uint32(0x3C6EF372)
-    return row, column ^ (column >> 15)
-
-
-def row_bits(hashes: tuple[jax.Array, jax.Array], stamp: jax.Array, k: int) -> jax.Array:
-    """Random uint32, one per element: the hash of its place times an odd number from the stamp and its row."""
-    row, column = hashes
-    odd: jax.Array = jax.lax.optimization_barrier(mix(row ^ stamp_of(stamp, k)) | np.uint32(1))
-    return odd * column
-
-
-def row_noise(hashes: tuple[jax.Array, jax.Array], stamp: jax.Array, k: int) -> jax.Array:
-    """Uniform in [-1/2, 1/2)."""
-    bits = row_bits(hashes, stamp, k)
-    return jax.lax.bitcast_convert_type(bits, jnp.int32).astype(jnp.float32) * np.float32(2.0**-32)
 
 
 def seeds(leaf: Leaf, like: jax.Array, *numbers: int) -> jax.Array:
@@ -147,7 +122,7 @@ def seeds(leaf: Leaf, like: jax.Array, *numbers: int) -> jax.Array:
         stamp = mix((stamp ^ np.uint32(number % 2**32)) + np.uint32(0x9E3779B9))
     if not all(isinstance(n, int) for n in like.shape):
         outer = tuple(d for d, n in enumerate(like.shape) if not isinstance(n, int) or n > 1)
-        return mix(_position(leaf.shape, outer) * np.uint32(0x85EBCA77) ^ stamp[0]) | np.uint32(1)
+        return mix(position(leaf.shape, outer) * np.uint32(0x85EBCA77) ^ stamp[0]) | np.uint32(1)
     # With NumPy: numbers of leaves in a program would make each leaf's another one to compile.
     index: Any = np.arange(math.prod(like.shape), dtype=np.uint32).reshape(like.shape)
     made = jnp.asarray(mix(index * np.uint32(0x85EBCA77) ^ stamp) | np.uint32(1))
@@ -219,7 +194,7 @@ def _places(shape: tuple[int, ...], k: int) -> jax.Array | np.ndarray:
     row = _row(shape)
     whole = tuple(range(len(row)))
     is_constant = _is_constant(shape)
-    index: Any = np.arange(math.prod(row), dtype=np.uint32).reshape(row) if is_constant else _position(row, whole)
+    index: Any = np.arange(math.prod(row), dtype=np.uint32).reshape(row) if is_constant else position(row, whole)
     # Another factor for another velocity: a sum would shift its noise along by the same for a whole row.
     index = index * np.uint32(0x9E3779B1 * 0x85EBCA6B**k % 2**32) + np.uint32(0x3C6EF372)
     return cast("jax.Array | np.ndarray", index ^ (index >> 15))

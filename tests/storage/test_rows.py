@@ -1,25 +1,13 @@
 """Noise of rows: it has no period, and differs between rows, velocities and writes."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from momentum_optax.storage.rows import GROWTH, RowNumbers, element_noise, element_phase, row_hashes, row_noise, seeds
+from momentum_optax.storage.rows import GROWTH, RowNumbers, element_noise, element_phase, seeds
 
 
 def noise_of(rows, like, k, power=0):
     return element_noise(RowNumbers.of(rows, like, 2), like, k, power)
-
-
-def test_the_noise_of_a_row_has_no_period():
-    noise = np.asarray(jax.jit(lambda s: row_noise(row_hashes((64, 512)), s, 0))(jnp.full((1, 1), 3, jnp.uint32)))
-    # Of independent points on a circle no frequency holds more than chance gives one of 64 * 512, exp(-power).
-    power = abs(np.fft.fft(np.exp(2j * np.pi * np.float64(noise)))) ** 2 / 512
-    assert power.max() < np.log(64 * 512) + 12
-    assert power.mean() == pytest.approx(1, abs=1e-9)
-    related = np.corrcoef(noise) - np.eye(64)
-    assert abs(related).max() < 6 / np.sqrt(512), "rows have their own noise"
 
 
 def test_the_noise_that_a_state_carries_has_no_period_and_differs_from_write_to_write():

@@ -12,9 +12,10 @@ from ..._typing import Leaf
 from ...storage._int4 import Int4, Int4Velocity
 from ...storage._int8 import Int8, Int8Velocity
 from ...storage.compressed import S
+from ...storage.noise import mix, stamp_of
 from ...storage.one_pass import InOnePass
 from ...storage.protocol import EncodeContext
-from ...storage.rows import row_hashes, row_noise
+from ...storage.rows import position, row_axes
 
 # Of format 1 in int8: codes up to `_BODY` are square roots; beyond are the squares of 1 + (4^t - 1) `_NEAR`; without a
 # scale, where `body` is 0, the powers of 4.
@@ -71,11 +72,10 @@ def _parts(old: dict[str, list[Leaf]], number: int) -> Int8Velocity | Int4Veloci
         counts = (len(codes), 1, 1)
         small = [tuple(jnp.zeros(one.shape, kind) for _ in range(n)) for kind, n in zip(kinds, counts, strict=True)]
         return Int8Velocity(tuple(map(jnp.asarray, codes)), *small)
-    hashes = row_hashes(codes[0].shape)
     scale, stamp = (jnp.asarray(old[name][0]) for name in ("scale", "stamp"))
     values = functools.partial(_of_bytes, jnp.asarray(old["body"][0])) if "body" in old else _of_four_bits
     velocities = tuple(
-        scale * gain * values(jnp.asarray(c).astype(jnp.float32), row_noise(hashes, stamp, k))
+        scale * gain * values(jnp.asarray(c).astype(jnp.float32), _noise(c.shape, stamp, k))
         for k, (c, gain) in enumerate(zip(codes, gains, strict=True))
     )
     if "body" in old:
@@ -89,6 +89,16 @@ def _written(storage: InOnePass[S], velocities: tuple[jax.Array, ...], gains: tu
     fresh = storage.fitted(fresh, velocities, gains)
     nothing = (jnp.zeros_like(velocities[0]), 0.0, True)
     return storage.encode(velocities, fresh, EncodeContext(None, gains, nothing))
+
+
+def _noise(shape: tuple[int, ...], stamp: jax.Array, k: int) -> jax.Array:
+    """What format 1 rounded the velocity `k` with, uniform in [-1/2, 1/2)."""
+    inner = row_axes(shape)
+    outer = tuple(d for d in range(len(shape)) if d not in inner)
+    row = mix(position(shape, outer) * np.uint32(0x85EBCA77) + np.uint32(0x2545F491))
+    column = position(shape, inner) * np.uint32(0x9E3779B1) + np.uint32(0x3C6EF372)
+    bits = (mix(row ^ stamp_of(stamp, k)) | np.uint32(1)) * (column ^ (column >> 15))
+    return jax.lax.bitcast_convert_type(bits, jnp.int32).astype(jnp.float32) * np.float32(2.0**-32)
 
 
 def _of_bytes(body: jax.Array, code: jax.Array, noise: jax.Array) -> jax.Array:
