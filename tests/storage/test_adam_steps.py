@@ -146,7 +146,8 @@ def test_no_step_is_more_than_twice_the_longest_of_float32(updates, name):
 def test_steps_of_gradients_that_never_change_are_hardly_ever_more_than_twice_as_long(kind):
     gradients = np.random.default_rng(0).normal(size=(64, 1024))
     constant = jnp.asarray(gradients if kind == "normal" else np.exp(3 * gradients), jnp.float32)
-    for fields, bound, share in zip(FIELDS.values(), (2.9, 3.5), (40e-6, 300e-6), strict=True):
+    # With both fields in bytes the longest is rare: what rounding `mu` gives at most times what rounding `nu` does.
+    for fields, bound, share in zip(FIELDS.values(), (2.9, 2.9 * 2.1), (40e-6, 300e-6), strict=True):
         tx = mo.compress(optax.scale_by_adam(B1, B2), fields)
 
         def step(state, _, tx=tx):
