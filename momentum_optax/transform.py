@@ -335,7 +335,10 @@ def _check_debiasable(rule: Filter) -> None:
     unit = rule.response(np.ones(256 if rule.is_constant else 32))
     swinging = poles[(poles.real < -1e-6) | (abs(poles.imag) > 1e-6)]
     if swinging.size:
-        pole = f"{swinging[0]:.6g}"
-        raise ValueError(f"debias must be False for a rule whose response to a constant oscillates, got a pole {pole}")
+        # Newer versions of NumPy give complex numbers where all are real too.
+        pole = swinging[0] if swinging[0].imag else swinging[0].real
+        raise ValueError(
+            f"debias must be False for a rule whose response to a constant oscillates, got a pole {pole:.6g}"
+        )
     if not np.all(unit > 1e-9 * abs(unit).max()):
         raise ValueError(f"debias must be False for a rule whose response to a constant can vanish, got {unit[:4]} ...")
