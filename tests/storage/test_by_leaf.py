@@ -179,7 +179,10 @@ def test_paths_are_written_alike_in_every_container(make, paths):
 
 
 def test_a_key_with_a_line_break_matches_what_stands_for_all():
-    jax.eval_shape(heavy_ball({"b": "bfloat16", ".*": "float32"}).init, {"a\nb": W, "b": W})
+    params = {"a\nb": jax.ShapeDtypeStruct((2, 3), jnp.float32), "b": jax.ShapeDtypeStruct((3,), jnp.float32)}
+    state = jax.eval_shape(heavy_ball({"b": "bfloat16", ".*": "float32"}).init, params)
+    stored = {(x.shape, x.dtype.name) for x in jax.tree.leaves(state) if x.ndim and x.size > 1}
+    assert stored == {((2, 3), "float32"), ((3,), "bfloat16")}
 
 
 # Errors.
