@@ -28,7 +28,7 @@ import numpy as np
 
 from .. import _checks
 from .._tree import path_name
-from .._typing import AxisName, Condition, Count, DType, KeyPath, Leaf, Number, PyTree
+from .._typing import AxisName, Count, DType, KeyPath, Leaf, Number, PyTree
 from .noise import stamp_of
 from .rounding import is_narrow
 
@@ -72,7 +72,7 @@ class EncodeContext(NamedTuple):
 
     stamp: jax.Array | None
     relative_scales: tuple[Number, ...]
-    entering: tuple[jax.Array, Number, Condition] | None = None
+    entering: tuple[jax.Array, Number, bool] | None = None
     is_divided: bool = False
     is_alone: bool = True
     numbers: tuple[int, ...] = ()
